@@ -1,0 +1,84 @@
+"""python -m gpt4o_jax COMMAND [--flag=value ...]
+
+stdout ends with one JSON object; progress, logs and errors go to stderr.
+"""
+
+import importlib
+import json
+import os
+import sys
+
+from gpt4o_jax.commands import flags as flag_lib
+from gpt4o_jax.errors import ExitCode, RunError, did_you_mean
+
+COMMANDS = ("train", "evaluate", "generate", "tokenizer", "verify")
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; returns its exit code. Only RunError is an expected failure."""
+    debug = "--debug" in argv
+    argv = [a for a in argv if a != "--debug"]
+    try:
+        return _dispatch(argv)
+    except RunError as e:
+        if debug:
+            raise
+        print(f"gpt4o_jax: {e}", file=sys.stderr)
+        return int(e.code)
+    except KeyboardInterrupt:
+        print("gpt4o_jax: interrupted", file=sys.stderr)
+        return int(ExitCode.SIGNAL)
+    except OSError as e:
+        if debug or e.filename is None:
+            raise
+        print(f"gpt4o_jax: {e.filename}: {e.strerror}", file=sys.stderr)
+        return int(ExitCode.STORAGE)
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("help", "--help", "-h"):
+        print(_overview())
+        return 0 if argv else int(ExitCode.USAGE)
+    command, *rest = argv
+    if command not in COMMANDS:
+        raise RunError(f"unknown command {command!r}{did_you_mean(command, COMMANDS)}; commands: {', '.join(COMMANDS)}")
+    module = importlib.import_module(f"gpt4o_jax.commands.{command}")
+    table, arguments, title = module.FLAGS, {}, command
+    if isinstance(table, dict):  # a command with actions: `tokenizer train`
+        if rest and rest[0] in ("--help", "-h"):
+            print("\n\n".join(flag_lib.usage(f"{command} {a}", module.__doc__, table[a], False) for a in table))
+            return 0
+        action = rest.pop(0) if rest else ""
+        if action not in table:
+            raise RunError(f"{command}: expected one of {', '.join(table)}, got {action!r}{did_you_mean(action, table)}")
+        table, arguments, title = table[action], {"action": action}, f"{command} {action}"
+    takes_config = any(f.name == "config" for f in table)
+    if "--help" in rest or "-h" in rest:
+        print(flag_lib.usage(title, module.__doc__, table, takes_config))
+        return 0
+    values, overrides = flag_lib.parse(title, table, rest, takes_config)
+    _prepare_jax()
+    result = module.main(values, overrides, **arguments)
+    print(json.dumps(result), flush=True)
+    return 0
+
+
+def _overview() -> str:
+    docs = {c: importlib.import_module(f"gpt4o_jax.commands.{c}").__doc__.strip() for c in COMMANDS}
+    lines = ["usage: python -m gpt4o_jax COMMAND [--flag=value ...]", ""]
+    lines += [f"  {c:<10} {doc}" for c, doc in docs.items()]
+    return "\n".join([*lines, "", "`COMMAND --help` lists its flags; --debug shows tracebacks."])
+
+
+def _prepare_jax() -> None:
+    """Settings every command shares, through the environment: JAX is imported only by those who need it."""
+    from gpt4o_jax.data.token_cache import cache_root
+
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_root("") / "xla"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

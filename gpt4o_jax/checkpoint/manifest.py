@@ -1,0 +1,69 @@
+"""Digests of a checkpoint's files. The manifest is written last: a checkpoint without one was never finished.
+
+Orbax is atomic but does not notice flipped bits; these digests do.
+"""
+
+import hashlib
+import json
+
+from etils import epath
+
+from gpt4o_jax.errors import data_error
+
+NAME = "manifest.json"
+
+
+def write(folder: epath.Path, meta: dict) -> None:
+    """Digests every file below `folder` and commits it, with `meta` beside the digests."""
+    content = {"meta": meta, "files": {name: _sha256(folder / name) for name in _files(folder)}}
+    temporary = folder / f"{NAME}.tmp"
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
+    temporary.replace(folder / NAME)
+
+
+def read(folder: epath.Path) -> dict:
+    """The meta data of a committed checkpoint."""
+    return _content(folder)["meta"]
+
+
+def verify(folder: epath.Path) -> int:
+    """Compares every file with its digest; returns how many. Raises RunError naming the first that differs."""
+    expected = _content(folder)["files"]
+    present = set(_files(folder))
+    for name in sorted(set(expected) | present):
+        if name not in present:
+            raise data_error(f"{folder}: checkpoint file {name} is missing")
+        if name not in expected:
+            raise data_error(f"{folder}: {name} does not belong to this checkpoint (not in {NAME})")
+        if _sha256(folder / name) != expected[name]:
+            raise data_error(f"{folder}: checkpoint file {name} is damaged (its SHA-256 differs from {NAME})")
+    return len(expected)
+
+
+def _content(folder: epath.Path) -> dict:
+    try:
+        content = json.loads((folder / NAME).read_text())
+        return {"meta": content["meta"], "files": content["files"]}
+    except FileNotFoundError:
+        raise data_error(f"{folder}: no {NAME}: not a finished checkpoint") from None
+    except (ValueError, KeyError, TypeError):
+        raise data_error(f"{folder / NAME}: damaged (not the JSON that was written)") from None
+
+
+def _files(folder: epath.Path) -> list[str]:
+    found, waiting = [], [folder]
+    while waiting:
+        for path in waiting.pop().iterdir():
+            if path.is_dir():
+                waiting.append(path)
+            elif not path.name.startswith(NAME):
+                found.append(str(path.relative_to(folder)))
+    return sorted(found)
+
+
+def _sha256(path: epath.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

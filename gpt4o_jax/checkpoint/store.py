@@ -1,0 +1,174 @@
+"""Checkpoints: everything that touches Orbax.
+
+checkpoints/STEP/ holds the items `params`, `opt_state`, `ema` (where there is one) and
+`counters`, written asynchronously by Orbax, and manifest.json, written last.
+"""
+
+import concurrent.futures
+import errno
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+
+from gpt4o_jax.checkpoint import manifest
+from gpt4o_jax.errors import ExitCode, RunError, data_error
+
+
+class Store:
+    """The checkpoints of one run. Close it, or use it as a context manager."""
+
+    def __init__(self, folder: epath.Path, keep_last: int = 2, keep_every: int = 0):
+        self.folder = epath.Path(folder)
+        self.keep_last, self.keep_every = keep_last, keep_every
+        self._checkpointer = None  # made at the first save: readers need none
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: concurrent.futures.Future | None = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """Waits for the save in the background, and raises what it failed with."""
+        try:
+            self.finish()
+        finally:
+            self._shutdown()
+
+    def _shutdown(self):
+        self._thread.shutdown()
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+
+    # ------------------------------------------------------------ reading
+
+    def steps(self) -> list[int]:
+        """Steps of finished checkpoints, ascending."""
+        if not self.folder.exists():
+            return []
+        found = (p for p in self.folder.iterdir() if p.name.isdigit() and (p / manifest.NAME).exists())
+        return sorted(int(p.name) for p in found)
+
+    def path(self, step: int) -> epath.Path:
+        return self.folder / str(step)
+
+    def newest_intact(self, say=lambda message: None) -> int | None:
+        """The newest step whose every file has its digest. Damaged ones are renamed STEP.corrupt and told through `say`."""
+        for step in reversed(self.steps()):
+            try:
+                manifest.verify(self.path(step))
+                return step
+            except RunError as e:
+                aside = self.folder / f"{step}.corrupt"
+                if aside.exists():
+                    aside.rmtree()
+                self.path(step).rename(aside)
+                say(f"{e}; moved to {aside.name}, trying the checkpoint before it")
+        return None
+
+    def meta(self, step: int) -> dict:
+        return manifest.read(self.path(step))
+
+    def restore(self, step: int, item: str, like):
+        """One item of a checkpoint as the tree `like` (of ShapeDtypeStructs with shardings).
+
+        Raises RunError where the stored tree has other leaves, shapes or dtypes.
+        """
+        folder = self.path(step) / item
+        handler = ocp.StandardCheckpointHandler()
+        with ocp.Checkpointer(handler) as checkpointer:
+            try:
+                stored = _by_path(checkpointer.metadata(folder).item_metadata.tree)
+            except FileNotFoundError:
+                raise data_error(f"{folder}: no such item in this checkpoint") from None
+            wanted = _by_path(like)
+            for name in sorted(set(stored) | set(wanted)):
+                if stored.get(name) != wanted.get(name):
+                    raise data_error(
+                        f"{folder}: {name} is {_describe(stored.get(name))} in the checkpoint but"
+                        f" {_describe(wanted.get(name))} in the model; the config must be the one it was trained with"
+                    )
+            return checkpointer.restore(folder, args=ocp.args.StandardRestore(like))
+
+    def has(self, step: int, item: str) -> bool:
+        return (self.path(step) / item).exists()
+
+    # ------------------------------------------------------------ writing
+
+    def save(self, step: int, items: dict, meta: dict) -> None:
+        """Starts writing; returns once the arrays are copied. Failures appear at the next call or at `finish`."""
+        self.finish()
+        try:
+            if self._checkpointer is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+            target = self.path(step)
+            if target.exists():  # without a manifest: a save that was cut off, and nothing refers to it
+                target.rmtree()
+            if jax.default_backend() == "cpu":
+                # On CPU the host copy is the device buffer itself, which the next donated step overwrites.
+                items = jax.tree.map(jnp.copy, items)
+            saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+            self._checkpointer.save(target, args=ocp.args.Composite(**saves))
+        except (OSError, ValueError) as e:
+            raise _storage_error(self.path(step), e) from e
+        self._pending = self._thread.submit(self._commit, step, meta)
+
+    def poll(self) -> None:
+        """Raises what a save in the background has failed with, if one has."""
+        if self._pending is not None and self._pending.done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits for the save in the background. Raises RunError (exit code 5) if it failed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            try:
+                pending.result()
+            except RunError:
+                raise
+            except Exception as e:
+                raise _storage_error(self.folder, e) from e
+
+    def _commit(self, step: int, meta: dict) -> None:
+        self._checkpointer.wait_until_finished()
+        if jax.process_index() == 0:
+            manifest.write(self.path(step), meta)
+            self._retain()
+
+    def _retain(self) -> None:
+        steps = self.steps()
+        for step in steps[: -self.keep_last]:
+            if not (self.keep_every and step % self.keep_every == 0):
+                self.path(step).rmtree()
+
+    def clean(self) -> None:
+        """Removes what a killed process left of its last save. For the process that trains, before it starts."""
+        if self.folder.exists():
+            for path in self.folder.iterdir():
+                unfinished = path.name.isdigit() and not (path / manifest.NAME).exists()
+                if unfinished or ".orbax-checkpoint-tmp" in path.name:
+                    path.rmtree()
+
+
+def _by_path(tree) -> dict[str, tuple]:
+    """'layers.mlp.up' -> (shape, dtype name) for every leaf, whatever containers the tree is made of."""
+
+    def name(path):
+        return ".".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+    return {name(path): (tuple(x.shape), jnp.dtype(x.dtype).name) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _describe(entry) -> str:
+    return "absent" if entry is None else f"{entry[1]}{list(entry[0])}"
+
+
+def _storage_error(where, e: Exception) -> RunError:
+    full = getattr(e, "errno", None) == errno.ENOSPC or "RESOURCE_EXHAUSTED" in str(e) or "No space left" in str(e)
+    reason = "no space left on the device" if full else str(e).splitlines()[0] if str(e) else type(e).__name__
+    return RunError(f"{where}: cannot write a checkpoint ({reason}); free space and run the same command again", ExitCode.STORAGE)

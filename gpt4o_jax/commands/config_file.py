@@ -1,0 +1,50 @@
+"""Reading --config=FILE[:ARG] and applying --config.KEY=VALUE."""
+
+import importlib.util
+import inspect
+from pathlib import Path
+
+from gpt4o_jax import config as config_lib
+from gpt4o_jax.config import RunConfig
+from gpt4o_jax.errors import RunError, did_you_mean
+
+
+def read(spec: str, overrides: dict[str, str]) -> RunConfig:
+    """FILE[:ARG] with overrides by dotted key -> a validated RunConfig. Raises RunError.
+
+    The file is Python and is executed: name only files you trust.
+    """
+    path, _, argument = spec.partition(":")
+    config = _call(Path(path), argument)
+    known = config_lib.knobs()
+    for name, text in overrides.items():
+        if name not in known:
+            raise RunError(f"--config.{name}: no such key{did_you_mean(name, known)}")
+        section, _, key = name.rpartition(".")
+        with (config[section] if section else config).unlocked() as part:
+            part[key] = config_lib.parse_value(name, text)
+    return config_lib.freeze(config.to_dict())
+
+
+def _call(path: Path, argument: str):
+    if not path.is_file():
+        raise RunError(f"--config={path}: no such file; configs of this project are in configs/, for example configs/quickstart.py")
+    module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if module_spec is None:
+        raise RunError(f"--config={path}: expected a Python file with get_config()")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        get_config = module.get_config
+        takes = inspect.signature(get_config).parameters
+        if argument and not takes:
+            raise RunError(f"--config={path}:{argument}: this config takes no argument after the colon")
+        return get_config(argument) if argument else get_config()
+    except RunError:
+        raise
+    except SyntaxError as e:
+        raise RunError(f"--config={path}: line {e.lineno}: {e.msg}") from e
+    except AttributeError as e:
+        raise RunError(f"--config={path}: {e}") from e
+    except Exception as e:
+        raise RunError(f"--config={path}: {type(e).__name__}: {e}") from e

@@ -1,0 +1,65 @@
+"""starts a run in --workdir, or resumes what is there"""
+
+from gpt4o_jax.commands.flags import Flag
+from gpt4o_jax.errors import RunError, data_error
+
+FLAGS = (
+    Flag("config", str, "", "FILE[:ARG], a Python file with get_config()", required=True),
+    Flag("workdir", str, "", "run folder", required=True),
+    Flag("profile", str, "", "FIRST:LAST, steps to trace into WORKDIR/profile"),
+)
+
+
+def main(flags: dict, overrides: dict[str, str]) -> dict:
+    from gpt4o_jax.commands import config_file
+
+    config = config_file.read(flags["config"], overrides)
+    profile = _profile(flags["profile"])
+
+    from etils import epath
+
+    from gpt4o_jax import parallel, report, run
+    from gpt4o_jax.checkpoint.store import Store
+    from gpt4o_jax.console import say
+    from gpt4o_jax.evaluation import perplexity
+    from gpt4o_jax.sampling.logits import Sampling
+    from gpt4o_jax.sampling.text import complete
+    from gpt4o_jax.training.loop import train
+
+    workdir = epath.Path(flags["workdir"]).expanduser()
+    mesh = parallel.make_mesh(config.mesh)
+    config, corpus = run.open_folder(workdir, config, mesh.devices.flat[0].platform)
+    documents = list(perplexity.cached_documents(corpus.holdout))
+
+    def evaluate(model, params, whole: bool) -> dict:
+        limit = None if whole else config.eval.max_tokens
+        how = (config.eval.stride, config.eval.batch_size, config.train.loss_chunk)
+        return perplexity.evaluate(model, params, documents, corpus.tokenizer, *how, limit)
+
+    def sample(model, params) -> str:
+        prompts, how = config.sample.prompts, Sampling(config.sample.temperature)
+        done = complete(model, params, corpus.tokenizer, prompts, config.sample.max_new_tokens, how, config.seed)
+        return "\n\n".join(f"[{i}] {p}{text}" for i, (p, (text, _)) in enumerate(zip(prompts, done, strict=True))) + "\n"
+
+    def initial_params(model) -> dict:
+        origin = epath.Path(config.init.from_)
+        store = Store(origin / "checkpoints")
+        if not store.steps():
+            raise data_error(f"config.init.from={origin}: no finished checkpoint there")
+        say(f"weights from {origin} at step {store.steps()[-1]}")
+        return run.load_params(store, store.steps()[-1], model, mesh)
+
+    train(config, workdir, corpus, mesh, evaluate, sample, initial_params if config.init.from_ else None, profile)
+    return report.write(workdir)
+
+
+def _profile(text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    try:
+        first, last = map(int, text.split(":"))
+        if not 0 <= first < last:
+            raise ValueError
+    except ValueError:
+        raise RunError(f"train: --profile={text}: expected FIRST:LAST with FIRST below LAST, for example 10:15") from None
+    return first, last

@@ -1,0 +1,425 @@
+"""Every knob of the project: its type, its default, one sentence.
+
+Defaults exist here and nowhere else. `base_config()` gives them as an ml_collections
+ConfigDict, which files in configs/ override and the command line overrides again;
+`freeze()` turns the result into one validated, immutable `RunConfig`.
+"""
+
+import ast
+import dataclasses
+import math
+import types
+import typing
+from typing import Any, Optional, Tuple
+
+from gpt4o_jax.errors import RunError, did_you_mean
+
+
+def knob(default: Any, doc: str, choices: tuple = (), low: float | None = None, high: float | None = None):
+    """A dataclass field with its sentence, and its legal values or closed interval."""
+    return dataclasses.field(default=default, metadata={"doc": doc, "choices": choices, "low": low, "high": high})
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The decoder: what `model/gpt.py` needs to know, and nothing about how it is trained."""
+
+    vocab_size: Optional[int] = knob(None, "Rows of the embedding; None takes the tokenizer's size.", low=2)
+    context_length: int = knob(256, "Longest sequence T, in tokens, that the model is trained on.", low=2)
+    n_layers: int = knob(4, "Decoder blocks L.", low=1)
+    d_model: int = knob(256, "Width D of the residual stream.", low=1)
+    n_heads: int = knob(4, "Query heads N.", low=1)
+    n_kv_heads: Optional[int] = knob(None, "Key/value heads K (grouped-query attention); None means n_heads.", low=1)
+    head_dim: Optional[int] = knob(None, "Width H of one head; None means d_model / n_heads.", low=1)
+    d_ff: Optional[int] = knob(None, "Hidden width F of the feed-forward; None means 4 * d_model.", low=1)
+    mlp: str = knob("relu2", "Feed-forward non-linearity.", ("gelu", "relu", "relu2", "swiglu"))
+    norm: str = knob("rms", "Normalisation before each sub-layer and at the end.", ("rms", "layer"))
+    norm_eps: float = knob(1e-6, "Added to the variance inside every norm.", low=0.0)
+    positions: str = knob("rope", "How positions enter: rotary, a learned table, or not at all.", ("rope", "learned", "none"))
+    rope_theta: float = knob(10_000.0, "Base of the rotary wavelengths.", low=1.0)
+    qk_norm: bool = knob(True, "RMS-normalise queries and keys per head.")
+    bias: bool = knob(False, "Biases in projections and layer norms.")
+    tied: bool = knob(False, "Use the embedding table, transposed, as the output head.")
+    dropout: float = knob(0.0, "Dropout on embeddings, attention weights and sub-layer outputs.", low=0.0, high=0.99)
+    init_std: float = knob(0.02, "Standard deviation of the normal initialisation.", low=0.0)
+    output_init: str = knob(
+        "zero",
+        "Projections that write to the residual stream: zeros, or init_std / sqrt(2 * n_layers).",
+        ("zero", "scaled"),
+    )
+    compute_dtype: str = knob(
+        "auto",
+        "Operands of matrix products (sums stay float32). auto: bfloat16 where the device is fast at it.",
+        ("auto", "float32", "bfloat16"),
+    )
+    scan_unroll: int = knob(1, "Layers per iteration of the scan over layers; n_layers unrolls it wholly.", low=1)
+    remat: str = knob(
+        "none",
+        "What the backward pass recomputes: nothing, whole blocks, or all but matrix products.",
+        ("none", "full", "dots"),
+    )
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def head_width(self) -> int:
+        return self.head_dim or self.d_model // self.n_heads
+
+    @property
+    def ff_width(self) -> int:
+        return self.d_ff or 4 * self.d_model
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    kind: str = knob("bpe", "SentencePiece BPE trained on the run's own source, raw bytes, or characters.", ("bpe", "byte", "char"))
+    vocab_size: int = knob(2048, "Pieces of a bpe tokenizer, reserved ids and 256 bytes included.", low=300, high=2**20)
+    path: str = knob("", "A tokenizer.model to use as it is, instead of training one.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    source: str = knob("python_docs", "Where documents come from.", ("python_docs", "text"))
+    path: str = knob("", "For text: a file, a folder, or a glob of UTF-8 files.")
+    separator: str = knob("", "For text: split files into documents at this string; empty: one file, one document.")
+    holdout: str = knob("hash", "Held-out documents: chosen by a hash of their text, or the tail of the corpus.", ("hash", "tail"))
+    holdout_fraction: float = knob(0.05, "Share of documents (hash) or of characters (tail) held out.", low=0.0, high=0.9)
+    shingle_bytes: int = knob(
+        50, "Training documents that share this many consecutive bytes with the hold-out are dropped; 0: keep all.", low=0
+    )
+    rows: str = knob(
+        "packed",
+        "packed: shuffled documents laid end to end and cut into rows; windows: random contiguous windows.",
+        ("packed", "windows"),
+    )
+    prefetch: int = knob(2, "Dispatches of batches built ahead by a background thread.", low=1, high=64)
+    cache_dir: str = knob("", "Folder of tokenised corpora; empty: gpt4o_jax/ in the user's cache folder.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    name: str = knob("adamw", "muon: Muon on hidden matrices, AdamW on everything else.", ("adamw", "muon"))
+    peak_lr: float = knob(1e-3, "Peak learning rate of AdamW.", low=0.0)
+    muon_lr: float = knob(0.02, "Peak learning rate of Muon.", low=0.0)
+    muon_momentum: float = knob(0.95, "Nesterov momentum of Muon.", low=0.0, high=0.9999)
+    b1: float = knob(0.9, "AdamW: decay of the first moment.", low=0.0, high=0.9999)
+    b2: float = knob(0.95, "AdamW: decay of the second moment.", low=0.0, high=0.999999)
+    eps: float = knob(1e-8, "AdamW: added to the root of the second moment.", low=0.0)
+    weight_decay: float = knob(0.1, "Decoupled weight decay, multiplied by the learning rate.", low=0.0)
+    decay_mask: str = knob(
+        "matrices",
+        "What decays: every weight of two or more axes; those less embeddings and head; everything.",
+        ("matrices", "hidden", "all"),
+    )
+    clip_norm: float = knob(1.0, "Global gradient norm is clipped to this; 0: no clipping.", low=0.0)
+    schedule: str = knob("cosine", "Shape of the learning rate after warm-up.", ("cosine", "wsd", "constant"))
+    warmup_steps: int = knob(100, "Steps of linear warm-up from 0.", low=0)
+    decay_fraction: float = knob(0.2, "wsd: share of all steps, at the end, over which the rate falls linearly.", low=0.0, high=1.0)
+    end_lr_fraction: float = knob(0.1, "Learning rate at the last step, as a share of the peak.", low=0.0, high=1.0)
+    ema_decay: float = knob(0.0, "Exponential moving average of the weights, used for evaluation; 0: off.", low=0.0, high=0.99999)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    length: str = knob("2000 steps", "How long: 'N steps', 'N tokens' or 'N epochs'.")
+    batch_size: int = knob(8, "Rows of the global batch.", low=1)
+    accumulate: int = knob(1, "Micro-batches that one step is computed in; divides batch_size.", low=1)
+    steps_per_dispatch: int = knob(10, "Optimizer steps compiled into one call; cadences are multiples of it.", low=1)
+    loss_chunk: int = knob(512, "Positions of a row whose logits exist at once in the loss.", low=1)
+    max_skipped_in_a_row: int = knob(10, "Stop as diverged after this many non-finite steps in a row.", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    every: int = knob(10, "Steps between metric records.", low=1)
+    tensorboard: bool = knob(True, "Also write TensorBoard event files.")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    every: int = knob(500, "Steps between evaluations on the hold-out; 0: only at the end.", low=0)
+    max_tokens: int = knob(50_000, "Tokens of the hold-out that a periodic evaluation reads; the final one reads all.", low=1)
+    stride: Optional[int] = knob(None, "Tokens between the windows of an evaluation; None: half the context.", low=1)
+    batch_size: int = knob(16, "Windows in one evaluation call.", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    every: int = knob(500, "Steps between samples written to samples/STEP.txt; 0: only at the end.", low=0)
+    prompts: Tuple[str, ...] = knob(("",), "One sample is drawn for each prompt.")
+    max_new_tokens: int = knob(100, "Tokens a sample.", low=1)
+    temperature: float = knob(0.8, "Sampling temperature; 0: greedy.", low=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = knob(500, "Steps between checkpoints; the last step is always saved. 0: only the last.", low=0)
+    keep_last: int = knob(2, "Newest checkpoints kept.", low=1)
+    keep_every: int = knob(0, "Checkpoints at multiples of this many steps are kept for good; 0: none.", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; at most one may be -1, which takes what is left."""
+
+    data: int = knob(-1, "Data parallelism: rows of the batch.", low=-1)
+    fsdp: int = knob(1, "Rows of the batch and shards of every parameter.", low=-1)
+    tensor: int = knob(1, "Heads, feed-forward width and vocabulary.", low=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    from_: str = knob("", "A run folder whose newest weights start this run (nothing else is taken from it).")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One run, whole: saved as config.json in its folder."""
+
+    seed: int = knob(0, "Seeds initialisation, data order and dropout.", low=0, high=2**31 - 1)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
+
+
+# ---------------------------------------------------------------- to and from plain dicts
+
+
+def _key(field: dataclasses.Field) -> str:
+    return field.name.rstrip("_")  # `from` is a Python keyword: the field is `from_`
+
+
+def to_dict(config: Any) -> dict:
+    """A dataclass of this file as nested plain dicts, as written to config.json."""
+    return {
+        _key(f): to_dict(v) if dataclasses.is_dataclass(v := getattr(config, f.name)) else v
+        for f in dataclasses.fields(config)
+    }
+
+
+def knobs(cls: type = RunConfig, prefix: str = "") -> dict[str, dataclasses.Field]:
+    """Every knob by its dotted name: {'seed': Field, 'model.d_model': Field, ...}."""
+    found = {}
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(f.type):
+            found |= knobs(f.type, f"{prefix}{_key(f)}.")
+        else:
+            found[prefix + _key(f)] = f
+    return found
+
+
+def base_config():
+    """The defaults as a locked ml_collections ConfigDict, for files in configs/ to override."""
+    from ml_collections import config_dict
+
+    def build(cls):
+        out = {}
+        for f in dataclasses.fields(cls):
+            if dataclasses.is_dataclass(f.type):
+                out[_key(f)] = build(f.type)
+            elif f.default is None:
+                out[_key(f)] = config_dict.placeholder(_scalar_type(f.type))
+            else:
+                out[_key(f)] = f.default
+        return out
+
+    return config_dict.ConfigDict(build(RunConfig)).lock()
+
+
+def _scalar_type(annotation: Any) -> type:
+    """int for int and Optional[int]; tuple for Tuple[str, ...]."""
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return next(a for a in typing.get_args(annotation) if a is not type(None))
+    return tuple if origin is tuple else annotation
+
+
+def parse_value(name: str, text: str) -> Any:
+    """A command-line string as the type of knob `name`. Raises RunError."""
+    field = knobs()[name]
+    kind = _scalar_type(field.type)
+    if text == "None" and typing.get_origin(field.type) in (typing.Union, types.UnionType):
+        return None
+    try:
+        if kind is str:
+            return text
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if kind is int:
+            value = float(text) if "e" in text.lower() else int(text.replace("_", ""))
+            if value != int(value):
+                raise ValueError
+            return int(value)
+        if kind is float:
+            return float(text)
+        value = ast.literal_eval(text)
+        return value if isinstance(value, tuple) else (value,)
+    except (ValueError, KeyError, SyntaxError, OverflowError):
+        example = {int: "12", float: "3e-4", bool: "true", tuple: "\"('a','b')\""}[kind]
+        raise RunError(f"--config.{name}={text}: not {_article(kind)}; write for example --config.{name}={example}") from None
+
+
+def _article(kind: type) -> str:
+    return {int: "an integer", float: "a number", bool: "true or false", str: "a string", tuple: "a tuple of strings"}[kind]
+
+
+def freeze(values: dict) -> RunConfig:
+    """Nested plain dicts -> RunConfig. Unknown keys, wrong types and values raise RunError."""
+    known = knobs()
+    flat = flatten(values)
+    for name in flat:
+        if name not in known:
+            raise RunError(f"config key {name!r} does not exist{did_you_mean(name, known)}")
+    checked = {name: _checked(name, known[name], value) for name, value in flat.items()}
+
+    def build(cls, prefix=""):
+        args = {}
+        for f in dataclasses.fields(cls):
+            name = prefix + _key(f)
+            if dataclasses.is_dataclass(f.type):
+                args[f.name] = build(f.type, name + ".")
+            elif name in checked:
+                args[f.name] = checked[name]
+        return cls(**args)
+
+    config = build(RunConfig)
+    _validate(config)
+    return config
+
+
+def flatten(values: dict, prefix: str = "") -> dict:
+    """{'model': {'d_model': 1}} -> {'model.d_model': 1}."""
+    sections = {name.split(".")[0] for name in knobs() if "." in name}
+    flat = {}
+    for key, value in values.items():
+        if prefix == "" and key in sections:
+            if not isinstance(value, dict):
+                raise RunError(f"config.{key}: got {value!r}, expected a section such as config.{key}.<knob>")
+            flat |= flatten(value, f"{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _checked(name: str, field: dataclasses.Field, value: Any) -> Any:
+    """`value`, if it has the type and lies in the range of its knob."""
+    kind, meta = _scalar_type(field.type), field.metadata
+    if value is None:
+        if field.default is None:
+            return None
+        raise RunError(f"config.{name}: got None, expected {_article(kind)}")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is tuple and isinstance(value, (list, tuple)):
+        value = tuple(value)
+        if not all(isinstance(v, str) for v in value):
+            raise RunError(f"config.{name}: got {value!r}, expected a tuple of strings")
+    if type(value) is not kind:
+        raise RunError(f"config.{name}: got {value!r}, expected {_article(kind)}")
+    if meta["choices"] and value not in meta["choices"]:
+        hint = did_you_mean(value, meta["choices"])
+        raise RunError(f"config.{name}: got {value!r}, expected one of {', '.join(meta['choices'])}{hint}")
+    if kind in (int, float):
+        low, high = meta["low"], meta["high"]
+        if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
+            legal = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise RunError(f"config.{name}: got {value}, expected a number {legal}")
+    return value
+
+
+# ---------------------------------------------------------------- rules between knobs
+
+
+def _nearest_divisor(value: int, of: int) -> int:
+    """The divisor of `of` that is nearest to `value`."""
+    return min((d for d in range(1, of + 1) if of % d == 0), key=lambda d: abs(d - value))
+
+
+def _nearest_multiple(value: int, of: int) -> int:
+    return max(of, round(value / of) * of)
+
+
+def _validate(c: RunConfig) -> None:
+    m = c.model
+    if m.head_dim is None and m.d_model % m.n_heads:
+        raise RunError(
+            f"config.model.d_model={m.d_model} is not a multiple of n_heads={m.n_heads};"
+            f" nearest: d_model={_nearest_multiple(m.d_model, m.n_heads)}, or set head_dim"
+        )
+    if m.n_heads % m.kv_heads:
+        raise RunError(
+            f"config.model.n_kv_heads={m.kv_heads} does not divide n_heads={m.n_heads};"
+            f" nearest: n_kv_heads={_nearest_divisor(m.kv_heads, m.n_heads)}"
+        )
+    if m.positions == "rope" and m.head_width % 2:
+        raise RunError(f"config.model.head_dim={m.head_width}: rotary positions need an even width; nearest: {m.head_width + 1}")
+    if m.n_layers % m.scan_unroll:
+        raise RunError(
+            f"config.model.scan_unroll={m.scan_unroll} does not divide n_layers={m.n_layers};"
+            f" nearest: scan_unroll={_nearest_divisor(m.scan_unroll, m.n_layers)}"
+        )
+    t = c.train
+    parse_length(t.length)
+    if t.batch_size % t.accumulate:
+        raise RunError(
+            f"config.train.accumulate={t.accumulate} does not divide batch_size={t.batch_size};"
+            f" nearest: accumulate={_nearest_divisor(t.accumulate, t.batch_size)}"
+        )
+    k = t.steps_per_dispatch
+    for name, every in (
+        ("log.every", c.log.every),
+        ("eval.every", c.eval.every),
+        ("sample.every", c.sample.every),
+        ("checkpoint.every", c.checkpoint.every),
+    ):
+        if every % k:
+            raise RunError(
+                f"config.{name}={every} is not a multiple of train.steps_per_dispatch={k};"
+                f" nearest: {name}={_nearest_multiple(every, k)}"
+            )
+    if c.data.source == "text" and not c.data.path:
+        raise RunError("config.data.path is empty; data.source=text needs it: --config.data.path=FILE")
+    if c.data.holdout == "tail" and c.data.shingle_bytes:
+        raise RunError(
+            f"config.data.shingle_bytes={c.data.shingle_bytes}: near-duplicates can be dropped only with"
+            " data.holdout=hash; set shingle_bytes=0"
+        )
+    sizes = dataclasses.asdict(c.mesh)
+    if sum(v == -1 for v in sizes.values()) > 1 or 0 in sizes.values():
+        raise RunError(f"config.mesh={sizes}: axis sizes are positive, and at most one is -1")
+
+
+def parse_length(text: str) -> tuple[float, str]:
+    """'2000 steps' -> (2000.0, 'steps'); units are steps, tokens, epochs. Raises RunError."""
+    parts = text.split()
+    try:
+        number, unit = float(parts[0].replace("_", "")), parts[1]
+        if len(parts) != 2 or unit not in ("steps", "tokens", "epochs") or not 0 < number < math.inf:
+            raise ValueError
+    except (ValueError, IndexError):
+        raise RunError(f"config.train.length={text!r}: expected 'N steps', 'N tokens' or 'N epochs', N above 0") from None
+    return number, unit
+
+
+def total_steps(config: RunConfig, tokens_per_epoch: int) -> int:
+    """Optimizer steps of the whole run: train.length rounded up to whole dispatches."""
+    number, unit = parse_length(config.train.length)
+    tokens_per_step = config.train.batch_size * config.model.context_length
+    steps = {"steps": number, "tokens": number / tokens_per_step, "epochs": number * tokens_per_epoch / tokens_per_step}[unit]
+    k = config.train.steps_per_dispatch
+    if unit == "steps" and (steps != int(steps) or steps % k):
+        raise RunError(
+            f"config.train.length={config.train.length!r} is not a whole multiple of"
+            f" train.steps_per_dispatch={k}; nearest: '{_nearest_multiple(round(steps), k)} steps'"
+        )
+    return math.ceil(steps / k) * k

@@ -1,0 +1,40 @@
+"""What a person watching the run sees, all on stderr: stdout belongs to results."""
+
+import sys
+import time
+
+_START = time.monotonic()
+
+
+def say(message: str) -> None:
+    """One line on stderr, with the seconds since the start; above the progress bar if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(f"[{time.monotonic() - _START:7.1f}s] {message}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+class Progress:
+    """A bar with rate and ETA on a terminal; elsewhere nothing (the log lines tell the same)."""
+
+    def __init__(self, total: int, done: int, tokens_per_step: int):
+        from tqdm import tqdm
+
+        self._bar = tqdm(
+            total=total * tokens_per_step,
+            initial=done * tokens_per_step,
+            unit="tok",
+            unit_scale=True,
+            file=sys.stderr,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
+        self._tokens_per_step = tokens_per_step
+        self.on_terminal = not self._bar.disable
+
+    def update(self, step: int, note: str) -> None:
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(step * self._tokens_per_step - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()

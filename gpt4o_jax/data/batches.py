@@ -1,0 +1,58 @@
+"""What the model eats: one small Batch, and the stream of them.
+
+K steps in one dispatch, B rows, T positions
+"""
+
+import concurrent.futures
+import dataclasses
+
+import jax
+import numpy as np
+
+from gpt4o_jax.data.tokenizer import BOS
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Batch:
+    """Arrays [..., B, T]. Positions count within a document, segments number the documents of a row (0: padding)."""
+
+    tokens: jax.Array  # int32, inputs
+    targets: jax.Array  # int32, the token after each input
+    weights: jax.Array  # float32, 1 where the loss counts
+    positions: jax.Array  # int32
+    segments: jax.Array  # int32
+
+
+def make_batch(rows: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
+    """Rows of T + 1 (tokens, document numbers) -> a Batch [B, T]. Attention and loss never cross documents."""
+    tokens, segments = (np.stack([row[i] for row in rows]) for i in (0, 1))
+    index = np.arange(tokens.shape[1])
+    begins = np.diff(segments, axis=1, prepend=0) != 0
+    positions = index - np.maximum.accumulate(np.where(begins, index, 0), axis=1)
+    same = segments[:, 1:] == segments[:, :-1]
+    # A window over a stream of documents may hold <bos> inside: nobody is asked to predict it.
+    weights = (same & (tokens[:, 1:] != BOS)).astype(np.float32)
+    return Batch(tokens[:, :-1], tokens[:, 1:], weights, positions[:, :-1].astype(np.int32), segments[:, :-1])
+
+
+def stack(batches: list[Batch]) -> Batch:
+    return jax.tree.map(lambda *x: np.stack(x), *batches)
+
+
+def dispatches(rows, first_step: int, last_step: int, K: int, B: int, prefetch: int):
+    """Yields (step after the dispatch, Batch [K, B, T]) from first_step to last_step, built ahead by a thread.
+
+    rows: a row function of data/rows.py. Row i of step s is rows[s * B + i].
+    """
+
+    def build(step: int) -> Batch:
+        return stack([make_batch([rows[s * B + i] for i in range(B)]) for s in range(step, step + K)])
+
+    starts = iter(range(first_step, last_step, K))
+    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        waiting = [(s, pool.submit(build, s)) for s, _ in zip(starts, range(prefetch))]
+        while waiting:
+            step, future = waiting.pop(0)
+            yield step + K, future.result()
+            waiting += [(s, pool.submit(build, s)) for s, _ in zip(starts, range(1))]

@@ -1,0 +1,89 @@
+"""Row i of step s as a pure function of (seed, s, i).
+
+That is the whole state of the data pipeline: whoever knows the step knows every row, so
+resuming is exact at any position and seeking costs nothing.
+
+T row length in tokens (a row also holds the token after its last, as a target)
+"""
+
+import functools
+
+import numpy as np
+
+from gpt4o_jax.data.token_cache import TokenCache
+from gpt4o_jax.errors import data_error
+
+
+def random_bits(seed: int, index) -> np.ndarray:
+    """64 random bits for each index: SplitMix64 (Steele, Lea, Flood 2014). The same on every machine and NumPy."""
+    with np.errstate(over="ignore"):
+        z = np.asarray(index, np.uint64) + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)
+        for _ in range(2):  # twice: neighbouring seeds and indices must not be related
+            z = z + np.uint64(0x9E3779B97F4A7C15)
+            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            z = z ^ (z >> np.uint64(31))
+    return z
+
+
+class WindowRows:
+    """Random contiguous windows of the whole token stream, as in nanoGPT."""
+
+    def __init__(self, cache: TokenCache, T: int, seed: int):
+        if len(cache.tokens) < T + 1:
+            raise data_error(_too_little(cache, T))
+        self.cache, self.T, self.seed = cache, T, seed
+        self.tokens_per_epoch = len(cache.tokens)
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Row number `row` of the run: (T + 1 tokens, and for each the number of its document, from 1)."""
+        starts = len(self.cache.tokens) - self.T
+        start = int(random_bits(self.seed, row) % np.uint64(starts))
+        return np.asarray(self.cache.tokens[start : start + self.T + 1], np.int32), np.ones(self.T + 1, np.int32)
+
+
+class PackedRows:
+    """Each epoch: documents in a new random order, laid end to end, cut every T tokens.
+
+    Nothing is thrown away but the last, incomplete row of an epoch.
+    """
+
+    def __init__(self, cache: TokenCache, T: int, seed: int):
+        self.cache, self.T, self.seed = cache, T, seed
+        self.rows_per_epoch = (len(cache.tokens) - 1) // T
+        if self.rows_per_epoch < 1:
+            raise data_error(_too_little(cache, T))
+        self.tokens_per_epoch = self.rows_per_epoch * T
+        self._epoch = functools.lru_cache(maxsize=2)(self._order)
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(document numbers in this epoch's order, where each starts in this epoch's stream)."""
+        n = self.cache.documents
+        order = np.argsort(random_bits(self.seed, epoch * n + np.arange(n)), kind="stable")
+        lengths = np.diff(self.cache.offsets)[order]
+        return order, np.concatenate([[0], np.cumsum(lengths)])
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Row number `row` of the run: (T + 1 tokens, and for each the number of its document, from 1)."""
+        epoch, row = divmod(row, self.rows_per_epoch)
+        order, starts = self._epoch(epoch)
+        begin, end = row * self.T, row * self.T + self.T + 1
+        first = int(np.searchsorted(starts, begin, side="right")) - 1
+        tokens, segments, at = [], [], begin
+        while at < end:
+            document = first + len(tokens)
+            here = self.cache.document(order[document])[at - starts[document] : end - starts[document]]
+            tokens.append(here)
+            segments.append(np.full(len(here), len(tokens), np.int32))
+            at += len(here)
+        return np.concatenate(tokens).astype(np.int32), np.concatenate(segments)
+
+
+def _too_little(cache: TokenCache, T: int) -> str:
+    return (
+        f"training text has {len(cache.tokens)} tokens, but one row of model.context_length={T} needs {T + 1};"
+        " use more text or a shorter context"
+    )
+
+
+ROWS = {"windows": WindowRows, "packed": PackedRows}

@@ -1,0 +1,40 @@
+"""The one error type that ends a command, and the exit codes it can carry."""
+
+import enum
+
+
+class ExitCode(enum.IntEnum):
+    """What the shell, Slurm or a Kubernetes restart policy gets to see."""
+
+    DONE = 0
+    USAGE = 2  # wrong flag or config value
+    DATA = 3  # bad data, tokenizer or checkpoint
+    DIVERGED = 4  # the loss is not finite any more
+    STORAGE = 5  # disk full, not writable, not reachable
+    SIGNAL = 75  # stopped by SIGTERM or SIGINT after saving: run the same command again
+    PEER_LOST = 76  # another process of the job is gone
+
+
+class RunError(Exception):
+    """A mistake of the user or of the outside world, told in one line.
+
+    The message says what is wrong, where, what was found, what was expected and how to
+    mend it. `__main__` prints it without a traceback (with one under --debug).
+    """
+
+    def __init__(self, message: str, code: ExitCode = ExitCode.USAGE):
+        super().__init__(" ".join(message.split()))
+        self.code = code
+
+
+def data_error(message: str) -> RunError:
+    """A RunError for bad data, a bad tokenizer or a bad checkpoint (exit code 3)."""
+    return RunError(message, ExitCode.DATA)
+
+
+def did_you_mean(name: str, known) -> str:
+    """' (did you mean X?)' with the nearest of `known`, or '' where nothing is near."""
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]}?)" if near else ""

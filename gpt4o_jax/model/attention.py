@@ -1,0 +1,73 @@
+"""Multi-head self-attention as a Linen module.
+
+B batch, T positions, S slots of the cache, D model width, N query heads, K key/value heads, H head width
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gpt4o_jax.config import ModelConfig
+from gpt4o_jax.model import cache as kv
+from gpt4o_jax.model.layers import normal, param, rms_normalise
+from gpt4o_jax.ops.attention import attention
+from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.ops.masks import causal_mask
+from gpt4o_jax.ops.positions import rotary
+from gpt4o_jax.ops.products import product
+from gpt4o_jax.parallel import constrain
+
+
+class Attention(nn.Module):
+    """Causal self-attention within segments; with a cache, over everything that the row has seen."""
+
+    config: ModelConfig
+    compute: Compute
+    output_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x_BTD, positions_BT, segments_BT, layer_cache, train: bool):
+        """x_BTD: normalised input. layer_cache: None or (k_BSKH, v_BSKH). Returns (y_BTD, layer_cache)."""
+        c = self.config
+        D, N, K, H = c.d_model, c.n_heads, c.kv_heads, c.head_width
+        init = normal(c.init_std)
+        q_DNH = param(self, "query", init, (D, N, H), ("embed", "heads", "head_dim"))
+        k_DKH = param(self, "key", init, (D, K, H), ("embed", "kv_heads", "head_dim"))
+        v_DKH = param(self, "value", init, (D, K, H), ("embed", "kv_heads", "head_dim"))
+        o_NHD = param(self, "output", self.output_init, (N, H, D), ("heads", "head_dim", "embed"))
+
+        q_BTNH = product("BTD,DNH->BTNH", x_BTD, q_DNH, self.compute)
+        k_BTKH = product("BTD,DKH->BTKH", x_BTD, k_DKH, self.compute)
+        v_BTKH = product("BTD,DKH->BTKH", x_BTD, v_DKH, self.compute)
+        if c.bias:
+            zeros = nn.initializers.zeros
+            q_BTNH += param(self, "query_bias", zeros, (N, H), ("heads", "head_dim"))
+            k_BTKH += param(self, "key_bias", zeros, (K, H), ("kv_heads", "head_dim"))
+            v_BTKH += param(self, "value_bias", zeros, (K, H), ("kv_heads", "head_dim"))
+        if c.qk_norm:  # with a learned scale a head, as in Qwen 3 (arXiv:2505.09388)
+            q_BTNH = rms_normalise(q_BTNH, c.norm_eps) * param(self, "query_scale", nn.initializers.ones, (H,), ("head_dim",))
+            k_BTKH = rms_normalise(k_BTKH, c.norm_eps) * param(self, "key_scale", nn.initializers.ones, (H,), ("head_dim",))
+        if c.positions == "rope":
+            q_BTNH = rotary(q_BTNH, positions_BT, c.rope_theta)
+            k_BTKH = rotary(k_BTKH, positions_BT, c.rope_theta)
+        q_BTNH = constrain(q_BTNH, "batch", "seq", "heads", "head_dim")
+        k_BTKH = constrain(k_BTKH, "batch", "seq", "kv_heads", "head_dim")
+        v_BTKH = constrain(v_BTKH, "batch", "seq", "kv_heads", "head_dim")
+
+        if layer_cache is None:
+            keys, values = k_BTKH, v_BTKH
+            mask_BTS = causal_mask(positions_BT, positions_BT, segments_BT, segments_BT)
+        else:
+            valid_BT = segments_BT > 0
+            keys = kv.write(layer_cache[0], k_BTKH, positions_BT, valid_BT)
+            values = kv.write(layer_cache[1], v_BTKH, positions_BT, valid_BT)
+            layer_cache = (keys, values)
+            # A row's slots are filled in order, so whatever lies at or before a query's position is a token of its row.
+            slots_BS = jnp.broadcast_to(jnp.arange(keys.shape[1]), keys.shape[:2])
+            mask_BTS = causal_mask(positions_BT, slots_BS, jnp.ones_like(positions_BT), jnp.ones_like(slots_BS))
+        drop = nn.Dropout(c.dropout, deterministic=not train)
+        z_BTNH = attention(q_BTNH, keys, values, mask_BTS, self.compute, drop if c.dropout and train else None)
+        y_BTD = product("BTNH,NHD->BTD", z_BTNH, o_NHD, self.compute)
+        if c.bias:
+            y_BTD += param(self, "output_bias", nn.initializers.zeros, (D,), ("embed",))
+        return drop(y_BTD), layer_cache

@@ -1,0 +1,33 @@
+"""Parameters and floating-point operations, by formula.
+
+XLA's own count sees the body of a scan once, so it cannot be used for a scanned stack.
+"""
+
+from gpt4o_jax.config import ModelConfig
+
+
+def parameter_count(c: ModelConfig) -> int:
+    """Every number that training changes."""
+    D, N, K, H, F, V = c.d_model, c.n_heads, c.kv_heads, c.head_width, c.ff_width, c.vocab_size
+    norm = D * (2 if c.norm == "layer" and c.bias else 1)
+    per_layer = _matrices_per_layer(c) + 2 * norm + (2 * H if c.qk_norm else 0)
+    if c.bias:
+        per_layer += (N + 2 * K) * H + D + F * (2 if c.mlp == "swiglu" else 1) + D
+    tables = V * D * (1 if c.tied else 2) + (c.context_length * D if c.positions == "learned" else 0)
+    return c.n_layers * per_layer + norm + tables
+
+
+def _matrices_per_layer(c: ModelConfig) -> int:
+    attention = c.d_model * c.head_width * (2 * c.n_heads + 2 * c.kv_heads)
+    return attention + c.d_model * c.ff_width * (3 if c.mlp == "swiglu" else 2)
+
+
+def forward_flops_per_token(c: ModelConfig, keys: float) -> float:
+    """Operations (a multiply-add is two) of the forward pass for a token that looks at `keys` keys."""
+    matrices = c.n_layers * _matrices_per_layer(c) + c.d_model * c.vocab_size
+    return 2 * matrices + c.n_layers * 4 * c.n_heads * c.head_width * keys
+
+
+def train_flops_per_token(c: ModelConfig) -> float:
+    """Forward and backward, recomputation not counted, attention over all T keys: the 6N + 12LDT of PaLM (arXiv:2204.02311)."""
+    return 3 * forward_flops_per_token(c, c.context_length)

@@ -1,0 +1,42 @@
+"""Norms, parameter initialisers and parameters with named axes."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def param(module: nn.Module, name: str, init, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+    """A float32 parameter whose axes carry the logical names of parallel/rules.py."""
+    value = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    return value
+
+
+def normal(std: float):
+    return nn.initializers.normal(std)
+
+
+def rms_normalise(x: jax.Array, eps: float) -> jax.Array:
+    """x / root-mean-square of its last axis, without parameters (arXiv:1910.07467)."""
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+
+
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm over the last axis, in float32, with a learned scale.
+
+    kind: "rms" or "layer"; bias: whether LayerNorm also learns an offset.
+    """
+
+    kind: str
+    eps: float
+    bias: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        width = (x.shape[-1],)
+        if self.kind == "layer":
+            x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = rms_normalise(x, self.eps) * param(self, "scale", nn.initializers.ones, width, ("norm",))
+        if self.kind == "layer" and self.bias:
+            x = x + param(self, "bias", nn.initializers.zeros, width, ("norm",))
+        return x

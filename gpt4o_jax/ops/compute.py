@@ -1,0 +1,35 @@
+"""What the arithmetic runs on: one value that every op and layer is handed."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """Platform of the mesh's devices, and operand type of matrix products (sums are float32)."""
+
+    platform: str = "cpu"  # "cpu", "gpu" or "tpu"
+    dtype: str = "float32"  # "float32" or "bfloat16"
+
+    @property
+    def operand(self) -> jnp.dtype:
+        return jnp.dtype(self.dtype)
+
+
+def resolve_dtype(name: str, platform: str) -> str:
+    """'auto' -> the operand type that `platform` multiplies fastest; other names pass."""
+    if name != "auto":
+        return name
+    if platform == "cpu":
+        return "bfloat16" if _cpu_multiplies_bfloat16() else "float32"
+    return "bfloat16"
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    try:
+        with open("/proc/cpuinfo") as f:
+            flags = next((line for line in f if line.startswith("flags")), "")
+    except OSError:  # not Linux: no cheap way to ask
+        return False
+    return "avx512_bf16" in flags.split() or "amx_bf16" in flags.split()

@@ -1,0 +1,75 @@
+"""Matrix products with a chosen operand type and float32 sums.
+
+On CPUs with AVX512-BF16, on GPUs and on TPUs a product of bfloat16 operands that
+accumulates into float32 is much faster than a float32 one. Automatic differentiation
+would hand the backward products a float32 cotangent and lose that, so the rule is
+written out here.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from gpt4o_jax.ops.compute import Compute
+
+
+def product(spec: str, x: jax.Array, w: jax.Array, compute: Compute) -> jax.Array:
+    """einsum(spec, x, w), operands rounded to compute.dtype, float32 result.
+
+    The last axes of x meet the first of w, and nothing is batched: "BTD,DNH->BTNH".
+    The gradient's two products round their operands too.
+    """
+    if compute.operand == jnp.float32:
+        return jnp.einsum(spec, x, w, preferred_element_type=jnp.float32)
+    return _rounded(spec, compute, x, w)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rounded(spec, compute, x, w):
+    return _einsum(spec, compute, x.astype(compute.operand), w.astype(compute.operand))
+
+
+def _forward(spec, compute, x, w):
+    x, w = x.astype(compute.operand), w.astype(compute.operand)
+    return _einsum(spec, compute, x, w), (x, w)
+
+
+def _backward(spec, compute, operands, g):
+    x, w = operands
+    a, b, out = spec.replace("->", ",").split(",")
+    g = g.astype(compute.operand)
+    return _einsum(f"{out},{b}->{a}", compute, g, w), _einsum(f"{a},{out}->{b}", compute, x, g)
+
+
+_rounded.defvjp(_forward, _backward)
+
+
+def _einsum(spec, compute, x, y):
+    if compute.platform == "cpu":
+        return _flat_dot(spec, x, y)
+    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+
+
+def _flat_dot(spec, x, y):
+    """The same einsum as one product of two matrices.
+
+    XLA's fast CPU kernel for bfloat16 (jaxlib 0.10) takes rank-2 operands whose left one
+    is contracted over its minor axis; anything else is cast up to float32 first, at half
+    the speed. The layout constraint makes the transposition of the left operand real.
+    """
+    a, b, out = spec.replace("->", ",").split(",")
+    summed = [i for i in a if i not in out]
+    size = dict(zip(a, x.shape, strict=True)) | dict(zip(b, y.shape, strict=True))
+    k = math.prod(size[i] for i in summed)
+    if a[: len(summed)] == "".join(summed):
+        x = with_layout_constraint(x.reshape(k, -1).T, Layout((0, 1)))
+    else:
+        x = x.reshape(-1, k)
+    if b[: len(summed)] == "".join(summed):
+        flat = jnp.dot(x, y.reshape(k, -1), preferred_element_type=jnp.float32)
+    else:
+        flat = jnp.einsum("mk,nk->mn", x, y.reshape(-1, k), preferred_element_type=jnp.float32)
+    return flat.reshape([size[i] for i in out])

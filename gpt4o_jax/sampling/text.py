@@ -1,0 +1,82 @@
+"""Generation from strings to strings: stop strings, streaming, several samples of each prompt."""
+
+import codecs
+from collections.abc import Callable, Sequence
+
+from gpt4o_jax.data.tokenizer import BOS, Tokenizer
+from gpt4o_jax.model.gpt import GPT
+from gpt4o_jax.sampling.generate import Completion, generate
+from gpt4o_jax.sampling.logits import Sampling
+
+
+def complete(
+    model: GPT,
+    params,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    stream: Callable[[int, str], None] | None = None,
+) -> list[tuple[str, Completion]]:
+    """Continuations of `prompts`, cut before the first stop string.
+
+    stream(row, text) receives whole characters as they come, never any part of a stop string.
+    """
+    encoded_stop = [s.encode() for s in stop if s]
+    writers = [_Streamer(tokenizer, stop, lambda text, row=row: stream(row, text)) for row in range(len(prompts))]
+
+    def should_stop(row: int, ids: list[int]) -> int | None:
+        # Looking back over as many tokens as the longest stop string has bytes is enough.
+        longest = max(map(len, encoded_stop), default=0)
+        recent = tokenizer.decode_bytes(ids[-longest - 1 :]) if longest else b""
+        return len(ids) if any(s in recent for s in encoded_stop) else None
+
+    completions = generate(
+        model,
+        params,
+        [[BOS, *tokenizer.encode(p)] for p in prompts],
+        max_new_tokens,
+        sampling,
+        seed,
+        should_stop,
+        (lambda row, ids: writers[row].feed(ids)) if stream else (lambda row, ids: None),
+    )
+    results = []
+    for row, c in enumerate(completions):
+        text = tokenizer.decode(c.ids)
+        cuts = [at for s in stop if s and (at := text.find(s)) >= 0]
+        results.append((text[: min(cuts)] if cuts else text, c))
+        if stream:
+            writers[row].close()
+    return results
+
+
+class _Streamer:
+    """Passes text on as soon as it is whole characters and can no longer become a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], write: Callable[[str], None]):
+        self._tokenizer, self._stop, self._write = tokenizer, [s for s in stop if s], write
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held, self._ended = "", False
+
+    def feed(self, ids: list[int], final: bool = False) -> None:
+        self._held += self._decoder.decode(self._tokenizer.decode_bytes(ids), final)
+        cuts = [at for s in self._stop if (at := self._held.find(s)) >= 0]
+        if cuts:
+            self._held, self._ended = self._held[: min(cuts)], True
+        keep = 0 if final or self._ended else self._may_begin_stop()
+        ready = self._held[: len(self._held) - keep]
+        if ready:
+            self._write(ready)
+        self._held = self._held[len(ready) :]
+
+    def close(self) -> None:
+        if not self._ended:
+            self.feed([], final=True)
+
+    def _may_begin_stop(self) -> int:
+        """Length of the longest end of the held text that is the beginning of a stop string."""
+        lengths = (n for s in self._stop for n in range(1, len(s)) if self._held.endswith(s[:n]))
+        return max(lengths, default=0)

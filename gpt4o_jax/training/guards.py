@@ -1,0 +1,39 @@
+"""Stopping well: on a signal after saving, on divergence with a reason."""
+
+import os
+import signal
+
+from gpt4o_jax.errors import ExitCode, RunError
+
+
+class StopSignal:
+    """Context manager: the first SIGTERM or SIGINT sets `received`, the second ends the process at once."""
+
+    def __init__(self, say):
+        self.received: str | None = None
+        self._say = say
+
+    def __enter__(self):
+        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_):
+        for s, handler in self._before.items():
+            signal.signal(s, handler)
+
+    def _handle(self, number, frame):
+        if self.received:
+            os._exit(ExitCode.SIGNAL)
+        self.received = signal.Signals(number).name
+        self._say(f"{self.received}: finishing the dispatch and saving; send it again to stop at once")
+
+
+def check_divergence(skipped_in_a_row: int, step: int, limit: int) -> None:
+    """Raises RunError (exit code 4) once `limit` steps in a row had a non-finite loss or gradient."""
+    if skipped_in_a_row >= limit:
+        raise RunError(
+            f"diverged: {skipped_in_a_row} steps in a row up to step {step} had a non-finite loss or gradient"
+            f" (limit train.max_skipped_in_a_row={limit}); resume from the last checkpoint with a lower"
+            " optimizer.peak_lr or a longer warm-up",
+            ExitCode.DIVERGED,
+        )

@@ -1,0 +1,263 @@
+"""The training loop: one compiled call, K steps each, read top to bottom."""
+
+import collections
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from gpt4o_jax import parallel
+from gpt4o_jax.checkpoint.store import Store
+from gpt4o_jax.config import RunConfig, total_steps
+from gpt4o_jax.console import Progress, say
+from gpt4o_jax.data.batches import Batch, dispatches
+from gpt4o_jax.data.corpus import Corpus
+from gpt4o_jax.data.rows import ROWS
+from gpt4o_jax.data.tokenizer import byte_lengths
+from gpt4o_jax.errors import ExitCode, RunError
+from gpt4o_jax.model import flops, gpt
+from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.training import guards
+from gpt4o_jax.training.metrics import Ledger, MetricsWriter
+from gpt4o_jax.training.optimizer import make_optimizer
+from gpt4o_jax.training.peak import peak_flops
+from gpt4o_jax.training.state import TrainState, create, state_shardings
+from gpt4o_jax.training.step import make_step
+
+
+def train(
+    config: RunConfig,
+    workdir: epath.Path,
+    corpus: Corpus,
+    mesh: jax.sharding.Mesh,
+    evaluate: Callable[[gpt.GPT, dict, bool], dict],
+    sample: Callable[[gpt.GPT, dict], str],
+    initial_params: Callable[[gpt.GPT], dict] | None = None,
+    profile: tuple[int, int] | None = None,
+) -> TrainState:
+    """Trains from the newest intact checkpoint in `workdir`, or from the start, to the end.
+
+    config: with model.vocab_size and compute_dtype resolved. evaluate(model, params, whole) and
+    sample(model, params) are called at their cadences and at the end, where whole is True.
+    initial_params(model): weights to start a fresh run from. profile: steps (first, last) to trace.
+    Returns the final state. Raises RunError: diverged (4), storage (5), stopped by a signal (75).
+    """
+    ledger = Ledger()
+    with jax.set_mesh(mesh), ledger.time("init"):
+        # ------------------------------------------------------------ model, optimizer, data
+        compute = Compute(mesh.devices.flat[0].platform, config.model.compute_dtype)
+        model = gpt.GPT(config.model, compute)
+        axes = gpt.logical_axes(model)
+        optimizer = make_optimizer(config.optimizer, axes)
+        K, B, T = config.train.steps_per_dispatch, config.train.batch_size, config.model.context_length
+        rows = ROWS[config.data.rows](corpus.training, T, config.seed)
+        last_step = total_steps(config, rows.tokens_per_epoch)
+
+        # ------------------------------------------------------------ state: restored, or born in its shards
+        def fresh(key):
+            return create(lambda k: gpt.init(model, k), optimizer, key, ema=config.optimizer.ema_decay > 0)
+
+        key = jax.random.key(config.seed)
+        shapes = jax.eval_shape(fresh, key)
+        shardings = state_shardings(shapes, axes, mesh)
+        store = Store(workdir / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_every)
+        store.clean()
+        had_checkpoints = bool(store.steps())
+        start = store.newest_intact(say)
+        if start is None and had_checkpoints:
+            raise RunError(
+                f"{workdir}: no checkpoint of this run is intact; remove the folder to start again", ExitCode.DATA
+            )
+        if start is None:
+            state = jax.jit(fresh, out_shardings=shardings)(key)
+            if initial_params is not None:
+                params = initial_params(model)
+                state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params) if state.ema is not None else None)
+        else:
+            state = restore_state(store, start, shapes, shardings)
+            say(f"continuing from step {start} of {last_step}")
+        start = start or 0
+
+    # ------------------------------------------------------------ compile
+    batch_sharding = jax.sharding.NamedSharding(mesh, parallel.spec((None, "batch", "seq")))
+    with jax.set_mesh(mesh), ledger.time("compile"):
+        step_fn = make_step(model, optimizer, config, last_step, byte_lengths(corpus.tokenizer))
+        whole = jax.sharding.NamedSharding(mesh, jax.P())
+        jitted = jax.jit(
+            step_fn, in_shardings=(shardings, batch_sharding), out_shardings=(shardings, whole), donate_argnums=0
+        )
+        ints, floats = (jax.ShapeDtypeStruct((K, B, T), dtype) for dtype in (jnp.int32, jnp.float32))
+        compiled = jitted.lower(state, Batch(ints, ints, floats, ints, ints)).compile()
+        peak = peak_flops(mesh.devices.flat[0], config.model.compute_dtype)
+    say(
+        f"model {flops.parameter_count(config.model):,} parameters, {compute.dtype} products on {mesh.devices.size}"
+        f" {mesh.devices.flat[0].device_kind} device(s); {last_step} steps of {B} x {T} tokens;"
+        f" {len(corpus.training.tokens):,} training tokens"
+    )
+
+    # ------------------------------------------------------------ the loop
+    logger = _Logger(config, workdir, start, last_step, peak, mesh, ledger)
+    stop = guards.StopSignal(say)
+    tracing = False
+    try:
+        with jax.set_mesh(mesh), stop:
+            batches = dispatches(rows, start, last_step, K, B, config.data.prefetch)
+            while True:
+                with ledger.time("data"):
+                    step, batch = next(batches, (None, None))
+                    if batch is None:
+                        break
+                    batch = jax.device_put(batch, batch_sharding)
+                if profile and not tracing and step > profile[0]:
+                    jax.profiler.start_trace(str(workdir / "profile"))
+                    tracing = True
+                with ledger.time("step"):
+                    with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                        state, metrics = compiled(state, batch)
+                    # The metrics of the dispatch before: the device already has its next work.
+                    logger.receive(step, metrics)
+                if tracing and step >= profile[1]:
+                    jax.block_until_ready(state)
+                    jax.profiler.stop_trace()
+                    say(f"profile of steps {profile[0]} to {step} in {workdir / 'profile'}")
+                    tracing, profile = False, None
+                store.poll()
+
+                last = step == last_step
+                due = lambda every: last or (every and step % every == 0)
+                stopping = stop.received is not None
+                if due(config.eval.every) or due(config.sample.every) or due(config.checkpoint.every) or stopping:
+                    with ledger.time("step"):
+                        logger.flush()
+                    params = state.params if state.ema is None else state.ema
+                    if due(config.eval.every):
+                        with ledger.time("eval"):
+                            logger.write("eval", step, evaluate(model, params, last))
+                    if due(config.sample.every):
+                        with ledger.time("sample"):
+                            folder = workdir / "samples"
+                            folder.mkdir(parents=True, exist_ok=True)
+                            (folder / f"{step}.txt").write_text(sample(model, params))
+                    if due(config.checkpoint.every) or stopping:
+                        with ledger.time("checkpoint"):
+                            save_state(store, step, state, corpus)
+                if stopping and not last:
+                    with ledger.time("checkpoint"):
+                        store.close()
+                    raise RunError(
+                        f"stopped by {stop.received} at step {step} of {last_step}, saved;"
+                        " run the same command again to continue",
+                        ExitCode.SIGNAL,
+                    )
+            with ledger.time("checkpoint"):
+                store.close()
+    finally:
+        logger.close()
+        if tracing:
+            jax.profiler.stop_trace()
+    return state
+
+
+class _Logger:
+    """Turns device metrics into records, one dispatch late."""
+
+    def __init__(self, config, workdir, start, last_step, peak, mesh, ledger):
+        self._config, self._last_step, self._ledger = config, last_step, ledger
+        self._writer = MetricsWriter(workdir, start, config.log.tensorboard)
+        tokens_per_step = config.train.batch_size * config.model.context_length
+        self._progress = Progress(last_step, start, tokens_per_step)
+        self._tokens_per_step = tokens_per_step
+        self._flops_per_step = flops.train_flops_per_token(config.model) * tokens_per_step
+        # Fake CPU devices share one machine, whose peak was measured whole.
+        devices = 1 if mesh.devices.flat[0].platform == "cpu" else mesh.devices.size
+        self._peak = peak and peak * devices
+        self._waiting = collections.deque()
+        self._window = (start, ledger.so_far("step", "data"))
+
+    def receive(self, step: int, metrics: dict) -> None:
+        """Takes the metrics of a dispatch that was just sent off, and reads those of the one before."""
+        self._waiting.append((step, metrics))
+        while len(self._waiting) > 1:
+            self._read(*self._waiting.popleft())
+
+    def flush(self) -> None:
+        while self._waiting:
+            self._read(*self._waiting.popleft())
+
+    def _read(self, step: int, metrics: dict) -> None:
+        m = {name: np.asarray(value, np.float64) for name, value in jax.device_get(metrics).items()}
+        guards.check_divergence(int(m["skipped_in_a_row"].max()), step, self._config.train.max_skipped_in_a_row)
+        if step % self._config.log.every and step != self._last_step:
+            return
+        nats = float(np.sum(m["loss"] * m["weight"]))
+        (seen, busy_then), busy_now = self._window, self._ledger.so_far("step", "data")
+        self._window = (step, busy_now)
+        steps_per_second = (step - seen) / max(busy_now - busy_then, 1e-9)
+        record = {
+            "loss": nats / max(float(m["weight"].sum()), 1.0),
+            "bits_per_byte": nats / math.log(2) / max(float(m["bytes"].sum()), 1.0),
+            "grad_norm": float(m["grad_norm"].mean()),
+            "update_norm": float(m["update_norm"].mean()),
+            "learning_rate": float(m["lr_factor"][-1]) * self._config.optimizer.peak_lr,
+            "tokens": step * self._tokens_per_step,
+            "skipped_steps": int(m["skipped_steps"][-1]),
+        }
+        record["tokens_per_second"] = steps_per_second * self._tokens_per_step
+        if self._peak:
+            record["mfu"] = steps_per_second * self._flops_per_step / self._peak
+        record |= {f"goodput/{kind}": round(share, 4) for kind, share in self._ledger.fractions().items()}
+        self._writer.write("train", step, record)
+        note = f"loss {record['loss']:.3f}"
+        self._progress.update(step, note)
+        if not self._progress.on_terminal:
+            say(
+                f"step {step}/{self._last_step}  {note}  {record['bits_per_byte']:.3f} bits/byte"
+                f"  {record['tokens_per_second']:,.0f} tokens/s"
+            )
+
+    def write(self, kind: str, step: int, values: dict) -> None:
+        self._writer.write(kind, step, values)
+        say(f"{kind} at step {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
+
+    def close(self) -> None:
+        self._progress.close()
+        self._writer.close()
+
+
+# ---------------------------------------------------------------- checkpoints of a TrainState
+
+
+def save_state(store: Store, step: int, state: TrainState, corpus: Corpus) -> None:
+    """Hands the state to the store as items that can be restored separately."""
+    items = {"params": state.params, "opt_state": state.opt_state, "counters": _counters(state)}
+    if state.ema is not None:
+        items["ema"] = state.ema
+    store.save(step, items, {"step": step, "corpus": corpus.name, "tokenizer": corpus.tokenizer.digest})
+
+
+def restore_state(store: Store, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:
+    """The whole state, directly in its shards."""
+    like = _with_shardings(shapes, shardings)
+    like = like.replace(rng=jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=shardings.rng))
+    counters = store.restore(step, "counters", _counters(like, wrap=False))
+    return TrainState(
+        step=counters["step"],
+        params=store.restore(step, "params", like.params),
+        opt_state=store.restore(step, "opt_state", like.opt_state),
+        ema=None if like.ema is None else store.restore(step, "ema", like.ema),
+        rng=jax.random.wrap_key_data(counters["rng"]),
+        skipped_steps=counters["skipped_steps"],
+        skipped_in_a_row=counters["skipped_in_a_row"],
+    )
+
+
+def _counters(state: TrainState, wrap: bool = True) -> dict:
+    names = ("step", "skipped_steps", "skipped_in_a_row")
+    return {n: getattr(state, n) for n in names} | {"rng": jax.random.key_data(state.rng) if wrap else state.rng}
+
+
+def _with_shardings(shapes, shardings):
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)

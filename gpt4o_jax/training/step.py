@@ -1,0 +1,104 @@
+"""The training step: (state, batch) -> (state, metrics), K of them in one compiled call.
+
+K steps per dispatch, A micro-batches per step, B rows, T positions
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gpt4o_jax import parallel
+from gpt4o_jax.config import RunConfig
+from gpt4o_jax.data.batches import Batch
+from gpt4o_jax.model.gpt import GPT, unembedding
+from gpt4o_jax.ops.cross_entropy import cross_entropy
+from gpt4o_jax.training.schedules import schedule_factor
+from gpt4o_jax.training.state import TrainState
+
+
+def loss_sum(model: GPT, params, batch: Batch, loss_chunk: int, key=None) -> jax.Array:
+    """Sum of weight * negative log-likelihood over a batch [B, T], in nats. key: enables dropout."""
+    train = key is not None and model.config.dropout > 0
+    hidden_BTD, _, _ = model.apply(
+        {"params": params},
+        batch.tokens,
+        batch.positions,
+        batch.segments,
+        train=train,
+        rngs={"dropout": key} if train else {},
+    )
+    return cross_entropy(hidden_BTD, unembedding(params), batch.targets, batch.weights, loss_chunk, model.compute)
+
+
+def gradients(model: GPT, params, batch: Batch, config: RunConfig, key: jax.Array):
+    """(mean loss per weighted target, its gradient, sum of weights), over train.accumulate micro-batches.
+
+    Sums are divided once, by the weight of the whole batch: unevenly padded micro-batches count by their tokens.
+    """
+    A = config.train.accumulate
+    # Row i goes to micro-batch i % A, so that every micro-batch has rows of every data shard.
+    micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, A, *x.shape[1:]), 1, 0), batch)
+    grad = jax.value_and_grad(functools.partial(loss_sum, model), argnums=0)
+
+    def add(carry, xs):
+        index, part = xs
+        part = jax.tree.map(lambda x: parallel.constrain(x, "batch", "seq"), part)
+        new = grad(params, part, config.train.loss_chunk, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, carry, new), None
+
+    if A == 1:
+        total, grads = grad(params, batch, config.train.loss_chunk, key)
+    else:
+        zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
+        (total, grads), _ = jax.lax.scan(add, zero, (jnp.arange(A), micro))
+    weight = jnp.sum(batch.weights)
+    scale = 1 / jnp.maximum(weight, 1)
+    return total * scale, jax.tree.map(lambda g: g * scale, grads), weight
+
+
+def make_step(model: GPT, optimizer: optax.GradientTransformation, config: RunConfig, total_steps: int, byte_lengths: np.ndarray):
+    """The function that training compiles: (state, Batch [K, B, T]) -> (state, metrics [K] each)."""
+    bytes_V = jnp.asarray(byte_lengths, jnp.float32)
+
+    def one_step(state: TrainState, batch: Batch):
+        loss, grads, weight = gradients(model, state.params, batch, config, jax.random.fold_in(state.rng, state.step))
+        grad_norm = optax.tree.norm(grads)
+        factor = schedule_factor(config.optimizer, total_steps, state.step)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates = jax.tree.map(lambda u: u * factor, updates)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            decay = config.optimizer.ema_decay
+            ema = jax.tree.map(lambda e, p: e * decay + p * (1 - decay), ema, params)
+
+        # A non-finite step changes nothing but the counters: the data moves on.
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        old, new = (state.params, state.opt_state, state.ema), (params, opt_state, ema)
+        params, opt_state, ema = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        skipped = jnp.where(finite, 0, 1)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema=ema,
+            rng=state.rng,
+            skipped_steps=state.skipped_steps + skipped,
+            skipped_in_a_row=(state.skipped_in_a_row + skipped) * skipped,
+        )
+        metrics = {
+            "loss": loss,
+            "weight": weight,
+            "bytes": jnp.sum(bytes_V[batch.targets] * batch.weights),
+            "grad_norm": grad_norm,
+            "update_norm": optax.tree.norm(updates),
+            "lr_factor": factor,
+            "skipped_steps": new_state.skipped_steps,
+            "skipped_in_a_row": new_state.skipped_in_a_row,
+        }
+        return new_state, metrics
+
+    return lambda state, batches: jax.lax.scan(one_step, state, batches)
