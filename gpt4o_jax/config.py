@@ -10,7 +10,7 @@ import dataclasses
 import math
 import types
 import typing
-from typing import Any, Optional, Tuple
+from typing import Any
 
 from gpt4o_jax.errors import RunError, did_you_mean
 
@@ -24,14 +24,14 @@ def knob(default: Any, doc: str, choices: tuple = (), low: float | None = None, 
 class ModelConfig:
     """The decoder: what `model/gpt.py` needs to know, and nothing about how it is trained."""
 
-    vocab_size: Optional[int] = knob(None, "Rows of the embedding; None takes the tokenizer's size.", low=2)
+    vocab_size: int | None = knob(None, "Rows of the embedding; None takes the tokenizer's size.", low=2)
     context_length: int = knob(256, "Longest sequence T, in tokens, that the model is trained on.", low=2)
     n_layers: int = knob(4, "Decoder blocks L.", low=1)
     d_model: int = knob(256, "Width D of the residual stream.", low=1)
     n_heads: int = knob(4, "Query heads N.", low=1)
-    n_kv_heads: Optional[int] = knob(None, "Key/value heads K (grouped-query attention); None means n_heads.", low=1)
-    head_dim: Optional[int] = knob(None, "Width H of one head; None means d_model / n_heads.", low=1)
-    d_ff: Optional[int] = knob(None, "Hidden width F of the feed-forward; None means 4 * d_model.", low=1)
+    n_kv_heads: int | None = knob(None, "Key/value heads K (grouped-query attention); None means n_heads.", low=1)
+    head_dim: int | None = knob(None, "Width H of one head; None means d_model / n_heads.", low=1)
+    d_ff: int | None = knob(None, "Hidden width F of the feed-forward; None means 4 * d_model.", low=1)
     mlp: str = knob("relu2", "Feed-forward non-linearity.", ("gelu", "relu", "relu2", "swiglu"))
     norm: str = knob("rms", "Normalisation before each sub-layer and at the end.", ("rms", "layer"))
     norm_eps: float = knob(1e-6, "Added to the variance inside every norm.", low=0.0)
@@ -74,7 +74,9 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    kind: str = knob("bpe", "SentencePiece BPE trained on the run's own source, raw bytes, or characters.", ("bpe", "byte", "char"))
+    kind: str = knob(
+        "bpe", "SentencePiece BPE trained on the run's own source, raw bytes, or characters.", ("bpe", "byte", "char")
+    )
     vocab_size: int = knob(2048, "Pieces of a bpe tokenizer, reserved ids and 256 bytes included.", low=300, high=2**20)
     path: str = knob("", "A tokenizer.model to use as it is, instead of training one.")
 
@@ -84,7 +86,9 @@ class DataConfig:
     source: str = knob("python_docs", "Where documents come from.", ("python_docs", "text"))
     path: str = knob("", "For text: a file, a folder, or a glob of UTF-8 files.")
     separator: str = knob("", "For text: split files into documents at this string; empty: one file, one document.")
-    holdout: str = knob("hash", "Held-out documents: chosen by a hash of their text, or the tail of the corpus.", ("hash", "tail"))
+    holdout: str = knob(
+        "hash", "Held-out documents: chosen by a hash of their text, or the tail of the corpus.", ("hash", "tail")
+    )
     holdout_fraction: float = knob(0.05, "Share of documents (hash) or of characters (tail) held out.", low=0.0, high=0.9)
     shingle_bytes: int = knob(
         50, "Training documents that share this many consecutive bytes with the hold-out are dropped; 0: keep all.", low=0
@@ -116,7 +120,9 @@ class OptimizerConfig:
     clip_norm: float = knob(1.0, "Global gradient norm is clipped to this; 0: no clipping.", low=0.0)
     schedule: str = knob("cosine", "Shape of the learning rate after warm-up.", ("cosine", "wsd", "constant"))
     warmup_steps: int = knob(100, "Steps of linear warm-up from 0.", low=0)
-    decay_fraction: float = knob(0.2, "wsd: share of all steps, at the end, over which the rate falls linearly.", low=0.0, high=1.0)
+    decay_fraction: float = knob(
+        0.2, "wsd: share of all steps, at the end, over which the rate falls linearly.", low=0.0, high=1.0
+    )
     end_lr_fraction: float = knob(0.1, "Learning rate at the last step, as a share of the peak.", low=0.0, high=1.0)
     ema_decay: float = knob(0.0, "Exponential moving average of the weights, used for evaluation; 0: off.", low=0.0, high=0.99999)
 
@@ -141,14 +147,14 @@ class LogConfig:
 class EvalConfig:
     every: int = knob(500, "Steps between evaluations on the hold-out; 0: only at the end.", low=0)
     max_tokens: int = knob(50_000, "Tokens of the hold-out that a periodic evaluation reads; the final one reads all.", low=1)
-    stride: Optional[int] = knob(None, "Tokens between the windows of an evaluation; None: half the context.", low=1)
+    stride: int | None = knob(None, "Tokens between the windows of an evaluation; None: half the context.", low=1)
     batch_size: int = knob(16, "Windows in one evaluation call.", low=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
     every: int = knob(500, "Steps between samples written to samples/STEP.txt; 0: only at the end.", low=0)
-    prompts: Tuple[str, ...] = knob(("",), "One sample is drawn for each prompt.")
+    prompts: tuple[str, ...] = knob(("",), "One sample is drawn for each prompt.")
     max_new_tokens: int = knob(100, "Tokens a sample.", low=1)
     temperature: float = knob(0.8, "Sampling temperature; 0: greedy.", low=0.0)
 
@@ -202,8 +208,7 @@ def _key(field: dataclasses.Field) -> str:
 def to_dict(config: Any) -> dict:
     """A dataclass of this file as nested plain dicts, as written to config.json."""
     return {
-        _key(f): to_dict(v) if dataclasses.is_dataclass(v := getattr(config, f.name)) else v
-        for f in dataclasses.fields(config)
+        _key(f): to_dict(v) if dataclasses.is_dataclass(v := getattr(config, f.name)) else v for f in dataclasses.fields(config)
     }
 
 

@@ -38,7 +38,9 @@ def plot(train: list[dict], evals: list[dict]) -> bytes:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
-    axes.plot([r["tokens"] for r in train], [r["bits_per_byte"] for r in train], lw=1, color="tab:blue", alpha=0.6, label="training")
+    axes.plot(
+        [r["tokens"] for r in train], [r["bits_per_byte"] for r in train], lw=1, color="tab:blue", alpha=0.6, label="training"
+    )
     tokens = {r["step"]: r["tokens"] for r in train}
     points = [(tokens[r["step"]], r["bits_per_byte"]) for r in evals if r["step"] in tokens]
     axes.plot(*zip(*points, strict=True), "o-", color="tab:orange", label="held out")

@@ -28,7 +28,9 @@ def read(spec: str, overrides: dict[str, str]) -> RunConfig:
 
 def _call(path: Path, argument: str):
     if not path.is_file():
-        raise RunError(f"--config={path}: no such file; configs of this project are in configs/, for example configs/quickstart.py")
+        raise RunError(
+            f"--config={path}: no such file; configs of this project are in configs/, for example configs/quickstart.py"
+        )
     module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if module_spec is None:
         raise RunError(f"--config={path}: expected a Python file with get_config()")

@@ -67,10 +67,7 @@ def parse(command: str, flags: Sequence[Flag], argv: Sequence[str], takes_config
 def _value(command: str, flag: Flag, text: str):
     what = {int: "an integer", float: "a number", bool: "true or false", str: "text"}[flag.kind]
     try:
-        if flag.kind is bool:
-            value = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        else:
-            value = flag.kind(text)
+        value = {"true": True, "1": True, "false": False, "0": False}[text.lower()] if flag.kind is bool else flag.kind(text)
     except (ValueError, KeyError):
         raise RunError(f"{command}: --{flag.name}={text}: expected {what}") from None
     too_low = flag.low is not None and not value >= flag.low

@@ -47,9 +47,7 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Corpus:
         folder = root / "tokens" / f"{name}-{part}"
         ready = (folder / "meta.json").exists()
         caches.append(
-            token_cache.open_cache(folder)
-            if ready
-            else token_cache.build(folder.parent, folder.name, documents()[i], tokenizer)
+            token_cache.open_cache(folder) if ready else token_cache.build(folder.parent, folder.name, documents()[i], tokenizer)
         )
     return Corpus(name, tokenizer, *caches)
 

@@ -52,8 +52,7 @@ def read_text(path: Path) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise data_error(
-            f"{path}: not UTF-8: byte 0x{raw[e.start]:02x} at offset {e.start};"
-            " convert it, for example with `iconv -t UTF-8`"
+            f"{path}: not UTF-8: byte 0x{raw[e.start]:02x} at offset {e.start}; convert it, for example with `iconv -t UTF-8`"
         ) from None
 
 

@@ -78,9 +78,7 @@ class Tokenizer:
 def byte_tokenizer() -> Tokenizer:
     """One id a byte: RESERVED + its value."""
     pieces = [b""] * RESERVED + [bytes([b]) for b in range(256)]
-    return Tokenizer(
-        "byte", pieces, json.dumps({"kind": "byte"}).encode(), lambda text: [RESERVED + b for b in text.encode()]
-    )
+    return Tokenizer("byte", pieces, json.dumps({"kind": "byte"}).encode(), lambda text: [RESERVED + b for b in text.encode()])
 
 
 def char_tokenizer(characters: str) -> Tokenizer:

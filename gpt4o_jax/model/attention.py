@@ -4,7 +4,6 @@ B batch, T positions, S slots of the cache, D model width, N query heads, K key/
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from gpt4o_jax.config import ModelConfig

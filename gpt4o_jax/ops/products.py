@@ -64,10 +64,7 @@ def _flat_dot(spec, x, y):
     summed = [i for i in a if i not in out]
     size = dict(zip(a, x.shape, strict=True)) | dict(zip(b, y.shape, strict=True))
     k = math.prod(size[i] for i in summed)
-    if a[: len(summed)] == "".join(summed):
-        x = with_layout_constraint(x.reshape(k, -1).T, Layout((0, 1)))
-    else:
-        x = x.reshape(-1, k)
+    x = with_layout_constraint(x.reshape(k, -1).T, Layout((0, 1))) if a[: len(summed)] == "".join(summed) else x.reshape(-1, k)
     if b[: len(summed)] == "".join(summed):
         flat = jnp.dot(x, y.reshape(k, -1), preferred_element_type=jnp.float32)
     else:

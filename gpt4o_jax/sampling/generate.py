@@ -145,9 +145,7 @@ def _functions(model: GPT, sampling: Sampling, B: int, T: int, S: int):
             cache, token_B, positions_B, done_B = carry
             # A finished row computes along but writes nothing: its token counts as padding.
             alive_B1 = (~done_B & (positions_B < S)).astype(jnp.int32)[:, None]
-            hidden_B1D, cache, _ = model.apply(
-                {"params": params}, token_B[:, None], positions_B[:, None], alive_B1, cache
-            )
+            hidden_B1D, cache, _ = model.apply({"params": params}, token_B[:, None], positions_B[:, None], alive_B1, cache)
             next_B, logprob_B = pick(params, hidden_B1D[:, 0], keys_B, positions_B + 1)
             done_B |= next_B == EOS
             return (cache, next_B, positions_B + 1, done_B), (next_B, logprob_B)

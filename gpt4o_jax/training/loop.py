@@ -68,9 +68,7 @@ def train(
         had_checkpoints = bool(store.steps())
         start = store.newest_intact(say)
         if start is None and had_checkpoints:
-            raise RunError(
-                f"{workdir}: no checkpoint of this run is intact; remove the folder to start again", ExitCode.DATA
-            )
+            raise RunError(f"{workdir}: no checkpoint of this run is intact; remove the folder to start again", ExitCode.DATA)
         if start is None:
             state = jax.jit(fresh, out_shardings=shardings)(key)
             if initial_params is not None:
@@ -86,9 +84,7 @@ def train(
     with jax.set_mesh(mesh), ledger.time("compile"):
         step_fn = make_step(model, optimizer, config, last_step, byte_lengths(corpus.tokenizer))
         whole = jax.sharding.NamedSharding(mesh, jax.P())
-        jitted = jax.jit(
-            step_fn, in_shardings=(shardings, batch_sharding), out_shardings=(shardings, whole), donate_argnums=0
-        )
+        jitted = jax.jit(step_fn, in_shardings=(shardings, batch_sharding), out_shardings=(shardings, whole), donate_argnums=0)
         ints, floats = (jax.ShapeDtypeStruct((K, B, T), dtype) for dtype in (jnp.int32, jnp.float32))
         compiled = jitted.lower(state, Batch(ints, ints, floats, ints, ints)).compile()
         peak = peak_flops(mesh.devices.flat[0], config.model.compute_dtype)

@@ -47,7 +47,7 @@ def read_metrics(workdir) -> list[dict]:
     path = epath.Path(workdir) / "metrics.jsonl"
     if not path.exists():
         return []
-    *lines, rest = path.read_text().split("\n")
+    *lines, _rest = path.read_text().split("\n")
     return [json.loads(line) for line in lines if line]
 
 

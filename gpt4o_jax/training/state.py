@@ -38,18 +38,14 @@ def state_shardings(state_shapes: TrainState, axes, mesh: jax.sharding.Mesh) -> 
     whole = jax.sharding.NamedSharding(mesh, jax.P())
     by_param = parallel.shardings(axes, mesh)
     opt_state = _like_params(state_shapes.opt_state, state_shapes.params, by_param, whole)
-    return TrainState(
-        whole, by_param, opt_state, None if state_shapes.ema is None else by_param, whole, whole, whole
-    )
+    return TrainState(whole, by_param, opt_state, None if state_shapes.ema is None else by_param, whole, whole, whole)
 
 
 def _like_params(opt_state, params, by_param, whole):
     """A leaf whose path ends with the path of a parameter of the same shape gets that parameter's sharding."""
     wanted = {
         jax.tree_util.keystr(path): (leaf.shape, sharding)
-        for (path, leaf), sharding in zip(
-            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(by_param), strict=True
-        )
+        for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(by_param), strict=True)
     }
 
     def pick(path, leaf):
