@@ -5,6 +5,7 @@ K steps in one dispatch, B rows, T positions
 
 import concurrent.futures
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -51,8 +52,8 @@ def dispatches(rows, first_step: int, last_step: int, K: int, B: int, prefetch: 
 
     starts = iter(range(first_step, last_step, K))
     with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        waiting = [(s, pool.submit(build, s)) for s, _ in zip(starts, range(prefetch), strict=False)]
+        waiting = [(s, pool.submit(build, s)) for s in itertools.islice(starts, prefetch)]
         while waiting:
             step, future = waiting.pop(0)
             yield step + K, future.result()
-            waiting += [(s, pool.submit(build, s)) for s, _ in zip(starts, range(1), strict=False)]
+            waiting += [(s, pool.submit(build, s)) for s in itertools.islice(starts, 1)]
