@@ -1,0 +1,88 @@
+# shellcheck shell=bash
+# Sourced by the other scripts, with bash's -euo pipefail: goes to the root of the repository and defines
+#
+#   runtime_requirements     prints the requirements file for this machine: cuda, tpu, or the core alone
+#   prepare_environment F... makes .venv if it is not there, and installs the requirements files F and this
+#                            package; does nothing where they are as they were when last installed
+#
+# PYTHON=PROGRAM chooses the interpreter that .venv is made with.
+
+CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+
+fail() {
+  printf '%s: %s\n' "${0##*/}" "$1" >&2
+  exit 2
+}
+
+runtime_requirements() {
+  if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then
+    echo requirements-cuda.txt
+  elif compgen -G '/dev/accel[0-9]*' >/dev/null ||
+    { compgen -G '/dev/vfio/[0-9]*' >/dev/null && [[ -n "${TPU_NAME:-}${TPU_ACCELERATOR_TYPE:-}${TPU_WORKER_ID:-}" ]]; }; then
+    echo requirements-tpu.txt
+  else
+    echo requirements.txt
+  fi
+}
+
+is_new_enough() {
+  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+}
+
+find_python() {
+  local candidate
+  for candidate in python3 python3.13 python3.12 python3.11 python; do
+    if is_new_enough "$candidate"; then
+      printf '%s\n' "$candidate"
+      return
+    fi
+  done
+  return 1
+}
+
+make_venv() {
+  local python=${PYTHON:-}
+  if [[ -n "$python" ]] && ! is_new_enough "$python"; then
+    fail "PYTHON=$python: expected a Python of version 3.11 or newer"
+  elif [[ -n "$python" ]] || python=$(find_python); then
+    if command -v uv >/dev/null; then
+      uv venv --quiet --clear --python "$python" .venv
+    else
+      "$python" -m venv --clear .venv || fail "$python cannot make .venv; on Debian and Ubuntu: apt install python3-venv"
+    fi
+  elif command -v uv >/dev/null; then
+    uv venv --quiet --clear --python 3.12 .venv # uv brings an interpreter of its own
+  else
+    fail 'no Python 3.11 or newer found (tried python3, python3.13, python3.12, python3.11, python); install one, or set PYTHON=PROGRAM'
+  fi
+}
+
+# Changes with any requirements file, the package's metadata, the interpreter or the place of the repository.
+environment_key() {
+  { cat requirements*.txt pyproject.toml && .venv/bin/python -VV && pwd -P; } | cksum
+}
+
+prepare_environment() {
+  is_new_enough .venv/bin/python || make_venv
+  local key file missing=()
+  key=$(environment_key)
+  for file in "$@"; do
+    if [[ "$(cat ".venv/installed-$file" 2>/dev/null)" != "$key" ]]; then
+      missing+=(-r "$file")
+    fi
+  done
+  if ((${#missing[@]})); then
+    echo "installing $* into $PWD/.venv" >&2
+    if command -v uv >/dev/null; then
+      uv pip install --quiet --python .venv/bin/python "${missing[@]}"
+      uv pip install --quiet --python .venv/bin/python --no-deps --editable .
+    else
+      .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null
+      .venv/bin/python -m pip install --quiet --disable-pip-version-check "${missing[@]}"
+      .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+    fi
+    for file in "$@"; do
+      printf '%s\n' "$key" >".venv/installed-$file"
+    done
+  fi
+}

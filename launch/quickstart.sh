@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# From a fresh clone to a trained, measured model that writes: environment, training, evaluation, samples.
+#
+#   bash launch/quickstart.sh [WORKDIR] [-- TRAIN_FLAGS...]
+#
+# WORKDIR: the run folder (default: runs/quickstart in the repository). A second call continues a run that was
+# stopped, and passes over one that is finished. TRAIN_FLAGS, for example: -- --config.train.length='20 steps'
+set -euo pipefail
+
+usage() {
+  sed -n '2,/^set /{/^#/s/^#\{1,\} \{0,1\}//p;}' "${BASH_SOURCE[0]}"
+  exit "$1"
+}
+
+workdir=
+if [[ $# -gt 0 && "$1" != -- ]]; then
+  case "$1" in
+    -h | --help) usage 0 ;;
+    -*) usage 2 >&2 ;;
+    /* | *://*) workdir=$1 ;;
+    *) workdir=$PWD/$1 ;;
+  esac
+  shift
+fi
+if [[ $# -gt 0 ]]; then
+  [[ "$1" == -- ]] || usage 2 >&2
+  shift
+fi
+
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+: "${workdir:=$PWD/runs/quickstart}"
+python=$PWD/.venv/bin/python
+
+prepare_environment "$(runtime_requirements)"
+"$python" -m gpt4o_jax train --config=configs/quickstart.py --workdir="$workdir" "$@"
+"$python" -m gpt4o_jax evaluate --workdir="$workdir"
+"$python" -m gpt4o_jax generate --workdir="$workdir" --prompt='Return the ' --num_samples=3 --max_new_tokens=60 >/dev/null
+
+# What is printed here can be pasted, also where paths have spaces in them.
+quoted_workdir=$(printf '%q' "$workdir")
+cat >&2 <<END
+
+Done. The run:      $workdir
+      its report:   $workdir/report.md
+      its curve:    $workdir/loss.png
+
+Try next:
+  cd $(printf '%q' "$PWD") && source .venv/bin/activate
+  python -m gpt4o_jax generate --workdir=$quoted_workdir --prompt='The following example' --temperature=0.5
+  python -m gpt4o_jax evaluate --workdir=$quoted_workdir --text=README.md
+  python -m gpt4o_jax train --config=configs/quickstart.py --workdir=runs/longer --config.train.length='2 epochs'
+END
