@@ -3,6 +3,7 @@
 stdout ends with one JSON object; progress, logs and errors go to stderr.
 """
 
+import errno
 import importlib
 import json
 import os
@@ -29,9 +30,9 @@ def main(argv: list[str]) -> int:
         print("gpt4o_jax: interrupted", file=sys.stderr)
         return int(ExitCode.SIGNAL)
     except OSError as e:
-        if debug or e.filename is None:
+        if debug or (e.filename is None and e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)):
             raise
-        print(f"gpt4o_jax: {e.filename}: {e.strerror}", file=sys.stderr)
+        print(f"gpt4o_jax: {e.filename or 'storage'}: {e.strerror}", file=sys.stderr)
         return int(ExitCode.STORAGE)
 
 

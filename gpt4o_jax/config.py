@@ -269,7 +269,7 @@ def parse_value(name: str, text: str) -> Any:
             return float(text)
         value = ast.literal_eval(text)
         return value if isinstance(value, tuple) else (value,)
-    except (ValueError, KeyError, SyntaxError, OverflowError):
+    except (ValueError, KeyError, SyntaxError, OverflowError, TypeError, RecursionError, MemoryError):
         example = {int: "12", float: "3e-4", bool: "true", tuple: "\"('a','b')\""}[kind]
         raise RunError(f"--config.{name}={text}: not {_article(kind)}; write for example --config.{name}={example}") from None
 
@@ -279,8 +279,10 @@ def _article(kind: type) -> str:
 
 
 def freeze(values: dict) -> RunConfig:
-    """Nested plain dicts -> RunConfig. Unknown keys, wrong types and values raise RunError."""
+    """Plain dicts, nested or by dotted names -> RunConfig. Unknown keys, wrong types and values raise RunError."""
     known = knobs()
+    if not isinstance(values, dict):
+        raise RunError(f"config: got {values!r}, expected knobs by name")
     flat = flatten(values)
     for name in flat:
         if name not in known:
@@ -350,7 +352,7 @@ def _nearest_divisor(value: int, of: int) -> int:
     return min((d for d in range(1, of + 1) if of % d == 0), key=lambda d: abs(d - value))
 
 
-def _nearest_multiple(value: int, of: int) -> int:
+def _nearest_multiple(value: float, of: int) -> int:
     return max(of, round(value / of) * of)
 
 
@@ -373,8 +375,21 @@ def _validate(c: RunConfig) -> None:
             f"config.model.scan_unroll={m.scan_unroll} does not divide n_layers={m.n_layers};"
             f" nearest: scan_unroll={_nearest_divisor(m.scan_unroll, m.n_layers)}"
         )
+    stride = c.eval.stride or 0
+    if stride > m.context_length:
+        raise RunError(
+            f"config.eval.stride={stride} is larger than model.context_length={m.context_length}: tokens between two windows"
+            f" would not be scored; nearest: eval.stride={m.context_length}"
+        )
+    if not c.sample.prompts:
+        raise RunError("config.sample.prompts=(): expected at least one; ('',) starts from the beginning of a document")
     t = c.train
-    parse_length(t.length)
+    number, unit = parse_length(t.length)
+    if unit == "steps" and number % t.steps_per_dispatch:
+        raise RunError(
+            f"config.train.length={t.length!r} is not a whole multiple of train.steps_per_dispatch={t.steps_per_dispatch};"
+            f" nearest: '{_nearest_multiple(number, t.steps_per_dispatch)} steps'"
+        )
     if t.batch_size % t.accumulate:
         raise RunError(
             f"config.train.accumulate={t.accumulate} does not divide batch_size={t.batch_size};"
@@ -417,14 +432,9 @@ def parse_length(text: str) -> tuple[float, str]:
 
 
 def total_steps(config: RunConfig, tokens_per_epoch: int) -> int:
-    """Optimizer steps of the whole run: train.length rounded up to whole dispatches."""
+    """Optimizer steps of the whole run: train.length, tokens and epochs rounded up to whole dispatches."""
     number, unit = parse_length(config.train.length)
     tokens_per_step = config.train.batch_size * config.model.context_length
     steps = {"steps": number, "tokens": number / tokens_per_step, "epochs": number * tokens_per_epoch / tokens_per_step}[unit]
     k = config.train.steps_per_dispatch
-    if unit == "steps" and (steps != int(steps) or steps % k):
-        raise RunError(
-            f"config.train.length={config.train.length!r} is not a whole multiple of"
-            f" train.steps_per_dispatch={k}; nearest: '{_nearest_multiple(round(steps), k)} steps'"
-        )
     return math.ceil(steps / k) * k

@@ -5,16 +5,19 @@ config.json  tokenizer.model  metrics.jsonl  tensorboard/  checkpoints/STEP/  sa
 
 import dataclasses
 import json
+import math
 
 import jax
 from etils import epath
 
 from gpt4o_jax import parallel
+from gpt4o_jax.checkpoint import manifest
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.config import RunConfig, flatten, freeze, to_dict
 from gpt4o_jax.data import corpus as corpora
 from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.data.corpus import Corpus
+from gpt4o_jax.data.rows import ROWS
 from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import ExitCode, RunError, data_error
 from gpt4o_jax.model import gpt
@@ -37,9 +40,9 @@ class Run:
 def open_run(workdir, step: int | None = None) -> Run:
     """Opens `workdir` at `step` (None: the newest checkpoint). Averaged weights where the run keeps them.
 
-    Raises RunError where the folder is missing, foreign, without a checkpoint, or does not fit together.
+    Raises RunError where the folder is missing, foreign, damaged, without a checkpoint, or does not fit together.
     """
-    workdir = epath.Path(workdir)
+    workdir = epath.Path(workdir).expanduser()
     config = read_config(workdir)
     tokenizer = tokenizers.load(workdir / "tokenizer.model")
     if tokenizer.vocab_size > config.model.vocab_size:
@@ -54,6 +57,7 @@ def open_run(workdir, step: int | None = None) -> Run:
     step = steps[-1] if step is None else step
     if step not in steps:
         raise data_error(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    manifest.verify(store.path(step))
     stored = store.meta(step)["tokenizer"]
     if stored != tokenizer.digest:
         raise data_error(
@@ -76,23 +80,38 @@ def load_params(store: Store, step: int, model: gpt.GPT, mesh: jax.sharding.Mesh
     return store.restore(step, "ema" if store.has(step, "ema") else "params", like)
 
 
-def open_folder(workdir: epath.Path, config: RunConfig, platform: str) -> tuple[RunConfig, Corpus]:
+def open_folder(workdir: epath.Path, config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[RunConfig, Corpus]:
     """Makes a run folder, or opens one to go on in it. Returns the config with nothing left open, and the corpus.
 
-    Raises RunError where the folder holds something else, or a run of another config.
+    Raises RunError where the folder holds something else or a run of another config or text, and,
+    before anything is written, where config, text, tokenizer and mesh do not fit together.
     """
+    platform = mesh.devices.flat[0].platform
     if workdir.exists() and not workdir.is_dir():
         raise RunError(f"--workdir={workdir}: a file, expected a folder")
     resumed = (workdir / "config.json").exists()
     if not resumed and workdir.exists() and any(workdir.iterdir()):
         raise RunError(f"--workdir={workdir}: not empty and no run folder (no config.json); give a new or empty folder")
-    stored = read_config(workdir) if resumed else None
-    tokenizer = tokenizers.load(workdir / "tokenizer.model") if resumed else None
-    corpus = corpora.prepare(config, tokenizer)
-    config = _resolved(config, corpus.tokenizer, platform, stored)
-    if stored is not None:
+    if resumed:
+        stored, tokenizer = read_config(workdir), tokenizers.load(workdir / "tokenizer.model")
+        config = _resolved(config, tokenizer, platform, stored)
         _check_same(stored, config, workdir)
+        corpus = corpora.prepare(config, tokenizer)
+        _check_fit(config, corpus, mesh)
+        _check_corpus(workdir, corpus)
         return config, corpus
+    origin_tokenizer = None
+    if config.init.from_:
+        store, step = origin(config.init.from_)
+        origin_tokenizer = store.meta(step)["tokenizer"]
+    corpus = corpora.prepare(config)
+    if origin_tokenizer not in (None, corpus.tokenizer.digest):
+        raise data_error(
+            f"config.init.from={config.init.from_}: its weights were trained with another tokenizer (digest {origin_tokenizer},"
+            f" here {corpus.tokenizer.digest}); add --config.tokenizer.path={config.init.from_}/tokenizer.model"
+        )
+    config = _resolved(config, corpus.tokenizer, platform, None)
+    _check_fit(config, corpus, mesh)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         corpus.tokenizer.save(workdir / "tokenizer.model")
@@ -100,6 +119,16 @@ def open_folder(workdir: epath.Path, config: RunConfig, platform: str) -> tuple[
     except OSError as e:
         raise RunError(f"--workdir={workdir}: cannot write ({e.strerror or e})", ExitCode.STORAGE) from None
     return config, corpus
+
+
+def origin(folder: str) -> tuple[Store, int]:
+    """The checkpoints of config.init.from and the step to take from them. Raises RunError where there is none intact."""
+    store = Store(epath.Path(folder).expanduser() / "checkpoints")
+    if not store.steps():
+        raise data_error(f"config.init.from={folder}: no finished checkpoint there; expected the folder of a run")
+    step = store.steps()[-1]
+    manifest.verify(store.path(step))
+    return store, step
 
 
 def _resolved(config: RunConfig, tokenizer: Tokenizer, platform: str, stored: RunConfig | None) -> RunConfig:
@@ -115,6 +144,50 @@ def _resolved(config: RunConfig, tokenizer: Tokenizer, platform: str, stored: Ru
         dtype = stored.model.compute_dtype
     model = dataclasses.replace(config.model, vocab_size=size, compute_dtype=dtype)
     return dataclasses.replace(config, model=model)
+
+
+def _check_fit(config: RunConfig, corpus: Corpus, mesh: jax.sharding.Mesh) -> None:
+    """What only shows once text, tokenizer and devices are known."""
+    m, t = config.model, config.train
+    ROWS[config.data.rows](corpus.training, m.context_length, config.seed)  # raises where the text is too short
+    for prompt in config.sample.prompts:
+        tokens = 1 + len(corpus.tokenizer.encode(prompt))
+        if tokens >= m.context_length:
+            raise RunError(
+                f"config.sample.prompts: {prompt!r} is {tokens} tokens with <bos>, but model.context_length={m.context_length}"
+                " must leave a place for a new token; shorten the prompt"
+            )
+    rows, fsdp, tensor = ("data", "fsdp"), ("fsdp",), ("tensor",)
+    for name, value, unit, axes in (
+        ("train.batch_size", t.batch_size, t.accumulate, rows),
+        ("model.d_model", m.d_model, 1, fsdp),
+        ("model.n_heads", m.n_heads, 1, tensor),
+        ("model.n_kv_heads", m.kv_heads, 1, tensor),
+        ("model.d_ff", m.ff_width, 1, tensor),
+        ("model.vocab_size", m.vocab_size, 1, tensor),
+    ):
+        parts = unit * math.prod(mesh.shape[a] for a in axes)
+        if value % parts:
+            times = f" times accumulate={unit}" if unit > 1 else ""
+            raise RunError(
+                f"config.{name}={value} is not a multiple of {parts} (mesh axes {' * '.join(axes)}{times});"
+                f" nearest: {name}={-(-value // parts) * parts}"
+            )
+
+
+def _check_corpus(workdir: epath.Path, corpus: Corpus) -> None:
+    store = Store(workdir / "checkpoints")
+    for step in reversed(store.steps()):
+        try:
+            stored = store.meta(step)["corpus"]
+        except RunError:
+            continue  # damaged: training falls back to the checkpoint before it
+        if stored != corpus.name:
+            raise data_error(
+                f"{workdir}: the run was trained on corpus {stored}, this command gives {corpus.name} (other text, tokenizer"
+                " or Python version); give back the same text, or start a new folder with --config.init.from"
+            )
+        return
 
 
 # What may differ between two commands that go on with one run: how it is watched, kept and fed, not what it computes.
@@ -135,8 +208,9 @@ def _check_same(stored: RunConfig, config: RunConfig, workdir) -> None:
 
 def read_config(workdir: epath.Path) -> RunConfig:
     """config.json of a run folder. Raises RunError where there is none or it is damaged."""
-    path = epath.Path(workdir) / "config.json"
-    if not epath.Path(workdir).exists():
+    workdir = epath.Path(workdir).expanduser()
+    path = workdir / "config.json"
+    if not workdir.exists():
         raise data_error(f"{workdir}: no such folder; --workdir takes the folder that `train` wrote")
     if not path.exists():
         raise data_error(f"{workdir}: not a run folder (no config.json); --workdir takes the folder that `train` wrote")
@@ -145,9 +219,12 @@ def read_config(workdir: epath.Path) -> RunConfig:
     except ValueError:
         raise data_error(f"{path}: damaged (not JSON)") from None
     try:
-        return freeze(values)
+        config = freeze(values)
     except RunError as e:
         raise data_error(f"{path}: {e}") from None
+    if config.model.vocab_size is None:
+        raise data_error(f"{path}: model.vocab_size is not set; this is not the file that `train` wrote")
+    return config
 
 
 def write_config(workdir: epath.Path, config: RunConfig) -> None:

@@ -15,18 +15,19 @@ def read(spec: str, overrides: dict[str, str]) -> RunConfig:
     The file is Python and is executed: name only files you trust.
     """
     path, _, argument = spec.partition(":")
-    config = _call(Path(path), argument)
+    values = config_lib.flatten(_call(Path(path), argument))
     known = config_lib.knobs()
     for name, text in overrides.items():
         if name not in known:
             raise RunError(f"--config.{name}: no such key{did_you_mean(name, known)}")
-        section, _, key = name.rpartition(".")
-        with (config[section] if section else config).unlocked() as part:
-            part[key] = config_lib.parse_value(name, text)
-    return config_lib.freeze(config.to_dict())
+        values[name] = config_lib.parse_value(name, text)
+    return config_lib.freeze(values)
 
 
-def _call(path: Path, argument: str):
+def _call(path: Path, argument: str) -> dict:
+    """What get_config() of the file returns, as plain dicts."""
+    from ml_collections import ConfigDict
+
     if not path.is_file():
         raise RunError(
             f"--config={path}: no such file; configs of this project are in configs/, for example configs/quickstart.py"
@@ -41,7 +42,10 @@ def _call(path: Path, argument: str):
         takes = inspect.signature(get_config).parameters
         if argument and not takes:
             raise RunError(f"--config={path}:{argument}: this config takes no argument after the colon")
-        return get_config(argument) if argument else get_config()
+        config = get_config(argument) if argument else get_config()
+        if not isinstance(config, ConfigDict):
+            raise RunError(f"--config={path}: get_config() returned {type(config).__name__}, expected what base_config() gives")
+        return config.to_dict()
     except RunError:
         raise
     except SyntaxError as e:

@@ -1,6 +1,7 @@
 """loss, perplexity, bits per byte and accuracy of a run on its hold-out, or on any text"""
 
 from gpt4o_jax.commands.flags import Flag
+from gpt4o_jax.errors import RunError
 
 FLAGS = (
     Flag("workdir", str, "", "run folder", required=True),
@@ -19,6 +20,11 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
 
     texts = [sources.read_text(p) for p in sources.text_files(flags["text"])] if flags["text"] else None
     run = runs.open_run(flags["workdir"], flags["step"])
+    if (flags["stride"] or 0) > run.config.model.context_length:
+        raise RunError(
+            f"evaluate: --stride={flags['stride']}: at most the model's context_length={run.config.model.context_length},"
+            " or tokens between two windows would not be scored"
+        )
     if texts is None:
         documents = perplexity.cached_documents(runs.holdout(run))
     else:

@@ -43,7 +43,7 @@ def parse(command: str, flags: Sequence[Flag], argv: Sequence[str], takes_config
         if not given:
             if not is_override and known[name].kind is bool and (not args or args[0].startswith("--")):
                 text = "true"
-            elif args:
+            elif args and not args[0].startswith("--"):
                 text = args.pop(0)
             else:
                 raise RunError(f"{command}: --{name} needs a value: --{name}=...")

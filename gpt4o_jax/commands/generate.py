@@ -31,19 +31,20 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     prompts = [flags["prompt"]] * flags["num_samples"]
     one = len(prompts) == 1
 
-    def stream(row: int, text: str) -> None:
-        sys.stderr.write(text)
-        sys.stderr.flush()
+    unseen = [flags["prompt"]]  # shown with the first text, when it is known to fit
 
-    if one:
-        sys.stderr.write(flags["prompt"])
+    def stream(row: int, text: str) -> None:
+        sys.stderr.write("".join(unseen) + text)
+        sys.stderr.flush()
+        unseen.clear()
+
     with jax.set_mesh(run.mesh):
         results = complete(
             run.model, run.params, run.tokenizer, prompts, flags["max_new_tokens"], sampling, flags["seed"],
             flags["stop"], stream if one else None,
         )  # fmt: skip
     if one:
-        sys.stderr.write("\n")
+        stream(0, "\n")
     else:
         for i, (text, _) in enumerate(results):
             sys.stderr.write(f"--- {i}\n{flags['prompt']}{text}\n")

@@ -1,7 +1,7 @@
 """starts a run in --workdir, or resumes what is there"""
 
 from gpt4o_jax.commands.flags import Flag
-from gpt4o_jax.errors import RunError, data_error
+from gpt4o_jax.errors import RunError
 
 FLAGS = (
     Flag("config", str, "", "FILE[:ARG], a Python file with get_config()", required=True),
@@ -19,7 +19,6 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     from etils import epath
 
     from gpt4o_jax import parallel, report, run
-    from gpt4o_jax.checkpoint.store import Store
     from gpt4o_jax.console import say
     from gpt4o_jax.evaluation import perplexity
     from gpt4o_jax.sampling.logits import Sampling
@@ -28,7 +27,7 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
 
     workdir = epath.Path(flags["workdir"]).expanduser()
     mesh = parallel.make_mesh(config.mesh)
-    config, corpus = run.open_folder(workdir, config, mesh.devices.flat[0].platform)
+    config, corpus = run.open_folder(workdir, config, mesh)
     documents = list(perplexity.cached_documents(corpus.holdout))
 
     def evaluate(model, params, whole: bool) -> dict:
@@ -42,12 +41,9 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
         return "\n\n".join(f"[{i}] {p}{text}" for i, (p, (text, _)) in enumerate(zip(prompts, done, strict=True))) + "\n"
 
     def initial_params(model) -> dict:
-        origin = epath.Path(config.init.from_)
-        store = Store(origin / "checkpoints")
-        if not store.steps():
-            raise data_error(f"config.init.from={origin}: no finished checkpoint there")
-        say(f"weights from {origin} at step {store.steps()[-1]}")
-        return run.load_params(store, store.steps()[-1], model, mesh)
+        store, step = run.origin(config.init.from_)
+        say(f"weights from {config.init.from_} at step {step}")
+        return run.load_params(store, step, model, mesh)
 
     train(config, workdir, corpus, mesh, evaluate, sample, initial_params if config.init.from_ else None, profile)
     return report.write(workdir)

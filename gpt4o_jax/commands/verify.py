@@ -14,7 +14,7 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     from gpt4o_jax.errors import data_error
     from gpt4o_jax.run import read_config
 
-    workdir = epath.Path(flags["workdir"])
+    workdir = epath.Path(flags["workdir"]).expanduser()
     read_config(workdir)
     store = Store(workdir / "checkpoints")
     files = {}
