@@ -15,7 +15,8 @@ NAME = "manifest.json"
 
 def write(folder: epath.Path, meta: dict) -> None:
     """Digests every file below `folder` and commits it, with `meta` beside the digests."""
-    content = {"meta": meta, "files": {name: _sha256(folder / name) for name in _files(folder)}}
+    files = {name: _sha256(folder / name) for name in _files(folder)}
+    content = {"meta": meta, "files": files, "sha256": _own_digest(meta, files)}
     temporary = folder / f"{NAME}.tmp"
     temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
     temporary.replace(folder / NAME)
@@ -43,11 +44,13 @@ def verify(folder: epath.Path) -> int:
 def _content(folder: epath.Path) -> dict:
     try:
         content = json.loads((folder / NAME).read_text())
-        return {"meta": content["meta"], "files": content["files"]}
+        if content["sha256"] != _own_digest(content["meta"], content["files"]):
+            raise ValueError
+        return content
     except FileNotFoundError:
         raise data_error(f"{folder}: no {NAME}: not a finished checkpoint") from None
     except (ValueError, KeyError, TypeError):
-        raise data_error(f"{folder / NAME}: damaged (not the JSON that was written)") from None
+        raise data_error(f"{folder / NAME}: damaged (not what was written)") from None
 
 
 def _files(folder: epath.Path) -> list[str]:
@@ -59,6 +62,10 @@ def _files(folder: epath.Path) -> list[str]:
             elif not path.name.startswith(NAME):
                 found.append(str(path.relative_to(folder)))
     return sorted(found)
+
+
+def _own_digest(meta: dict, files: dict) -> str:
+    return hashlib.sha256(json.dumps([meta, files], sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: epath.Path) -> str:

@@ -48,7 +48,7 @@ class Store:
 
     def steps(self) -> list[int]:
         """Steps of finished checkpoints, ascending."""
-        if not self.folder.exists():
+        if not self.folder.is_dir():
             return []
         found = (p for p in self.folder.iterdir() if p.name.isdigit() and (p / manifest.NAME).exists())
         return sorted(int(p.name) for p in found)
@@ -79,20 +79,17 @@ class Store:
         Raises RunError where the stored tree has other leaves, shapes or dtypes.
         """
         folder = self.path(step) / item
+        if not folder.exists():
+            raise data_error(f"{folder}: no such item in this checkpoint")
         handler = ocp.StandardCheckpointHandler()
-        with ocp.Checkpointer(handler) as checkpointer:
-            try:
-                stored = _by_path(checkpointer.metadata(folder).item_metadata.tree)
-            except FileNotFoundError:
-                raise data_error(f"{folder}: no such item in this checkpoint") from None
-            wanted = _by_path(like)
-            for name in sorted(set(stored) | set(wanted)):
-                if stored.get(name) != wanted.get(name):
-                    raise data_error(
-                        f"{folder}: {name} is {_describe(stored.get(name))} in the checkpoint but"
-                        f" {_describe(wanted.get(name))} in the model; the config must be the one it was trained with"
-                    )
-            return checkpointer.restore(folder, args=ocp.args.StandardRestore(like))
+        stored, wanted = _by_path(handler.metadata(folder).tree), _by_path(like)
+        for name in sorted(set(stored) | set(wanted)):
+            if stored.get(name) != wanted.get(name):
+                raise data_error(
+                    f"{folder}: {name} is {_describe(stored.get(name))} in the checkpoint but"
+                    f" {_describe(wanted.get(name))} in the model; the config must be the one it was trained with"
+                )
+        return handler.restore(folder, args=ocp.args.StandardRestore(like))
 
     def has(self, step: int, item: str) -> bool:
         return (self.path(step) / item).exists()
@@ -144,11 +141,12 @@ class Store:
         steps = self.steps()
         for step in steps[: -self.keep_last]:
             if not (self.keep_every and step % self.keep_every == 0):
+                (self.path(step) / manifest.NAME).unlink()  # first: half removed must not look finished
                 self.path(step).rmtree()
 
     def clean(self) -> None:
         """Removes what a killed process left of its last save. For the process that trains, before it starts."""
-        if self.folder.exists():
+        if self.folder.is_dir():
             for path in self.folder.iterdir():
                 unfinished = path.name.isdigit() and not (path / manifest.NAME).exists()
                 if unfinished or ".orbax-checkpoint-tmp" in path.name:

@@ -32,9 +32,10 @@ def text_files(pattern: str) -> list[Path]:
     if path.is_file():
         return [path]
     found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(pattern, recursive=True))
-    files = sorted(p for p in found if p.is_file() and not p.name.startswith("."))
+    hidden = lambda p: any(part.startswith(".") for part in (p.relative_to(path) if path.is_dir() else Path(p.name)).parts)
+    files = sorted(p for p in found if p.is_file() and not hidden(p))
     if not files:
-        raise data_error(f"{pattern}: no such file, folder or glob with files; set --config.data.path to UTF-8 text")
+        raise data_error(f"{pattern}: no such file, folder or glob with files; expected UTF-8 text")
     return files
 
 
@@ -84,6 +85,11 @@ def split(documents: Sequence[str], config: DataConfig) -> tuple[list[str], list
         raise data_error(
             f"hold-out took every one of {len(documents)} documents (holdout_fraction={config.holdout_fraction},"
             f" shingle_bytes={config.shingle_bytes}); use more documents, or data.holdout=tail"
+        )
+    if not held and config.holdout_fraction:
+        raise data_error(
+            f"hold-out is empty: none of {len(documents)} document(s) fell into holdout_fraction={config.holdout_fraction};"
+            " split the text with data.separator, use more documents, or data.holdout=tail"
         )
     return training, held
 

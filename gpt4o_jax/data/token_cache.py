@@ -74,9 +74,12 @@ def _write(folder: Path, documents: Sequence[str], tokenizer: Tokenizer) -> None
 
 def open_cache(folder: Path) -> TokenCache:
     """Memory-maps a cache. Raises RunError where its files do not have the sizes it was written with."""
-    meta = json.loads((folder / "meta.json").read_text())
-    size = {f: (folder / f).stat().st_size for f in ("tokens.bin", "offsets.bin")}
-    expected = {"tokens.bin": meta["tokens"] * np.dtype(meta["dtype"]).itemsize, "offsets.bin": 8 * (meta["documents"] + 1)}
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        size = {f: (folder / f).stat().st_size for f in ("tokens.bin", "offsets.bin")}
+        expected = {"tokens.bin": meta["tokens"] * np.dtype(meta["dtype"]).itemsize, "offsets.bin": 8 * (meta["documents"] + 1)}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        raise data_error(f"{folder}: damaged token cache (a file is missing or unreadable); delete that folder") from None
     if size != expected:
         raise data_error(f"{folder}: damaged token cache (file sizes {size}, expected {expected}); delete that folder")
     offsets = np.fromfile(folder / "offsets.bin", np.int64)

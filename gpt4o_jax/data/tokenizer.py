@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt4o_jax.errors import data_error
+from gpt4o_jax.errors import RunError, data_error
 
 SPECIALS = (
     "<pad>", "<bos>", "<eos>", "<unk>",
@@ -190,13 +190,18 @@ def load(path) -> Tokenizer:
     if serialized[:1] == b"{":
         try:
             stored = json.loads(serialized)
-            return byte_tokenizer() if stored["kind"] == "byte" else char_tokenizer(stored["characters"])
-        except (ValueError, KeyError):
+            kinds = {"byte": byte_tokenizer, "char": lambda: char_tokenizer(stored["characters"])}
+            return kinds[stored["kind"]]()
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise data_error(f"{path}: damaged tokenizer file (not the JSON that gpt4o_jax writes)") from None
     try:
-        return bpe_tokenizer(serialized)
+        if serialized:
+            return bpe_tokenizer(serialized)
+    except RunError as e:
+        raise data_error(f"{path}: {e}") from None
     except RuntimeError:
-        raise data_error(f"{path}: not a SentencePiece model, nor a byte or char tokenizer of gpt4o_jax") from None
+        pass
+    raise data_error(f"{path}: not a SentencePiece model, nor a byte or char tokenizer of gpt4o_jax")
 
 
 def byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
