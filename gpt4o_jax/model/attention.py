@@ -13,7 +13,7 @@ from gpt4o_jax.ops.attention import attention
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.masks import causal_mask
 from gpt4o_jax.ops.positions import rotary
-from gpt4o_jax.ops.products import product
+from gpt4o_jax.ops.products import joint_product, product
 from gpt4o_jax.parallel import constrain
 
 
@@ -25,8 +25,11 @@ class Attention(nn.Module):
     output_init: nn.initializers.Initializer
 
     @nn.compact
-    def __call__(self, x_BTD, positions_BT, segments_BT, layer_cache, train: bool):
-        """x_BTD: normalised input. layer_cache: None or (k_BSKH, v_BSKH). Returns (y_BTD, layer_cache)."""
+    def __call__(self, x_BTD, positions_BT, segments_BT, rotation, layer_cache, train: bool):
+        """x_BTD: normalised input. rotation: rotary cosines and sines, or None. layer_cache: None or (k_BSKH, v_BSKH).
+
+        Returns (y_BTD, layer_cache).
+        """
         c = self.config
         D, N, K, H = c.d_model, c.n_heads, c.kv_heads, c.head_width
         init = normal(c.init_std)
@@ -35,9 +38,9 @@ class Attention(nn.Module):
         v_DKH = param(self, "value", init, (D, K, H), ("embed", "kv_heads", "head_dim"))
         o_NHD = param(self, "output", self.output_init, (N, H, D), ("heads", "head_dim", "embed"))
 
-        q_BTNH = product("BTD,DNH->BTNH", x_BTD, q_DNH, self.compute)
-        k_BTKH = product("BTD,DKH->BTKH", x_BTD, k_DKH, self.compute)
-        v_BTKH = product("BTD,DKH->BTKH", x_BTD, v_DKH, self.compute)
+        q_BTNH, k_BTKH, v_BTKH = joint_product(
+            ["BTD,DNH->BTNH", "BTD,DKH->BTKH", "BTD,DKH->BTKH"], x_BTD, [q_DNH, k_DKH, v_DKH], self.compute
+        )
         if c.bias:
             zeros = nn.initializers.zeros
             q_BTNH += param(self, "query_bias", zeros, (N, H), ("heads", "head_dim"))
@@ -46,9 +49,8 @@ class Attention(nn.Module):
         if c.qk_norm:  # with a learned scale a head, as in Qwen 3 (arXiv:2505.09388)
             q_BTNH = rms_normalise(q_BTNH, c.norm_eps) * param(self, "query_scale", nn.initializers.ones, (H,), ("head_dim",))
             k_BTKH = rms_normalise(k_BTKH, c.norm_eps) * param(self, "key_scale", nn.initializers.ones, (H,), ("head_dim",))
-        if c.positions == "rope":
-            q_BTNH = rotary(q_BTNH, positions_BT, c.rope_theta)
-            k_BTKH = rotary(k_BTKH, positions_BT, c.rope_theta)
+        if rotation is not None:
+            q_BTNH, k_BTKH = rotary(q_BTNH, rotation), rotary(k_BTKH, rotation)
         q_BTNH = constrain(q_BTNH, "batch", "seq", "heads", "head_dim")
         k_BTKH = constrain(k_BTKH, "batch", "seq", "kv_heads", "head_dim")
         v_BTKH = constrain(v_BTKH, "batch", "seq", "kv_heads", "head_dim")

@@ -21,6 +21,7 @@ from gpt4o_jax.model.cache import Cache
 from gpt4o_jax.model.layers import Norm, normal, param
 from gpt4o_jax.model.mlp import MLP
 from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.ops.positions import rotation
 from gpt4o_jax.ops.products import product
 from gpt4o_jax.parallel import constrain
 
@@ -33,13 +34,13 @@ class Block(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x_BTD, layer_cache, positions_BT, segments_BT):
+    def __call__(self, x_BTD, layer_cache, positions_BT, segments_BT, rotation):
         c = self.config
         zero = c.output_init == "zero"
         output_init = nn.initializers.zeros if zero else normal(c.init_std / (2 * c.n_layers) ** 0.5)
         norm = functools.partial(Norm, c.norm, c.norm_eps, c.bias)
         y_BTD, layer_cache = Attention(c, self.compute, output_init, name="attention")(
-            norm(name="attention_norm")(x_BTD), positions_BT, segments_BT, layer_cache, self.train
+            norm(name="attention_norm")(x_BTD), positions_BT, segments_BT, rotation, layer_cache, self.train
         )
         x_BTD = constrain(x_BTD + y_BTD, "batch", "seq", "embed")
         y_BTD = MLP(c, self.compute, output_init, name="mlp")(norm(name="mlp_norm")(x_BTD), self.train)
@@ -82,13 +83,14 @@ class GPT(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.n_layers,
             unroll=c.scan_unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, self.compute, train, name="layers")
         layer_caches = None if cache is None else (cache.k_LBSKH, cache.v_LBSKH)
-        x_BTD, layer_caches = stack(x_BTD, layer_caches, positions_BT, segments_BT)
+        rotations = rotation(positions_BT, c.head_width, c.rope_theta) if c.positions == "rope" else None
+        x_BTD, layer_caches = stack(x_BTD, layer_caches, positions_BT, segments_BT, rotations)
         if not c.tied:  # declared here, used by unembed()
             param(self, "unembedding", normal(c.init_std), (c.d_model, c.vocab_size), ("embed", "vocab"))
         hidden_BTD = Norm(c.norm, c.norm_eps, c.bias, name="final_norm")(x_BTD)

@@ -12,7 +12,7 @@ from gpt4o_jax.parallel import constrain
 
 
 class MLP(nn.Module):
-    """gelu (tanh form, as GPT-2), relu, relu2 (Primer, arXiv:2109.08668) or swiglu (arXiv:2002.05202)."""
+    """gelu (exact, with erf), relu, relu2 (Primer, arXiv:2109.08668) or swiglu (arXiv:2002.05202)."""
 
     config: ModelConfig
     compute: Compute
@@ -28,7 +28,7 @@ class MLP(nn.Module):
         elif c.mlp == "relu2":
             hidden_BTF = jnp.square(nn.relu(up_BTF))
         else:
-            hidden_BTF = {"gelu": nn.gelu, "relu": nn.relu}[c.mlp](up_BTF)
+            hidden_BTF = nn.relu(up_BTF) if c.mlp == "relu" else nn.gelu(up_BTF, approximate=False)
         hidden_BTF = constrain(hidden_BTF, "batch", "seq", "mlp")
         down_FD = param(self, "down", self.output_init, (F, D), ("mlp", "embed"))
         y_BTD = product("BTF,FD->BTD", hidden_BTF, down_FD, self.compute)

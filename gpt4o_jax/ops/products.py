@@ -7,6 +7,7 @@ written out here.
 """
 
 import functools
+import itertools
 import math
 
 import jax
@@ -25,6 +26,20 @@ def product(spec: str, x: jax.Array, w: jax.Array, compute: Compute) -> jax.Arra
     if compute.operand == jnp.float32:
         return jnp.einsum(spec, x, w, preferred_element_type=jnp.float32)
     return _rounded(spec, compute, x, w)
+
+
+def joint_product(specs: list[str], x: jax.Array, ws: list[jax.Array], compute: Compute) -> list[jax.Array]:
+    """product(spec, x, w) for several weights that read the same x and sum over its last axis.
+
+    On CPU as one wide product: the narrow ones of a query, key or value projection keep two cores
+    busy only half of the time.
+    """
+    if compute.platform != "cpu" or compute.operand == jnp.float32:
+        return [product(spec, x, w, compute) for spec, w in zip(specs, ws, strict=True)]
+    widths = [w.size // w.shape[0] for w in ws]
+    joint = jnp.concatenate([w.reshape(w.shape[0], -1) for w in ws], axis=1)
+    parts = jnp.split(product("BTD,DF->BTF", x, joint, compute), list(itertools.accumulate(widths))[:-1], axis=-1)
+    return [part.reshape(*x.shape[:-1], *w.shape[1:]) for part, w in zip(parts, ws, strict=True)]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
