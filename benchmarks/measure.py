@@ -1,0 +1,223 @@
+"""Measures the promises of targets.py: `python benchmarks/measure.py NAME ...`, or `--report` to write BENCHMARKS.md.
+
+Each measurement runs the project's own commands in fresh processes and appends a record (value, date, commit,
+machine) to results.jsonl. Stop other work on the machine first: these are small and wall time is noisy.
+"""
+
+import datetime
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from targets import TARGETS
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results.jsonl"
+
+
+def gpt4o_jax(*args: str, **environment: str) -> dict:
+    """Runs a command of the project; returns the JSON object of its last line of stdout."""
+    out = subprocess.run(
+        [sys.executable, "-m", "gpt4o_jax", *args], cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, check=True
+    )
+    lines = out.stdout.decode().splitlines()
+    return json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
+
+
+# ---------------------------------------------------------------- what can be measured: name -> (value, details)
+
+
+def quickstart(folder: Path) -> dict:
+    """bits per byte, and whether two runs end in the same weights."""
+    runs = [folder / "a", folder / "b"]
+    results = [gpt4o_jax("train", "--config=configs/quickstart.py", f"--workdir={run}") for run in runs]
+    same = digest(runs[0]) == digest(runs[1])
+    values = [r["bits_per_byte"] for r in results]
+    return {
+        "quickstart_bits_per_byte": (values[0], {"runs": values}),
+        "quickstart_same_digest": (float(same), {"digest": digest(runs[0])}),
+    }
+
+
+def char(variant: str):
+    def measure(folder: Path) -> dict:
+        text = os.environ["TINY_SHAKESPEARE"]  # path to karpathy/char-rnn's data/tinyshakespeare/input.txt
+        losses, seconds = [], []
+        for seed in range(3):
+            start = time.monotonic()
+            result = gpt4o_jax(
+                "train",
+                f"--config=configs/shakespeare.py:{variant}",
+                f"--workdir={folder / str(seed)}",
+                f"--config.data.path={text}",
+                f"--config.seed={seed}",
+            )
+            losses.append(result["loss"])
+            seconds.append(round(time.monotonic() - start, 1))
+        details = {"losses": losses, "standard_deviation": statistics.stdev(losses), "seconds": seconds}
+        return {f"{variant}_loss": (statistics.mean(losses), details)}
+
+    return measure
+
+
+def first_step(folder: Path) -> dict:
+    """Seconds from the start of the process to the first finished step of nano, with the compilation cache cold and warm."""
+    run = folder / "run"
+    common = (
+        "--config=configs/gpt4o.py:nano",
+        "--config.train.length=1 steps",
+        "--config.train.steps_per_dispatch=1",
+        "--config.log.every=1",
+        "--config.eval.max_tokens=1",
+        "--config.sample.max_new_tokens=1",
+    )
+    cold, warm = [], []
+    gpt4o_jax("train", *common, f"--workdir={run}", JAX_COMPILATION_CACHE_DIR=str(folder / "prepare"))
+    for trial in range(3):
+        cache = str(folder / f"xla{trial}")
+        for times in (cold, warm):
+            shutil.rmtree(run / "checkpoints")
+            times.append(_until_first_step([*common, f"--workdir={run}"], cache))
+    return {
+        "first_step_cold_seconds": (statistics.median(cold), {"all": cold}),
+        "first_step_warm_seconds": (statistics.median(warm), {"all": warm}),
+    }
+
+
+def _until_first_step(args: list[str], cache: str) -> float:
+    start = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpt4o_jax", "train", *args],
+        cwd=ROOT,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": cache},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    seconds = None
+    for line in process.stderr:
+        if seconds is None and "step 1/1" in line:
+            seconds = round(time.monotonic() - start, 2)
+    process.wait()
+    return seconds
+
+
+def help_text(folder: Path) -> dict:
+    times = []
+    for _ in range(5):
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-m", "gpt4o_jax", "train", "--help"], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+        times.append(round(time.monotonic() - start, 3))
+    return {"help_seconds": (statistics.median(times), {"all": times})}
+
+
+def clone_to_report(folder: Path) -> dict:
+    """launch/quickstart.sh in a fresh clone with an empty cache."""
+    clone = folder / "clone"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+    start = time.monotonic()
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "VIRTUAL_ENV": ""}
+    subprocess.run(["bash", str(clone / "launch" / "quickstart.sh")], check=True, env=environment, stdout=sys.stderr)
+    assert (clone / "runs" / "quickstart" / "report.md").exists()
+    return {"quickstart_minutes": ((time.monotonic() - start) / 60, {})}
+
+
+MEASUREMENTS = {
+    "quickstart": quickstart,
+    "char_cpu": char("char_cpu"),
+    "char_cpu_fast": char("char_cpu_fast"),
+    "first_step": first_step,
+    "help": help_text,
+    "clone_to_report": clone_to_report,
+}
+
+
+def digest(run: Path) -> str:
+    """SHA-256 of the newest checkpoint's weights: paths, types, shapes and bytes."""
+    program = (
+        "import hashlib, jax, sys; from gpt4o_jax.run import open_run; r = open_run(sys.argv[1]); h = hashlib.sha256()\n"
+        "for path, x in jax.tree_util.tree_leaves_with_path(r.params):\n"
+        "    h.update(f'{jax.tree_util.keystr(path)} {x.dtype} {x.shape}'.encode() + jax.device_get(x).tobytes())\n"
+        "print(h.hexdigest())"
+    )
+    out = subprocess.run([sys.executable, "-c", program, str(run)], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    return out.stdout.decode().strip()
+
+
+# ---------------------------------------------------------------- records and the report
+
+
+def record(name: str, value: float, details: dict) -> None:
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    entry = {
+        "name": name,
+        "value": value,
+        "details": details,
+        "date": datetime.date.today().isoformat(),
+        "commit": commit.stdout.decode().strip(),
+        "machine": f"{os.cpu_count()} cores, {_processor()}, Python {platform.python_version()}",
+    }
+    with RESULTS.open("a") as f:
+        f.write(json.dumps(entry) + "\n")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def report() -> str:
+    """BENCHMARKS.md: the newest record of every target, met or not."""
+    newest = {}
+    if RESULTS.exists():
+        for line in RESULTS.read_text().splitlines():
+            entry = json.loads(line)
+            newest[entry["name"]] = entry
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `python benchmarks/measure.py --report` from benchmarks/results.jsonl;",
+        "the promises are in benchmarks/targets.py.",
+        "",
+        "| promise | target | measured | met | how | noise | date | commit | machine |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, t in TARGETS.items():
+        entry = newest.get(name)
+        sign = ">=" if t.at_least else "<="
+        measured, met, where = "not measured", "", ["", "", ""]
+        if entry:
+            measured = f"{entry['value']:.4g}"
+            met = "yes" if (entry["value"] >= t.number if t.at_least else entry["value"] <= t.number) else "**no**"
+            where = [entry["date"], entry["commit"], entry["machine"]]
+        lines.append("| " + " | ".join([name, f"{sign} {t.number:g} {t.unit}", measured, met, t.how, t.noise, *where]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(names: list[str]) -> None:
+    if names == ["--report"]:
+        (ROOT / "BENCHMARKS.md").write_text(report())
+        return
+    unknown = set(names) - set(MEASUREMENTS)
+    if unknown or not names:
+        sys.exit(f"measure.py: expected --report or some of {', '.join(MEASUREMENTS)}; got {' '.join(names) or 'nothing'}")
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="gpt4o_jax_") as folder:
+            for target, (value, details) in MEASUREMENTS[name](Path(folder)).items():
+                record(target, value, details)
+                print(f"{target}: {value:.4g} (target {TARGETS[target].number:g} {TARGETS[target].unit})")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,66 @@
+"""Every numeric promise of the project, in one table: number, unit, how it is measured, how much it wobbles.
+
+`python benchmarks/measure.py NAME ...` measures and records in results.jsonl;
+`python benchmarks/measure.py --report` writes BENCHMARKS.md, misses included.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A promise: the measured value is at most (or, with at_least, no less than) `number`."""
+
+    number: float
+    unit: str
+    how: str
+    noise: str
+    at_least: bool = False
+
+
+TARGETS = {
+    "quickstart_bits_per_byte": Target(
+        1.56,
+        "bits/byte",
+        "held-out documents of CPython 3.11's own documentation after configs/quickstart.py",
+        "none on one kind of machine: same seed, same bits",
+    ),
+    "quickstart_minutes": Target(
+        10.0,
+        "minutes",
+        "launch/quickstart.sh in an empty clone to report.md, 2 cores, packages downloaded within",
+        "a factor of 2 between shared machines",
+    ),
+    "quickstart_same_digest": Target(
+        1.0, "(1: equal)", "SHA-256 of the final weights of two runs of configs/quickstart.py", "none", at_least=True
+    ),
+    "char_cpu_loss": Target(
+        1.895,
+        "nats/character",
+        "configs/shakespeare.py:char_cpu, whole validation split, mean of seeds 0, 1, 2; nanoGPT: 1.886",
+        "standard deviation over seeds in the record",
+    ),
+    "char_cpu_fast_loss": Target(
+        1.57,
+        "nats/character",
+        "configs/shakespeare.py:char_cpu_fast, same tokens and parameters, mean of seeds 0, 1, 2",
+        "standard deviation over seeds in the record",
+    ),
+    "first_step_cold_seconds": Target(
+        10.0, "seconds", "process start to the first step of gpt4o:nano, empty compilation cache, run folder prepared;"
+        " median of 3",
+        "20 % on a quiet machine",
+    ),
+    "first_step_warm_seconds": Target(
+        5.0, "seconds", "the same with a warm compilation cache; median of 3", "20 % on a quiet machine"
+    ),
+    "help_seconds": Target(1.0, "seconds", "python -m gpt4o_jax train --help, median of 5", "20 %"),
+    "kills_survived": Target(
+        20.0, "of 20", "SIGKILLs at random moments of a 300-step run after which the final digest is the uninterrupted run's"
+        " (tests/system/test_resume.py)", "none", at_least=True,
+    ),
+    "prefill_decode_error": Target(
+        1e-5, "relative", "prefill + decode against the full pass, float32, every attention variant"
+        " (tests/model/test_cache.py)", "none",
+    ),
+}  # fmt: skip
