@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import traceback
 from pathlib import Path
 
 from gpt4o_jax import config as config_lib
@@ -50,7 +51,17 @@ def _call(path: Path, argument: str) -> dict:
         raise
     except SyntaxError as e:
         raise RunError(f"--config={path}: line {e.lineno}: {e.msg}") from e
-    except AttributeError as e:
-        raise RunError(f"--config={path}: {e}") from e
     except Exception as e:
-        raise RunError(f"--config={path}: {type(e).__name__}: {e}") from e
+        lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == str(path)]
+        where = f"line {lines[-1]}: " if lines else ""
+        raise RunError(f"--config={path}: {where}{_reason(e)}") from e
+
+
+def _reason(e: Exception) -> str:
+    """Its message, without the list of every knob that ml_collections puts into that of an unknown key."""
+    text = e
+    while isinstance(text, Exception) and text.args:  # ml_collections raises AttributeError(KeyError(text))
+        text = text.args[0]
+    first, *rest = str(text).splitlines() or [""]
+    name = "" if isinstance(e, AttributeError) else f"{type(e).__name__}: "
+    return " ".join([name + first.partition(" Other fields present")[0], *rest[-1:]])
