@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt4o_jax.commands import config_file
@@ -124,6 +124,7 @@ def test_command_line_values_of_another_type_are_refused(name, text, fragment):
     assert fragment in refusal(parse_value, name, text)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(knobs())), st.text(max_size=20))
 def test_any_text_is_a_value_or_one_clear_line(name, text):
     try:
@@ -180,6 +181,7 @@ def test_bad_values_are_refused(values, fragment):
     assert fragment in refusal(freeze, values)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 64), st.integers(1, 64))
 def test_the_nearest_value_named_is_legal(d_model, n_heads):
     try:

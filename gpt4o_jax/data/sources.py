@@ -74,10 +74,9 @@ def split(documents: Sequence[str], config: DataConfig) -> tuple[list[str], list
     """
     if config.holdout == "tail":
         return _split_tail(documents, config.holdout_fraction)
-    threshold = config.holdout_fraction * 2**64
-    is_held = [int.from_bytes(hashlib.sha256(d.encode()).digest()[:8], "big") < threshold for d in documents]
-    held = [d for d, h in zip(documents, is_held, strict=True) if h]
-    training = [d for d, h in zip(documents, is_held, strict=True) if not h]
+    training, held = [], []
+    for d in documents:
+        (held if _is_held(d, config.holdout_fraction) else training).append(d)
     if config.shingle_bytes:
         known = set().union(*(_shingles(d, config.shingle_bytes) for d in held)) if held else set()
         training = [d for d in training if known.isdisjoint(_shingles(d, config.shingle_bytes))]
@@ -92,6 +91,10 @@ def split(documents: Sequence[str], config: DataConfig) -> tuple[list[str], list
             " split the text with data.separator, use more documents, or data.holdout=tail"
         )
     return training, held
+
+
+def _is_held(document: str, fraction: float) -> bool:
+    return int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big") < fraction * 2**64
 
 
 def _shingles(text: str, n: int) -> set[bytes]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt4o_jax.data import tokenizer as tokenizers
@@ -60,6 +60,7 @@ def refusal(call, *args) -> str:
 
 
 @pytest.mark.parametrize("kind", OPEN)
+@settings(deadline=None)
 @given(text=texts)
 def test_every_text_comes_back_and_no_control_symbol_comes_out(kind, text):
     tokenizer = OPEN[kind]
@@ -69,6 +70,7 @@ def test_every_text_comes_back_and_no_control_symbol_comes_out(kind, text):
     assert int(byte_lengths(tokenizer)[ids].sum()) == len(text.encode())
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(sorted(set("".join(DOCUMENTS))))).map("".join))
 def test_char_gives_back_what_its_characters_can_write(text):
     ids = CHAR.encode(text)
@@ -77,6 +79,7 @@ def test_char_gives_back_what_its_characters_can_write(text):
     assert int(byte_lengths(CHAR)[ids].sum()) == len(text.encode())
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, BPE.vocab_size - 1)))
 def test_any_ids_decode_to_some_text(ids):
     for tokenizer in OPEN.values():
