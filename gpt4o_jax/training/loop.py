@@ -51,7 +51,7 @@ def train(
         compute = Compute(mesh.devices.flat[0].platform, config.model.compute_dtype)
         model = gpt.GPT(config.model, compute)
         axes = gpt.logical_axes(model)
-        optimizer = make_optimizer(config.optimizer, axes)
+        optimizer = make_optimizer(config.optimizer, axes, compute.operand)
         K, B, T = config.train.steps_per_dispatch, config.train.batch_size, config.model.context_length
         rows = ROWS[config.data.rows](corpus.training, T, config.seed)
         last_step = total_steps(config, rows.tokens_per_epoch)

@@ -5,20 +5,19 @@ schedule: the training step multiplies them by `schedule_factor`, so that the le
 follows the run's own step counter, also across skipped steps.
 """
 
-import functools
-import math
-
 import jax
+import jax.numpy as jnp
 import optax
 
 from gpt4o_jax.config import OptimizerConfig
 from gpt4o_jax.errors import RunError
+from gpt4o_jax.training.muon import Matrix, scale_by_muon
 
 
-def make_optimizer(config: OptimizerConfig, axes) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, axes, dtype=jnp.float32) -> optax.GradientTransformation:
     """Clipping, then AdamW, or Muon for hidden matrices and AdamW for the rest.
 
-    axes: tree of the parameters' logical axis names (model.gpt.logical_axes).
+    axes: tree of the parameters' logical axis names (model.gpt.logical_axes). dtype: operands of Muon's products.
     """
     leaves = jax.tree.leaves(axes, is_leaf=_is_names)
     if not leaves:
@@ -31,10 +30,9 @@ def make_optimizer(config: OptimizerConfig, axes) -> optax.GradientTransformatio
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     if config.name == "adamw":
         return optax.chain(clip, adamw)
-    dimensions = jax.tree.map(muon_dimensions, axes, is_leaf=_is_names)
+    matrices = jax.tree.map(lambda names: muon_matrix(names) or optax.MaskedNode(), axes, is_leaf=_is_names)
     muon = optax.chain(
-        optax.contrib.scale_by_muon(beta=config.muon_momentum, weight_dimension_numbers=_masked(dimensions)),
-        optax.stateless(functools.partial(_scale_by_shape, dimensions=_masked(dimensions))),
+        scale_by_muon(config.muon_momentum, matrices, dtype),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale(-config.muon_lr),
     )
@@ -43,10 +41,10 @@ def make_optimizer(config: OptimizerConfig, axes) -> optax.GradientTransformatio
 
 def optimizer_labels(axes):
     """'muon' for hidden matrices, 'adamw' for embeddings, head, norms and biases; a tree like the parameters."""
-    return jax.tree.map(lambda names: "muon" if muon_dimensions(names) else "adamw", axes, is_leaf=_is_names)
+    return jax.tree.map(lambda names: "muon" if muon_matrix(names) else "adamw", axes, is_leaf=_is_names)
 
 
-def muon_dimensions(names: tuple[str, ...]):
+def muon_matrix(names: tuple[str, ...]) -> Matrix | None:
     """Which axes of a weight are its matrix's rows (summed over) and columns; None where it is no hidden matrix.
 
     A hidden matrix reads from the residual stream ("embed" first) or writes to it ("embed" last).
@@ -55,9 +53,9 @@ def muon_dimensions(names: tuple[str, ...]):
     if len(axes) < 2 or {"vocab", "position"} & set(names) or "layers" not in names:
         return None
     if names[axes[0]] == "embed":
-        return optax.contrib.MuonDimensionNumbers((axes[0],), tuple(axes[1:]))
+        return Matrix((axes[0],), tuple(axes[1:]))
     if names[axes[-1]] == "embed":
-        return optax.contrib.MuonDimensionNumbers(tuple(axes[:-1]), (axes[-1],))
+        return Matrix(tuple(axes[:-1]), (axes[-1],))
     return None  # a bias of several heads: (heads, head_dim)
 
 
@@ -65,28 +63,13 @@ def decay_mask(config: OptimizerConfig, axes):
     """True where weight decay applies."""
 
     def decays(names):
-        matrix = muon_dimensions(names) is not None
+        matrix = muon_matrix(names) is not None
         table = bool({"vocab", "position"} & set(names))
         return {"hidden": matrix, "matrices": matrix or table, "all": True}[config.decay_mask]
 
     return jax.tree.map(decays, axes, is_leaf=_is_names)
 
 
-def _scale_by_shape(updates, params, dimensions):
-    """An orthogonal update times sqrt(max(1, columns / rows)): equal root-mean-square change of the output."""
-
-    def scale(update, d):
-        rows, columns = (math.prod(update.shape[i] for i in axes) for axes in d)
-        return update * max(1.0, columns / rows) ** 0.5
-
-    return jax.tree.map(scale, updates, dimensions)
-
-
 def _is_names(x) -> bool:
     return isinstance(x, tuple)
 
-
-def _masked(dimensions):
-    """Leaves that are None stand for parameters optax has masked out of this group."""
-    is_leaf = lambda d: d is None or isinstance(d, optax.contrib.MuonDimensionNumbers)
-    return jax.tree.map(lambda d: optax.MaskedNode() if d is None else d, dimensions, is_leaf=is_leaf)
