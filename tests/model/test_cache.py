@@ -1,0 +1,84 @@
+"""With a cache, in whatever pieces a text is fed, the model computes what one full pass computes.
+
+B batch, T positions
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt4o_jax.config import ModelConfig
+from gpt4o_jax.model import gpt
+from gpt4o_jax.model.cache import empty_cache
+from gpt4o_jax.ops.compute import Compute
+
+T = 12
+LENGTHS = np.array([12, 7, 9])  # the rows are ragged
+INDEX = np.broadcast_to(np.arange(T, dtype=np.int32), (3, T))
+TOKENS = np.random.default_rng(0).integers(0, 40, (3, T)).astype(np.int32)
+VARIANTS = list(itertools.product(["rope", "learned", "none"], [4, 2], [True, False], [True, False]))
+
+
+@pytest.mark.parametrize("positions, n_kv_heads, qk_norm, bias", VARIANTS)
+def test_prefill_and_decode_equal_the_full_pass(one_device, positions, n_kv_heads, qk_norm, bias):
+    c = ModelConfig(
+        vocab_size=40, context_length=T, n_layers=2, d_model=16, n_heads=4, n_kv_heads=n_kv_heads, mlp="gelu", norm="layer",
+        positions=positions, qk_norm=qk_norm, bias=bias, output_init="scaled", init_std=0.3,
+    )  # fmt: skip
+    model = gpt.GPT(c, Compute("cpu", "float32"))
+    params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(0))
+    params = jax.tree.map(lambda x: x + 0.1, params)  # zero biases and unit scales would hide mistakes
+    apply = jax.jit(lambda p, *inputs: model.apply({"params": p}, *inputs)[:2])
+    full, _ = apply(params, TOKENS, INDEX, (INDEX < LENGTHS[:, None]).astype(np.int32))
+
+    def check(hidden, positions_BT, valid_BT):
+        for row, t in zip(*np.nonzero(valid_BT), strict=True):
+            wanted = full[row, positions_BT[row, t]]
+            assert np.max(np.abs(hidden[row, t] - wanted)) <= 1e-5 * np.max(np.abs(wanted))
+
+    full = jax.device_get(full)
+    for splits in ([1, 1, 1], [5, 2, 8], [11, 7, 9]):  # tokens of each row that are prefilled
+        done = np.array(splits)
+        valid = done[:, None] > INDEX
+        hidden, cache = apply(params, TOKENS, INDEX, valid.astype(np.int32), empty_cache(c, 3, T))
+        check(jax.device_get(hidden), INDEX, valid)
+        while np.any(done < LENGTHS):  # then one token at a time; a row at its end is padding
+            valid = (done < LENGTHS)[:, None]
+            at = np.minimum(done, T - 1)[:, None]
+            tokens = np.take_along_axis(TOKENS, at, axis=1)
+            hidden, cache = apply(params, tokens, at.astype(np.int32), valid.astype(np.int32), cache)
+            check(jax.device_get(hidden), at, valid)
+            done = done + valid[:, 0]
+
+
+def test_a_prompt_may_come_in_pieces(one_device):
+    """Four tokens at a time, each piece after the cache of those before; padding writes nothing anywhere."""
+    c = ModelConfig(vocab_size=40, context_length=T, n_layers=2, d_model=16, n_heads=2, output_init="scaled", init_std=0.3)
+    model = gpt.GPT(c, Compute("cpu", "float32"))
+    params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(0))
+    apply = jax.jit(lambda p, *inputs: model.apply({"params": p}, *inputs)[:2])
+    valid = (INDEX < LENGTHS[:, None]).astype(np.int32)
+    full, whole = apply(params, TOKENS, INDEX, valid, empty_cache(c, 3, T + 4))
+    cache, pieces = empty_cache(c, 3, T + 4), []
+    for begin in range(0, T, 4):
+        part = np.s_[:, begin : begin + 4]
+        hidden, cache = apply(params, TOKENS[part], INDEX[part], valid[part], cache)
+        pieces.append(hidden)
+    difference = np.abs(np.concatenate(pieces, axis=1) - full) * valid[..., None]
+    assert np.max(difference) <= 1e-5 * np.max(np.abs(full))
+    for name in ("k_LBSKH", "v_LBSKH"):
+        slots, wanted = np.asarray(getattr(cache, name)), np.asarray(getattr(whole, name))
+        np.testing.assert_allclose(slots, wanted, atol=1e-5 * np.max(np.abs(wanted)))
+        for row, length in enumerate(LENGTHS):
+            assert not slots[:, row, length:].any()
+
+
+def test_empty_cache_has_the_shape_of_the_key_value_heads():
+    c = ModelConfig(vocab_size=40, n_layers=3, d_model=16, n_heads=4, n_kv_heads=2, head_dim=6)
+    cache = empty_cache(c, batch=5, slots=7)
+    assert cache.k_LBSKH.shape == cache.v_LBSKH.shape == (3, 5, 7, 2, 6)
+    assert cache.k_LBSKH.dtype == jnp.float32

@@ -1,0 +1,116 @@
+"""Attention is softmax(q k^T / sqrt(H)) v over the keys that the mask allows, for grouped heads too, and so are its gradients.
+
+B batch, T query positions, S key positions, N query heads, K key/value heads, H head width
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt4o_jax.ops.attention import attention
+from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.ops.masks import causal_mask
+
+B, T, N, H = 2, 10, 4, 8
+SEGMENTS = np.array([[1] * 4 + [2] * 5 + [0], [1] * 10])
+POSITIONS = np.array([[0, 1, 2, 3, 0, 1, 2, 3, 4, 0], list(range(10))])
+FLOAT32 = Compute("cpu", "float32")
+
+
+def masks():
+    """By name: a mask [B, T, S] and S."""
+    return {
+        "everything": np.ones((B, T, 15), bool),
+        "causal": np.broadcast_to(np.tril(np.ones((T, T), bool)), (B, T, T)),
+        "packed": np.tril(SEGMENTS[:, :, None] == SEGMENTS[:, None, :]),
+        "cache": np.broadcast_to(np.arange(15) <= 5 + np.arange(T)[:, None], (B, T, 15)),
+    }
+
+
+def inputs(K, S):
+    keys = jax.random.split(jax.random.key(K), 4)
+    shapes = [(B, T, N, H), (B, S, K, H), (B, S, K, H), (B, T, N, H)]
+    return [jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]
+
+
+def one_head_at_a_time(q, k, v, mask):
+    """The formula in float64, head by head: query head n reads key/value head n // (N / K)."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros_like(q)
+    for b in range(B):
+        for n in range(N):
+            g = n // (N // k.shape[2])
+            scores = np.where(mask[b], q[b, :, n] @ k[b, :, g].T / np.sqrt(H), -np.inf)
+            weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            out[b, :, n] = weights / weights.sum(axis=-1, keepdims=True) @ v[b, :, g]
+    return out
+
+
+def close(got, wanted, tolerance=1e-5):
+    assert np.max(np.abs(np.asarray(got) - np.asarray(wanted))) <= tolerance * np.max(np.abs(np.asarray(wanted)))
+
+
+@pytest.mark.parametrize("K", [4, 2, 1])
+@pytest.mark.parametrize("name", list(masks()))
+def test_equals_the_formula(name, K):
+    mask = masks()[name]
+    q, k, v, _ = inputs(K, mask.shape[2])
+    out = attention(q, k, v, jnp.asarray(mask), FLOAT32)
+    assert out.dtype == jnp.float32
+    close(out, one_head_at_a_time(q, k, v, mask))
+
+
+@pytest.mark.parametrize("K", [4, 1])
+@pytest.mark.parametrize("name", ["packed", "cache"])
+def test_gradients_equal_those_of_the_formula(name, K):
+    mask = jnp.asarray(masks()[name])
+    q, k, v, g = inputs(K, mask.shape[2])
+
+    def plain(q, k, v):
+        k, v = (jnp.repeat(x, N // K, axis=2) for x in (k, v))
+        scores = jnp.where(mask[:, None], jnp.einsum("BTNH,BSNH->BNTS", q, k) / H**0.5, -jnp.inf)
+        return jnp.einsum("BNTS,BSNH->BTNH", jax.nn.softmax(scores), v)
+
+    gradient = lambda f: jax.jit(jax.grad(lambda *x: jnp.vdot(f(*x), g), argnums=(0, 1, 2)))(q, k, v)
+    jax.tree.map(close, gradient(lambda q, k, v: attention(q, k, v, mask, FLOAT32)), gradient(plain))
+
+
+def test_bfloat16_operands_stay_within_their_rounding():
+    mask = masks()["packed"]
+    q, k, v, _ = inputs(2, T)
+    for platform in ("cpu", "gpu"):
+        close(attention(q, k, v, jnp.asarray(mask), Compute(platform, "bfloat16")), one_head_at_a_time(q, k, v, mask), 2e-2)
+
+
+def test_masked_keys_have_no_weight_at_all():
+    """Whatever a forbidden key or value holds, not a bit of the result changes."""
+    mask = jnp.asarray(masks()["packed"])
+    q, k, v, _ = inputs(2, T)
+    f = jax.jit(functools.partial(attention, mask_BTS=mask, compute=FLOAT32))
+    other_k, other_v = (x.at[0, 4:].set(50.0).at[1, 9].set(-50.0) for x in (k, v))
+    before, after = f(q, k, v), f(q, other_k, other_v)
+    np.testing.assert_array_equal(before[0, :4], after[0, :4])
+    np.testing.assert_array_equal(before[1, :9], after[1, :9])
+
+
+def test_dropout_sees_the_weights():
+    mask = jnp.asarray(masks()["causal"])
+    q, k, v, _ = inputs(2, T)
+
+    def doubled(weights):
+        np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-6)
+        return 2 * weights
+
+    close(attention(q, k, v, mask, FLOAT32, doubled), 2 * attention(q, k, v, mask, FLOAT32))
+
+
+def test_causal_mask_by_its_definition():
+    mask = np.asarray(causal_mask(*map(jnp.asarray, (POSITIONS, POSITIONS, SEGMENTS, SEGMENTS))))
+    for b in range(B):
+        for t in range(T):
+            for s in range(T):
+                allowed = SEGMENTS[b, t] == SEGMENTS[b, s] and POSITIONS[b, s] <= POSITIONS[b, t]
+                assert mask[b, t, s] == allowed

@@ -1,0 +1,99 @@
+"""The chunked loss is the plain one, in value and gradients, and never holds the logits of a whole batch.
+
+B batch, T positions, D model width, V vocabulary
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.ops.cross_entropy import cross_entropy, token_scores
+
+B, T, D, V = 3, 12, 8, 50
+FLOAT32 = Compute("cpu", "float32")
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden = jax.random.normal(keys[0], (B, T, D))
+    unembed = jax.random.normal(keys[1], (D, V))
+    targets = jax.random.randint(keys[2], (B, T), 0, V)
+    weights = jax.random.uniform(keys[3], (B, T)) * (jnp.arange(T) < jnp.array([[12], [7], [0]]))
+    return hidden, unembed, targets, weights
+
+
+def dense(hidden, unembed, targets, weights):
+    logprobs = jax.nn.log_softmax(hidden @ unembed)
+    return -jnp.sum(jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0] * weights)
+
+
+def close(got, wanted):
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, wanted, atol=1e-5 * float(jnp.max(jnp.abs(wanted))), rtol=0)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 12, 512])
+def test_equals_the_dense_loss_and_its_gradients(inputs, chunk):
+    """Whether the chunk divides T, does not, or is longer."""
+    chunked = lambda h, u, y, w: 3.0 * cross_entropy(h, u, y, w, chunk, FLOAT32)
+    reference = lambda *a: 3.0 * dense(*a)
+    loss, gradients = jax.jit(jax.value_and_grad(chunked, argnums=(0, 1, 3)))(*inputs)
+    wanted_loss, wanted_gradients = jax.value_and_grad(reference, argnums=(0, 1, 3))(*inputs)
+    close(loss, wanted_loss)
+    close(jax.jit(chunked)(*inputs), wanted_loss)  # without differentiation it takes another path
+    jax.tree.map(close, gradients, wanted_gradients)
+
+
+def test_weightless_positions_cannot_matter(inputs):
+    hidden, unembed, targets, weights = inputs
+    other_targets = jnp.where(weights > 0, targets, (targets + 1) % V)
+    other_hidden = jnp.where(weights[..., None] > 0, hidden, 100.0)
+    f = jax.jit(jax.value_and_grad(lambda h, u, y: cross_entropy(h, u, y, weights, 5, FLOAT32), argnums=1))
+    for a, b in zip(f(hidden, unembed, targets), f(other_hidden, unembed, other_targets), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_large_logits_stay_finite(inputs):
+    hidden, unembed, targets, weights = inputs
+    loss, gradient = jax.value_and_grad(lambda h: cross_entropy(h, unembed, targets, weights, 4, FLOAT32))(1e4 * hidden)
+    close(loss, dense(1e4 * hidden, unembed, targets, weights))
+    assert jnp.all(jnp.isfinite(gradient))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_of_the_whole_batch_never_exist(inputs, chunk, dtype):
+    """No value anywhere in the program, forward or backward, has the size of [B, T, V]."""
+    compute = Compute("cpu", dtype)
+    hidden, unembed, targets, weights = inputs
+    loss = lambda h, u: cross_entropy(h, u, targets, weights, chunk, compute)
+    for program in (loss, jax.value_and_grad(loss, argnums=(0, 1))):
+        sizes = [v.aval.size for v in values(jax.make_jaxpr(program)(hidden, unembed).jaxpr)]
+        assert B * chunk * V in sizes, "the logits of one chunk do exist"
+        assert max(sizes) < B * T * V
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, unembed).compile()
+    assert f"f32[{B},{T},{V}]" not in compiled.as_text()
+
+
+def values(jaxpr):
+    """Every value that a program computes, those inside loops and calls included."""
+    for equation in jaxpr.eqns:
+        yield from equation.outvars
+        for parameter in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")):
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                yield from values(inner)
+
+
+@pytest.mark.parametrize("chunk", [4, 5, 512])
+def test_token_scores_are_the_dense_ones(inputs, chunk):
+    hidden, unembed, targets, _ = inputs
+    logits = hidden @ unembed
+    targets = targets.at[0].set(jnp.argmax(logits[0], axis=-1))
+    nll, first = jax.jit(lambda h, u, y: token_scores(h, u, y, chunk, FLOAT32))(hidden, unembed, targets)
+    close(nll, -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0])
+    np.testing.assert_array_equal(first, jnp.argmax(logits, axis=-1) == targets)
+    assert bool(first[0].all())
