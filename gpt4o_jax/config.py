@@ -91,7 +91,13 @@ class DataConfig:
     )
     holdout_fraction: float = knob(0.05, "Share of documents (hash) or of characters (tail) held out.", low=0.0, high=0.9)
     shingle_bytes: int = knob(
-        50, "Training documents that share this many consecutive bytes with the hold-out are dropped; 0: keep all.", low=0
+        50, "Length of the byte runs by which near-duplicates of the hold-out are found and dropped; 0: keep all.", low=0
+    )
+    shingle_share: float = knob(
+        0.5,
+        "A training document is a near-duplicate when it shares this part of its runs, or of a held-out one's; 0: any.",
+        low=0.0,
+        high=1.0,
     )
     rows: str = knob(
         "packed",

@@ -84,7 +84,7 @@ def _source_key(config: DataConfig) -> str:
 
 
 def _split_knobs(config: DataConfig) -> str:
-    return json.dumps([config.holdout, config.holdout_fraction, config.shingle_bytes])
+    return json.dumps([config.holdout, config.holdout_fraction, config.shingle_bytes, config.shingle_share])
 
 
 def _digest(*parts: str) -> str:

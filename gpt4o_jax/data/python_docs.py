@@ -1,8 +1,8 @@
 """The embedded corpus: English that every CPython carries.
 
-The language reference's topics (pydoc_data/topics.py), one document each, and the
-docstrings of the standard library, one document a module; read with ast and never
-imported. About 2 MB, no network. The text depends on the version of Python.
+The language reference's topics (pydoc_data/topics.py) and the docstrings of the standard
+library, each a document, read with ast and never imported. About 2 MB, no network. The
+text depends on the version of Python.
 """
 
 import ast
@@ -18,19 +18,14 @@ _SHORTEST = 40  # characters: shorter docstrings say little
 
 
 def documents() -> list[str]:
-    """The topics by name, then the modules by path. No docstring stands in two documents."""
+    """The topics by name, then the docstrings by path and place in the file; each text once."""
     library = pathlib.Path(sysconfig.get_path("stdlib"))
     found = _topics(library / "pydoc_data" / "topics.py")
-    seen: set[str] = set()
     for path in sorted(library.rglob("*.py")):
         relative = path.relative_to(library)
-        if _SKIPPED & set(relative.parts) or relative.name.startswith("_sysconfigdata"):
-            continue
-        new = [text for text in dict.fromkeys(_docstrings(path)) if text not in seen]
-        seen |= set(new)
-        if new:
-            found.append("\n\n".join(new))
-    return found
+        if not _SKIPPED & set(relative.parts) and not relative.name.startswith("_sysconfigdata"):
+            found += _docstrings(path)
+    return list(dict.fromkeys(found))
 
 
 def _topics(path: pathlib.Path) -> list[str]:

@@ -1,5 +1,6 @@
 """Documents by name, and their split into training text and hold-out."""
 
+import collections
 import glob
 import hashlib
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ def split(documents: Sequence[str], config: DataConfig) -> tuple[list[str], list
     """(training documents, held-out documents).
 
     hash: a document is held out by a hash of its own text, so adding others never moves it;
-    training documents that share `shingle_bytes` consecutive bytes with the hold-out are dropped.
+    near-duplicates of the hold-out are dropped from training (see near_duplicates).
     tail: the last holdout_fraction of the characters of all documents.
     """
     if config.holdout == "tail":
@@ -78,8 +79,8 @@ def split(documents: Sequence[str], config: DataConfig) -> tuple[list[str], list
     for d in documents:
         (held if _is_held(d, config.holdout_fraction) else training).append(d)
     if config.shingle_bytes:
-        known = set().union(*(_shingles(d, config.shingle_bytes) for d in held)) if held else set()
-        training = [d for d in training if known.isdisjoint(_shingles(d, config.shingle_bytes))]
+        copies = near_duplicates(training, held, config.shingle_bytes, config.shingle_share)
+        training = [d for d, copy in zip(training, copies, strict=True) if not copy]
     if not training:
         raise data_error(
             f"hold-out took every one of {len(documents)} documents (holdout_fraction={config.holdout_fraction},"
@@ -95,6 +96,31 @@ def split(documents: Sequence[str], config: DataConfig) -> tuple[list[str], list
 
 def _is_held(document: str, fraction: float) -> bool:
     return int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big") < fraction * 2**64
+
+
+def near_duplicates(training: Sequence[str], held: Sequence[str], n: int, share: float) -> list[bool]:
+    """For each training document, whether it repeats the hold-out.
+
+    It does where at least `share` of its own shingles (runs of n bytes) stand in held-out documents, or at
+    least `share` of one held-out document's stand in it; share 0: where a single one is common.
+    """
+    sizes = [0] * len(held)
+    holders: dict[bytes, list[int]] = {}  # shingle -> held-out documents it stands in
+    for h, text in enumerate(held):
+        shingles = _shingles(text, n)
+        sizes[h] = len(shingles)
+        for s in shingles:
+            holders.setdefault(s, []).append(h)
+
+    def repeats(text: str) -> bool:
+        shingles = _shingles(text, n)
+        common = [s for s in shingles if s in holders]
+        if not common:
+            return False
+        contained = collections.Counter(h for s in common for h in holders[s])
+        return len(common) >= share * len(shingles) or any(count >= share * sizes[h] for h, count in contained.items())
+
+    return [repeats(text) for text in training]
 
 
 def _shingles(text: str, n: int) -> set[bytes]:

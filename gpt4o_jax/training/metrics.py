@@ -22,7 +22,7 @@ class MetricsWriter:
         temporary = workdir / "metrics.jsonl.tmp"
         temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
         temporary.replace(self._path)
-        self._file = open(os.fspath(self._path), "a", encoding="utf-8")
+        self._file = open(os.fspath(self._path), "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
         self._events = None
         if tensorboard:
             from tensorboardX import SummaryWriter

@@ -1,5 +1,6 @@
-"""Muon: momentum whose matrices are made orthogonal before they are applied (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+"""Muon: momentum whose matrices are made orthogonal before they are applied.
 
+Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon.
 optax.contrib.scale_by_muon computes the same in float32; here the products take the run's
 operand type, which is what makes the iteration cheap, and all layers of a stacked weight go
 through it at once.

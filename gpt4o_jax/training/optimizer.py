@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 
 from gpt4o_jax.config import OptimizerConfig
-from gpt4o_jax.errors import RunError
 from gpt4o_jax.training.muon import Matrix, scale_by_muon
 
 
@@ -19,9 +18,6 @@ def make_optimizer(config: OptimizerConfig, axes, dtype=jnp.float32) -> optax.Gr
 
     axes: tree of the parameters' logical axis names (model.gpt.logical_axes). dtype: operands of Muon's products.
     """
-    leaves = jax.tree.leaves(axes, is_leaf=_is_names)
-    if not leaves:
-        raise RunError("the model has no parameters")
     adamw = optax.chain(
         optax.scale_by_adam(config.b1, config.b2, config.eps),
         optax.add_decayed_weights(config.weight_decay, decay_mask(config, axes)),
