@@ -79,9 +79,14 @@ def _flat_dot(spec, x, y):
     summed = [i for i in a if i not in out]
     size = dict(zip(a, x.shape, strict=True)) | dict(zip(b, y.shape, strict=True))
     k = math.prod(size[i] for i in summed)
-    x = with_layout_constraint(x.reshape(k, -1).T, Layout((0, 1))) if a[: len(summed)] == "".join(summed) else x.reshape(-1, k)
+    transposed = a[: len(summed)] == "".join(summed)
+    x = with_layout_constraint(x.reshape(k, -1).T, Layout((0, 1))) if transposed else x.reshape(-1, k)
     if b[: len(summed)] == "".join(summed):
         flat = jnp.dot(x, y.reshape(k, -1), preferred_element_type=jnp.float32)
     else:
         flat = jnp.einsum("mk,nk->mn", x, y.reshape(-1, k), preferred_element_type=jnp.float32)
+    if transposed:
+        # A weight's gradient. Where the weight was used transposed (tied embeddings), XLA would fold the transposition
+        # of this result into the product, and then finds no kernel for it.
+        flat = jax.lax.optimization_barrier(flat)
     return flat.reshape([size[i] for i in out])

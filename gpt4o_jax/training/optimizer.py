@@ -68,4 +68,3 @@ def decay_mask(config: OptimizerConfig, axes):
 
 def _is_names(x) -> bool:
     return isinstance(x, tuple)
-
