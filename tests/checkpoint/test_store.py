@@ -95,9 +95,9 @@ def test_a_donated_step_right_after_saving_does_not_reach_the_checkpoint(folder)
     mesh = MESHES["one device"]()
     whole = NamedSharding(mesh, PartitionSpec())
     overwrite = jax.jit(lambda t: jax.tree.map(lambda x: x * 0 - 1, t), donate_argnums=0)
-    before = {f"w{i}": np.full((256, 256), i, np.float32) for i in range(8)}
+    before = {f"w{i}": np.full((512, 512), i, np.float32) for i in range(8)}
     with Store(folder) as store:
-        tree = jax.device_put(before, whole)
+        tree = jax.jit(lambda t: jax.tree.map(lambda x: x + 0, t))(jax.device_put(before, whole))  # owned by the device
         store.save(10, {"params": tree}, META)
         for _ in range(3):
             tree = overwrite(tree)
