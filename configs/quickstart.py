@@ -1,4 +1,11 @@
-"""First light: a 4 M parameter decoder on Python's own documentation."""
+"""First light: a 4 M parameter decoder on Python's own documentation.
+
+Hardware: 2 CPU cores.
+Time: not measured yet.
+Expected: not measured yet.
+Command: bash launch/quickstart.sh
+    or: python -m gpt4o_jax train --config=configs/quickstart.py --workdir=runs/quickstart
+"""
 
 from gpt4o_jax.config import base_config
 
@@ -16,9 +23,10 @@ def get_config():
     c.optimizer.decay_fraction = 0.4
     c.optimizer.end_lr_fraction = 0.0
     c.optimizer.warmup_steps = 20
-    c.train.length = "800 steps"
-    c.train.batch_size = 16
-    c.eval.every = 200
-    c.sample.every = 400
-    c.checkpoint.every = 200
+    c.train.length = "1000 steps"
+    c.train.batch_size = 8
+    c.eval.every = 250
+    c.sample.every = 500
+    c.sample.prompts = ("", "Return a ", "The following example shows how to ")
+    c.checkpoint.every = 250
     return c

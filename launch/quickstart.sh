@@ -49,5 +49,5 @@ Try next:
   cd $(printf '%q' "$PWD") && source .venv/bin/activate
   python -m gpt4o_jax generate --workdir=$quoted_workdir --prompt='The following example' --temperature=0.5
   python -m gpt4o_jax evaluate --workdir=$quoted_workdir --text=README.md
-  python -m gpt4o_jax train --config=configs/quickstart.py --workdir=runs/longer --config.train.length='2 epochs'
+  python -m gpt4o_jax train --config=configs/quickstart.py --workdir=runs/longer --config.train.length='20 epochs'
 END
