@@ -14,6 +14,7 @@ import numpy as np
 from gpt4o_jax.data.batches import Batch
 from gpt4o_jax.data.token_cache import TokenCache
 from gpt4o_jax.data.tokenizer import BOS, EOS, Tokenizer, byte_lengths
+from gpt4o_jax.errors import RunError
 from gpt4o_jax.model.gpt import GPT, unembedding
 from gpt4o_jax.ops.cross_entropy import token_scores
 
@@ -71,10 +72,13 @@ def evaluate(
     Windows of T = context_length, starting every `stride` tokens (None: T / 2), so that every
     target but a document's first few sees at least T - stride tokens of context. Every text
     token counts once, <bos> and <eos> never; bytes are the UTF-8 bytes of the scored tokens.
-    Returns loss (nats a token), perplexity, bits_per_byte, accuracy, tokens, bytes.
+    Returns loss (nats a token), perplexity, bits_per_byte, accuracy, tokens, bytes. Raises RunError
+    where stride > T.
     """
     T = model.config.context_length
     stride = stride or max(T // 2, 1)
+    if stride > T:
+        raise RunError(f"eval.stride={stride} is longer than model.context_length={T}: tokens would be left out; nearest: {T}")
     score = _scorer(model, loss_chunk)
     lengths_V = byte_lengths(tokenizer)
     nats = correct = 0.0

@@ -38,13 +38,16 @@ def generate(
     seed: int = 0,
     should_stop: Callable[[int, list[int]], int | None] = lambda row, ids: None,
     on_tokens: Callable[[int, list[int]], None] = lambda row, ids: None,
+    vocab_size: int | None = None,
 ) -> list[Completion]:
     """Continues every prompt; rows may differ in length. Needs the mesh in force.
 
     prompts: token ids, from <bos> on. A row's tokens depend on its prompt, its number and `seed`,
     not on the other rows. should_stop(row, ids so far) -> how many ids to keep, to end that row;
     on_tokens(row, new ids) is called as they come. Ends a row at <eos> too. Control symbols other
-    than <eos> are never drawn. Raises RunError where a prompt leaves no room in the context.
+    than <eos> are never drawn, nor are ids from `vocab_size` on (None: of the model), for models with
+    more rows than the tokenizer has pieces. A row ends where the context is full. Raises RunError
+    where a prompt leaves no room in it.
     """
     limit = model.config.context_length
     longest = max(len(p) for p in prompts)
@@ -55,32 +58,27 @@ def generate(
             f"prompt of {longest} tokens does not fit: the model's context_length is {limit} and one place must be"
             " left for a new token; shorten the prompt"
         )
-    max_new_tokens = min(max_new_tokens, limit - longest)
+    room = [min(max_new_tokens, limit - len(p)) for p in prompts]  # each row's own: neighbours do not matter
     B, T = len(prompts), _bucket(longest, limit)
-    S = _bucket(longest + max_new_tokens, limit)
+    S = _bucket(max(len(p) + n for p, n in zip(prompts, room, strict=True)), limit)
     lengths_B = np.array([len(p) for p in prompts])
     tokens_BT = np.stack([np.pad(np.asarray(p, np.int32), (0, T - len(p)), constant_values=PAD) for p in prompts])
     keys_B = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(B))
 
-    prefill, decode = _functions(model, sampling, B, T, S)
+    prefill, decode = _functions(model, sampling, B, T, S, vocab_size or model.config.vocab_size)
     cache, token_B, logprob_B = prefill(params, tokens_BT, lengths_B, keys_B)
     rows = [Completion([], [], "") for _ in range(B)]
     positions_B = jnp.asarray(lengths_B, jnp.int32)
     chunk = [(jax.device_get(token_B)[None], jax.device_get(logprob_B)[None])]
-    made = 1
     while True:
         for tokens_nB, logprobs_nB in chunk:
             for row in range(B):
-                _extend(rows[row], row, tokens_nB[:, row], logprobs_nB[:, row], max_new_tokens, should_stop, on_tokens)
-        if all(r.finished for r in rows) or made >= max_new_tokens:
-            break
+                _extend(rows[row], row, tokens_nB[:, row], logprobs_nB[:, row], room[row], should_stop, on_tokens)
+        if all(r.finished for r in rows):
+            return rows
         done_B = np.array([bool(r.finished) for r in rows])
         cache, token_B, positions_B, out = decode(params, cache, token_B, positions_B, done_B, keys_B)
         chunk = [jax.device_get(out)]
-        made += DECODE_CHUNK
-    for r in rows:
-        r.finished = r.finished or "length"
-    return rows
 
 
 def _extend(c: Completion, row, tokens_n, logprobs_n, max_new_tokens, should_stop, on_tokens):
@@ -116,10 +114,10 @@ def _bucket(n: int, limit: int) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def _functions(model: GPT, sampling: Sampling, B: int, T: int, S: int):
+def _functions(model: GPT, sampling: Sampling, B: int, T: int, S: int, vocab_size: int):
     """(prefill, decode), jitted for these shapes."""
     banned = np.zeros(model.config.vocab_size, bool)
-    banned[:RESERVED] = True
+    banned[:RESERVED] = banned[vocab_size:] = True
     banned[EOS] = False
 
     def pick(params, hidden_BD, keys_B, positions_B):

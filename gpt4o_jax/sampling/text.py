@@ -42,6 +42,7 @@ def complete(
         seed,
         should_stop,
         (lambda row, ids: writers[row].feed(ids)) if stream else (lambda row, ids: None),
+        tokenizer.vocab_size,
     )
     results = []
     for row, c in enumerate(completions):

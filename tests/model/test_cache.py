@@ -33,7 +33,7 @@ def test_prefill_and_decode_equal_the_full_pass(one_device, positions, n_kv_head
     params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(0))
     params = jax.tree.map(lambda x: x + 0.1, params)  # zero biases and unit scales would hide mistakes
     apply = jax.jit(lambda p, *inputs: model.apply({"params": p}, *inputs)[:2])
-    full, _ = apply(params, TOKENS, INDEX, (INDEX < LENGTHS[:, None]).astype(np.int32))
+    full, _ = apply(params, TOKENS, INDEX, (LENGTHS[:, None] > INDEX).astype(np.int32))
 
     def check(hidden, positions_BT, valid_BT):
         for row, t in zip(*np.nonzero(valid_BT), strict=True):
@@ -61,7 +61,7 @@ def test_a_prompt_may_come_in_pieces(one_device):
     model = gpt.GPT(c, Compute("cpu", "float32"))
     params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(0))
     apply = jax.jit(lambda p, *inputs: model.apply({"params": p}, *inputs)[:2])
-    valid = (INDEX < LENGTHS[:, None]).astype(np.int32)
+    valid = (LENGTHS[:, None] > INDEX).astype(np.int32)
     full, whole = apply(params, TOKENS, INDEX, valid, empty_cache(c, 3, T + 4))
     cache, pieces = empty_cache(c, 3, T + 4), []
     for begin in range(0, T, 4):

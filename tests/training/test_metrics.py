@@ -1,0 +1,126 @@
+"""metrics.jsonl holds each (kind, step) once whatever was killed; shares of time sum to 1; the host reads metrics late."""
+
+import json
+import time
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from gpt4o_jax import parallel
+from gpt4o_jax.config import LogConfig, ModelConfig, RunConfig, TrainConfig
+from gpt4o_jax.errors import RunError
+from gpt4o_jax.training import loop
+from gpt4o_jax.training.metrics import Ledger, MetricsWriter, read_metrics
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return epath.Path(tmp_path)
+
+
+def keys(workdir):
+    return [(r["kind"], r["step"]) for r in read_metrics(workdir)]
+
+
+def write(workdir, resume_step, records):
+    writer = MetricsWriter(workdir, resume_step, tensorboard=False)
+    for kind, step, value in records:
+        writer.write(kind, step, {"loss": value})
+    writer.close()
+
+
+def test_a_resumed_writer_keeps_each_step_once(workdir):
+    """Killed at step 40 with a checkpoint of step 20: what lies beyond 20 is written again."""
+    write(workdir, 0, [("train", 10, 1.0), ("train", 20, 2.0), ("eval", 20, 2.5), ("train", 30, 3.0), ("eval", 40, 4.0)])
+    write(workdir, 20, [("train", 30, 3.5), ("train", 40, 4.5), ("eval", 40, 4.75)])
+    assert keys(workdir) == [("train", 10), ("train", 20), ("eval", 20), ("train", 30), ("train", 40), ("eval", 40)]
+    assert [r["loss"] for r in read_metrics(workdir)] == [1.0, 2.0, 2.5, 3.5, 4.5, 4.75]
+
+
+@pytest.mark.parametrize("torn", ['{"kind": "train", "step": 3', '{"kind": "train", "step": 30, "loss": 1.0}', "{"])
+def test_a_torn_last_line_is_dropped(workdir, torn):
+    """A record counts once its line break is there, and the next one never continues it."""
+    write(workdir, 0, [("train", 10, 1.0), ("train", 20, 2.0)])
+    with open(workdir / "metrics.jsonl", "a") as f:
+        f.write(torn)
+    assert keys(workdir) == [("train", 10), ("train", 20)]
+    write(workdir, 30, [("train", 40, 4.0)])
+    assert keys(workdir) == [("train", 10), ("train", 20), ("train", 40)]
+    assert [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()] == [10, 20, 40]
+
+
+def test_no_file_is_no_records(workdir):
+    assert read_metrics(workdir) == []
+
+
+def test_ledger_fractions_sum_to_one():
+    ledger = Ledger()
+    for kind in ("init", "step", "step", "data"):
+        with ledger.time(kind):
+            time.sleep(0.01)
+            inside = ledger.fractions()
+            assert inside[kind] > 0 and sum(inside.values()) == pytest.approx(1)
+    with pytest.raises(ValueError), ledger.time("eval"):
+        raise ValueError
+    time.sleep(0.01)
+    shares = ledger.fractions()
+    assert set(shares) == {*Ledger.KINDS, "other"} and sum(shares.values()) == pytest.approx(1)
+    assert all(0 <= share <= 1 for share in shares.values()) and shares["other"] > 0
+    assert ledger.so_far("step") >= 0.02 > 0.0 == ledger.so_far("checkpoint")
+
+
+# ---------------------------------------------------------------- one dispatch late
+
+
+class Metric:
+    """An array of K values on a device that has not computed it yet: notes when somebody needs the values."""
+
+    def __init__(self, log, step, values):
+        self._log, self._step, self._values = log, step, values
+
+    def __array__(self, dtype=None, copy=None):
+        self._log.append(self._step)
+        return np.asarray(self._values, dtype)
+
+
+NAMES = ("loss", "weight", "bytes", "grad_norm", "update_norm", "lr_factor", "skipped_steps", "skipped_in_a_row")
+
+
+@pytest.fixture
+def logger(workdir):
+    config = RunConfig(
+        model=ModelConfig(vocab_size=40, d_model=16, n_heads=2, context_length=8),
+        train=TrainConfig(steps_per_dispatch=2, max_skipped_in_a_row=3),
+        log=LogConfig(every=2, tensorboard=False),
+    )
+    made = loop._Logger(config, workdir, 0, 8, None, parallel.make_mesh(devices=jax.devices()[:1]), Ledger())
+    yield made
+    made.close()
+
+
+def dispatch(log, step, **changes):
+    return {name: Metric(log, step, [changes.get(name, 1.0)] * 2) for name in NAMES}
+
+
+def test_metrics_are_read_after_the_next_dispatch_is_sent(logger, workdir):
+    log = []
+    logger.receive(2, dispatch(log, 2))
+    assert log == [], "the device is still at work on step 2: reading would wait for it"
+    logger.receive(4, dispatch(log, 4, loss=2.0))
+    assert set(log) == {2} and keys(workdir) == [("train", 2)]
+    logger.receive(6, dispatch(log, 6))
+    assert set(log) == {2, 4} and keys(workdir) == [("train", 2), ("train", 4)]
+    logger.flush()
+    assert set(log) == {2, 4, 6} and len(log) == 3 * len(NAMES), "each value is read once"
+    assert [r["loss"] for r in read_metrics(workdir)] == [1.0, 2.0, 1.0]
+
+
+def test_divergence_is_told_with_its_exit_code(logger):
+    log = []
+    logger.receive(2, dispatch(log, 2, skipped_in_a_row=2))
+    logger.receive(4, dispatch(log, 4, skipped_in_a_row=3))
+    with pytest.raises(RunError, match="3 steps in a row") as e:
+        logger.flush()
+    assert e.value.code == 4

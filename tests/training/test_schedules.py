@@ -1,0 +1,58 @@
+"""Learning-rate shapes: nanoGPT's cosine, warm-up-stable-decay, constant; their ends are where the config says."""
+
+import math
+
+import numpy as np
+import pytest
+
+from gpt4o_jax.config import OptimizerConfig
+from gpt4o_jax.training.schedules import schedule_factor
+
+TOTAL = 50
+
+
+def curve(total=TOTAL, **knobs):
+    return np.asarray(schedule_factor(OptimizerConfig(**knobs), total, np.arange(total + 1)))
+
+
+def nanogpt(it, warmup_iters, lr_decay_iters, min_lr, learning_rate=1.0):
+    """get_lr of nanoGPT's train.py."""
+    if it < warmup_iters:
+        return learning_rate * (it + 1) / (warmup_iters + 1)
+    if it > lr_decay_iters:
+        return min_lr
+    decay_ratio = (it - warmup_iters) / (lr_decay_iters - warmup_iters)
+    return min_lr + 0.5 * (1.0 + math.cos(math.pi * decay_ratio)) * (learning_rate - min_lr)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 10, 49])
+@pytest.mark.parametrize("end", [0.0, 0.1, 1.0])
+def test_cosine_is_nanogpts(warmup, end):
+    wanted = [nanogpt(s, warmup, TOTAL, end) for s in range(TOTAL + 1)]
+    np.testing.assert_allclose(curve(schedule="cosine", warmup_steps=warmup, end_lr_fraction=end), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("end", [0.0, 0.25])
+def test_wsd_is_flat_then_falls_on_a_line(end):
+    got = curve(schedule="wsd", warmup_steps=5, decay_fraction=0.4, end_lr_fraction=end)
+    np.testing.assert_allclose(got[:5], np.arange(1, 6) / 6, rtol=1e-6)
+    np.testing.assert_array_equal(got[5:31], 1.0)
+    np.testing.assert_allclose(got[30:], np.linspace(1, end, 21), atol=1e-6)
+
+
+def test_constant_stays():
+    np.testing.assert_allclose(curve(schedule="constant", warmup_steps=3), [0.25, 0.5, 0.75] + [1.0] * 48, rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
+@pytest.mark.parametrize("total, warmup", [(1, 0), (1, 1), (1, 100), (20, 100), (20, 20)])
+def test_short_runs_stay_within_zero_and_the_peak(schedule, total, warmup):
+    """Also where the warm-up is longer than the run."""
+    got = curve(total, schedule=schedule, warmup_steps=warmup, end_lr_fraction=0.0)
+    assert np.all(np.isfinite(got)) and np.all(got >= 0) and np.all(got <= 1)
+    assert got[0] > 0 and np.all(np.diff(got[: min(warmup, total)]) > 0)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_the_run_ends_at_the_end_fraction(schedule):
+    np.testing.assert_allclose(curve(schedule=schedule, warmup_steps=10, end_lr_fraction=0.1)[-1], 0.1, rtol=1e-5)
