@@ -1,0 +1,92 @@
+"""A tiny run, trained once, and ways to call a command as a user does."""
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from gpt4o_jax.__main__ import main
+
+BASE = Path(__file__).parents[2] / "configs" / "base.py"
+TEXT = "".join(f"{i} green bottles and {i * i} red ones stand on the wall;\n" for i in range(120))
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_device_and_own_cache(tmp_path_factory):
+    """The commands use every device there is: here one, as on a laptop."""
+    devices = jax.devices()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: devices[:1])
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        for name in ("JAX_COMPILATION_CACHE_DIR", "TF_CPP_MIN_LOG_LEVEL"):
+            patch.setenv(name, "")  # main() sets some where they are missing; undone at the end
+        yield
+
+
+@pytest.fixture(scope="package")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "bottles.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture(scope="package")
+def train_args(text):
+    def arguments(workdir, *more: str) -> list[str]:
+        """Trains a tiny model on characters for 20 steps. `more` replaces what it repeats."""
+        knobs = {
+            "model.n_layers": 1, "model.d_model": 16, "model.n_heads": 2, "model.context_length": 16,
+            "model.compute_dtype": "float32", "tokenizer.kind": "char", "data.source": "text", "data.path": text,
+            "data.separator": "\n", "data.shingle_bytes": 0, "data.holdout_fraction": 0.2, "train.length": "20 steps",
+            "train.batch_size": 4, "checkpoint.every": 10, "log.tensorboard": "false", "sample.max_new_tokens": 3,
+            "sample.prompts": "('1 green',)",
+        }  # fmt: skip
+        flags = {"--config": BASE, "--workdir": workdir} | {f"--config.{k}": v for k, v in knobs.items()}
+        flags |= dict(arg.split("=", 1) for arg in more)
+        return ["train", *(f"{name}={value}" for name, value in flags.items())]
+
+    return arguments
+
+
+@pytest.fixture(scope="package")
+def run(train_args, tmp_path_factory):
+    """A finished run; the tests only read it."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    assert main(train_args(workdir)) == 0
+    return workdir
+
+
+@pytest.fixture
+def command(capsys):
+    def call(*args) -> tuple[dict, str]:
+        """(the JSON object that ends stdout, stderr) of a command that succeeds."""
+        assert main([str(a) for a in args]) == 0
+        out, err = capsys.readouterr()
+        return json.loads(out.splitlines()[-1]), err
+
+    return call
+
+
+@pytest.fixture
+def refused(capsys):
+    def call(code, fragment, *args) -> str:
+        """The one line of a command that fails as it should."""
+        capsys.readouterr()
+        assert main([str(a) for a in args]) == code, capsys.readouterr()
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("gpt4o_jax: ") and err.count("\n") == 1 and err.endswith("\n"), (out, err)
+        assert fragment in err, err
+        return err
+
+    return call
+
+
+@pytest.fixture
+def no_compiling(monkeypatch):
+    """Fails a test that lowers or compiles anything."""
+
+    def refuse(*_, **__):
+        raise AssertionError("compiled before the mistake was told")
+
+    monkeypatch.setattr(jax, "jit", refuse)

@@ -1,0 +1,121 @@
+"""The commands from the outside: what they leave behind and print; stdout ends with one JSON object."""
+
+import json
+import re
+
+import pytest
+
+from gpt4o_jax.__main__ import COMMANDS, main
+from gpt4o_jax.commands import evaluate, generate, tokenizer, train, verify
+from gpt4o_jax.errors import ExitCode
+
+# ---------------------------------------------------------------- what works
+
+
+def test_train_leaves_a_complete_run_folder(run, text):
+    names = {p.name for p in run.iterdir()}
+    wanted = {"config.json", "tokenizer.model", "metrics.jsonl", "checkpoints", "samples", "report.md", "loss.png"}
+    assert names == wanted
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["10", "20"]
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["kind"], r["step"]) for r in records] == [("train", 10), ("train", 20), ("eval", 20)]
+    assert (run / "samples" / "20.txt").read_text().startswith("[0] 1 green")
+    config = json.loads((run / "config.json").read_text())
+    assert config["model"]["vocab_size"] == 32 + len(set(text.read_text()) - {"\n"})
+
+
+def test_train_again_changes_nothing_and_says_the_same(run, train_args, command):
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    result, _ = command(*train_args(run))
+    assert result["step"] == 20 and result["tokens"] == 20 * 4 * 16
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_evaluate_on_the_hold_out_gives_the_numbers_of_training(run, command):
+    result, _ = command("evaluate", f"--workdir={run}")
+    final = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    for name in ("loss", "perplexity", "bits_per_byte", "accuracy", "tokens", "bytes"):
+        assert result[name] == pytest.approx(final[name], rel=1e-6), name
+    assert result["step"] == 20 and result["text"] == "holdout"
+
+
+def test_evaluate_on_a_text_counts_its_bytes(run, command, tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("99 green bottles and 9801 red ones stand on the wall;")
+    result, _ = command("evaluate", "--workdir", run, "--text", path, "--step=10", "--stride=4")
+    assert result["bytes"] == result["tokens"] == len(path.read_text()) and result["step"] == 10
+
+
+def test_greedy_generation_is_the_same_each_time_and_is_streamed(run, command):
+    args = ("generate", f"--workdir={run}", "--prompt=1 green", "--temperature=0", "--max_new_tokens=5")
+    (first, err), (second, _) = command(*args), command(*args, "--seed=9")
+    sample = first["samples"][0]
+    assert first["samples"] == second["samples"] and len(first["samples"]) == 1
+    assert 0 < len(sample["text"]) == sample["tokens"] <= 5 and sample["logprob"] < 0
+    assert err == "1 green" + sample["text"] + "\n"
+
+
+def test_several_samples_differ_and_depend_on_the_seed(run, command):
+    args = ("generate", f"--workdir={run}", "--prompt=1", "--num_samples=6", "--max_new_tokens=8", "--top_k=20", "--top_p=0.99")
+    one, again, other = (command(*args, f"--seed={seed}")[0]["samples"] for seed in (0, 0, 1))
+    assert len(one) == 6 and len({s["text"] for s in one}) > 1
+    assert one == again != other
+
+
+def test_generation_ends_before_a_stop_string(run, command):
+    args = ("generate", f"--workdir={run}", "--prompt=1", "--max_new_tokens=14", "--seed=3", "--temperature=2")
+    text = command(*args)[0]["samples"][0]["text"]
+    stop = text[4:6]
+    result, err = command(*args, "--stop", stop, "--stop=not to be found")
+    assert result["samples"][0] | {"text": "", "logprob": 0} == {"text": "", "tokens": 6, "finished": "stop", "logprob": 0}
+    assert result["samples"][0]["text"] == text[: text.index(stop)] and err == f"1{text[: text.index(stop)]}\n"
+
+
+def test_generation_stops_at_the_end_of_the_context(run, command):
+    result, _ = command("generate", f"--workdir={run}", "--prompt=1 green", "--max_new_tokens=1000", "--temperature=5")
+    assert result["samples"][0]["tokens"] <= 16 - len("1 green") - 1
+
+
+@pytest.mark.parametrize("kind", ["bpe", "byte", "char"])
+def test_a_trained_tokenizer_can_be_inspected(text, tmp_path, command, kind):
+    out = tmp_path / "t.model"
+    made, _ = command("tokenizer", "train", f"--text={text}", f"--out={out}", f"--kind={kind}", "--vocab_size=320")
+    seen, err = command("tokenizer", "inspect", f"--tokenizer={out}", "--text=12 green")
+    assert (seen["digest"], seen["vocab_size"], seen["kind"]) == (made["digest"], made["vocab_size"], kind)
+    assert made["bytes"] == len(text.read_text()) and made["bytes_per_token"] == made["bytes"] / made["tokens"]
+    assert len(seen["ids"]) == err.count("|") + 1
+
+
+def test_verify_counts_the_files_of_every_checkpoint(run, command):
+    result, _ = command("verify", f"--workdir={run}")
+    assert set(result["checkpoints"]) == {"10", "20"} and all(n > 3 for n in result["checkpoints"].values())
+
+
+def test_a_run_can_start_from_the_weights_of_another(run, train_args, tmp_path, command):
+    more = (f"--config.init.from={run}", f"--config.tokenizer.path={run}/tokenizer.model", "--config.train.length=10 steps")
+    result, err = command(*train_args(tmp_path / "tuned", *more))
+    assert result["step"] == 10 and f"weights from {run} at step 20" in err
+
+
+# ---------------------------------------------------------------- help
+
+
+def test_a_bare_call_lists_the_commands(capsys):
+    assert main([]) == ExitCode.USAGE and main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(out.count(f"\n  {c} ") == 2 for c in COMMANDS)
+
+
+HELP = {"train": train, "evaluate": evaluate, "generate": generate, "verify": verify}
+HELP |= {f"tokenizer {action}": tokenizer for action in tokenizer.FLAGS}
+
+
+@pytest.mark.parametrize("name", HELP)
+def test_help_names_every_flag_and_knob(name, capsys):
+    command, *action = name.split()
+    assert main([*name.split(), "--help"]) == 0
+    out = capsys.readouterr().out
+    flags = HELP[name].FLAGS[action[0]] if action else HELP[name].FLAGS
+    assert all(re.search(rf"--{flag.name} +\S", out) for flag in flags)
+    assert ("optimizer.peak_lr" in out) == (command == "train")
+    assert main([command, "--help"]) == 0
