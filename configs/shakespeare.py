@@ -1,6 +1,6 @@
 """Tiny shakespeare by characters: nanoGPT's own recipes, and our best one for the same tokens and parameters.
 
-char_cpu       nanoGPT's README recipe for a CPU, exactly (its GELU in the tanh form): 0.8 M parameters, 1.5 M tokens
+char_cpu       nanoGPT's README recipe for a CPU, exactly: 0.8 M parameters, 1.5 M tokens
 char_cpu_fast  the same budget with RoPE, RMSNorm, QK-norm, squared ReLU, zero-initialised outputs and Muon
 char_gpu       nanoGPT's config/train_shakespeare_char.py: 10.7 M parameters, 82 M tokens
 
