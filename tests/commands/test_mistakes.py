@@ -1,0 +1,277 @@
+"""Every mistake of a user ends a command with one line, the right exit code, nothing written and nothing compiled."""
+
+import errno
+import json
+import shutil
+
+import jax
+import pytest
+
+from gpt4o_jax import __main__ as entry
+from gpt4o_jax.checkpoint import manifest
+from gpt4o_jax.data import tokenizer as tokenizers
+from gpt4o_jax.errors import ExitCode
+from gpt4o_jax.training import loop  # noqa: F401  (Optax compiles nothing, but calls jax.jit when it is imported)
+
+USAGE, DATA, STORAGE = ExitCode.USAGE, ExitCode.DATA, ExitCode.STORAGE
+
+
+@pytest.fixture
+def no_compiling(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("compiled before the mistake was told")
+
+    monkeypatch.setattr(jax, "jit", refuse)
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A copy of the run, to damage."""
+    return shutil.copytree(run, tmp_path / "copy")
+
+
+# ---------------------------------------------------------------- the command line
+
+FLAGS = [
+    ("unknown command 'trian' (did you mean train?); commands: train,", "trian"),
+    ("unknown flag --promt (did you mean prompt?); see generate --help", "generate", "--workdir=x", "--promt=a"),
+    ("--config.seed", "generate", "--workdir=x", "--config.seed=1"),
+    ("unexpected argument 'hello'; flags are written --name=value", "generate", "hello"),
+    ("unexpected argument '-n'", "generate", "-n", "3"),
+    ("--workdir is missing (run folder)", "generate", "--prompt=a"),
+    ("--config is missing", "train", "--workdir=x"),
+    ("--prompt needs a value", "generate", "--workdir=x", "--prompt"),
+    ("--prompt needs a value", "generate", "--prompt", "--workdir=x"),
+    ("--seed is given twice", "generate", "--workdir=x", "--seed=1", "--seed=2"),
+    ("--seed=one: expected an integer", "generate", "--workdir=x", "--seed=one"),
+    ("--seed=-1: expected an integer from 0 to 2147483647", "generate", "--workdir=x", "--seed=-1"),
+    ("--temperature=nan: expected a number from 0.0 to 100.0", "generate", "--workdir=x", "--temperature=nan"),
+    ("--top_p=1.5: expected a number from 0.0 to 1.0", "generate", "--workdir=x", "--top_p=1.5"),
+    ("--max_new_tokens=0: expected an integer at least 1", "generate", "--workdir=x", "--max_new_tokens=0"),
+    ("--stride=0: expected an integer at least 1", "evaluate", "--workdir=x", "--stride=0"),
+    ("tokenizer: expected one of train, inspect, got ''", "tokenizer"),
+    ("got 'inspekt' (did you mean inspect?)", "tokenizer", "inspekt"),
+    ("--kind=word: expected bpe, byte or char", "tokenizer", "train", "--text=x", "--out=y", "--kind=word"),
+    ("--vocab_size=10: expected an integer from 300", "tokenizer", "train", "--text=x", "--out=y", "--vocab_size=10"),
+]
+
+
+@pytest.mark.parametrize(("fragment", "args"), [(f, a) for f, *a in FLAGS])
+def test_wrong_flags(refused, no_compiling, fragment, args):
+    refused(USAGE, fragment, *args)
+
+
+# ---------------------------------------------------------------- train, before anything is written
+
+CONFIGS = [
+    (USAGE, "no such file", "--config=nowhere.py"),
+    (USAGE, "no such key (did you mean model.d_model?)", "--config.model.d_modle=3"),
+    (USAGE, "not an integer", "--config.model.d_model=wide"),
+    (USAGE, "expected a number at least 1", "--config.train.batch_size=0"),
+    (USAGE, "expected one of gelu", "--config.model.mlp=gleu"),
+    (USAGE, "d_model=15 is not a multiple of n_heads=2; nearest: d_model=16", "--config.model.d_model=15"),
+    (USAGE, "'25 steps' is not a whole multiple", "--config.train.length=25 steps"),
+    (USAGE, "expected 'N steps', 'N tokens' or 'N epochs'", "--config.train.length=soon"),
+    (USAGE, "--profile=5: expected FIRST:LAST", "--profile=5"),
+    (USAGE, "--profile=9:3: expected FIRST:LAST", "--profile=9:3"),
+    (USAGE, "config.mesh (data=3, fsdp=1, tensor=1) does not fit 1 device(s)", "--config.mesh.data=3"),
+    (USAGE, "model.vocab_size=40 is smaller than the tokenizer's", "--config.model.vocab_size=40"),
+    (USAGE, "is 17 tokens with <bos>, but model.context_length=16", "--config.sample.prompts=('green bottles an',)"),
+    (DATA, "'Z' (U+005A, LATIN CAPITAL LETTER Z) at 3", "--config.sample.prompts=('no Z',)"),
+    (DATA, "tokens, but one row of model.context_length=9000 needs 9001", "--config.model.context_length=9000"),
+    (DATA, "no such file, folder or glob", "--config.data.path=nowhere.txt"),
+    (DATA, "cannot read the tokenizer", "--config.tokenizer.path=nowhere.model"),
+    (DATA, "no finished checkpoint there", "--config.init.from=nowhere"),
+]
+
+
+@pytest.mark.parametrize(("code", "fragment", "arg"), CONFIGS)
+def test_wrong_configs(refused, no_compiling, train_args, tmp_path, code, fragment, arg):
+    workdir = tmp_path / "run"
+    refused(code, fragment, *train_args(workdir, arg))
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        (b"", "empty file"),
+        (b"\x89PNG\r\n\0\0", "looks binary (a NUL byte at offset 6)"),
+        (b"gr\xfcn", "not UTF-8: byte 0xfc at offset 2"),
+        (b"one\ntwo\nthree\nfour\nfive\nsix\nseven\neight", "but one row of model.context_length=64 needs 65"),
+        (b"one document", "hold-out is empty"),
+    ],
+)
+def test_unreadable_or_too_little_text(refused, no_compiling, train_args, tmp_path, content, fragment):
+    (tmp_path / "x.txt").write_bytes(content)
+    more = (f"--config.data.path={tmp_path}/x.txt", "--config.tokenizer.kind=byte", "--config.model.context_length=64")
+    refused(DATA, fragment, *train_args(tmp_path / "run", *more))
+    assert not (tmp_path / "run").exists()
+
+
+DIVISIONS = [
+    ("train.batch_size=4 is not a multiple of 8 (mesh axes data * fsdp); nearest: train.batch_size=8", "mesh.data=-1"),
+    ("(mesh axes data * fsdp times accumulate=2); nearest: train.batch_size=16", "train.accumulate=2"),
+    ("model.n_heads=2 is not a multiple of 8 (mesh axes tensor)", "mesh.data=1 mesh.tensor=8"),
+    ("model.d_model=12 is not a multiple of 8 (mesh axes fsdp)", "mesh.data=1 mesh.fsdp=8 model.d_model=12 train.batch_size=8"),
+]
+
+
+@pytest.mark.parametrize(("fragment", "knobs"), DIVISIONS)
+def test_what_does_not_divide_over_the_devices(refused, no_compiling, all_devices, train_args, tmp_path, fragment, knobs):
+    refused(USAGE, fragment, *train_args(tmp_path / "run", *(f"--config.{k}" for k in knobs.split())))
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_folders_that_cannot_be(refused, no_compiling, train_args, tmp_path):
+    (tmp_path / "file").write_text("x")
+    refused(USAGE, "a file, expected a folder", *train_args(tmp_path / "file"))
+    refused(STORAGE, "cannot write (Not a directory)", *train_args(tmp_path / "file" / "run"))
+    refused(USAGE, "not empty and no run folder", *train_args(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+# ---------------------------------------------------------------- train, going on with a run
+
+
+@pytest.mark.parametrize(
+    ("code", "fragment", "arg"),
+    [
+        (USAGE, "this run has model.d_model=16, the command asks for 32", "--config.model.d_model=32"),
+        (USAGE, "this run has train.length='20 steps', the command asks for '40 steps'", "--config.train.length=40 steps"),
+        (USAGE, "this run has tokenizer.kind='char'", "--config.tokenizer.kind=byte"),
+    ],
+)
+def test_a_changed_config_on_resume(refused, no_compiling, train_args, run, code, fragment, arg):
+    refused(code, fragment, *train_args(run, arg))
+
+
+def test_other_text_on_resume(refused, no_compiling, train_args, run, text, tmp_path):
+    (tmp_path / "other.txt").write_text(text.read_text().replace("green", "nereg"))
+    other = f"--config.data.path={tmp_path}/other.txt"
+    refused(DATA, "the run was trained on corpus", *train_args(run, other))
+
+
+def test_weights_of_a_run_with_another_tokenizer(refused, no_compiling, train_args, run, tmp_path):
+    more = (f"--config.init.from={run}", "--config.tokenizer.kind=byte")
+    refused(DATA, f"add --config.tokenizer.path={run}/tokenizer.model", *train_args(tmp_path / "tuned", *more))
+    assert not (tmp_path / "tuned").exists()
+
+
+# ---------------------------------------------------------------- run folders that are missing, foreign or damaged
+
+
+def other_tokenizer(folder):
+    tokenizers.char_tokenizer("abc").save(folder / "tokenizer.model")
+
+
+def larger_tokenizer(folder):
+    tokenizers.byte_tokenizer().save(folder / "tokenizer.model")
+
+
+def truncate_weights(folder):
+    files = [p for p in (folder / "checkpoints" / "20" / "params").rglob("*") if p.is_file()]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+
+
+def config_json(text):
+    return lambda folder: (folder / "config.json").write_text(text)
+
+
+DAMAGE = {
+    "gone": (shutil.rmtree, "no such folder; --workdir takes the folder that `train` wrote"),
+    "foreign": (lambda f: (f / "config.json").unlink(), "not a run folder (no config.json)"),
+    "config cut off": (config_json('{"seed": '), "config.json: damaged (not JSON)"),
+    "config binary": (lambda f: (f / "config.json").write_bytes(b"\xff\0"), "config.json: damaged (not JSON)"),
+    "config a list": (config_json("[]"), "config.json: config: got [], expected knobs by name"),
+    "config of another program": (config_json('{"learning_rate": 1}'), "config.json: config key 'learning_rate' does not exist"),
+    "config empty": (config_json("{}"), "model.vocab_size is not set"),
+    "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), "cannot read the tokenizer"),
+    "damaged tokenizer": (lambda f: (f / "tokenizer.model").write_text("{"), "damaged tokenizer file"),
+    "another tokenizer": (other_tokenizer, "is not the one that checkpoint 20 was trained with"),
+    "larger tokenizer": (larger_tokenizer, "tokenizer.model has 288 pieces, but the model only"),
+    "no checkpoints": (lambda f: shutil.rmtree(f / "checkpoints"), "no finished checkpoint yet"),
+    "checkpoints is a file": (
+        lambda f: (shutil.rmtree(f / "checkpoints"), (f / "checkpoints").touch()),
+        "no finished checkpoint",
+    ),
+    "weights cut off": (truncate_weights, "is damaged (its SHA-256 differs"),
+    "manifest damaged": (lambda f: (f / "checkpoints" / "20" / manifest.NAME).write_text("{}"), "manifest.json: damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_run_folders(refused, no_compiling, copy, kind):
+    damage, fragment = DAMAGE[kind]
+    damage(copy)
+    refused(DATA, fragment, "generate", f"--workdir={copy}", "--prompt=1")
+    refused(DATA, fragment, "evaluate", f"--workdir={copy}")
+
+
+@pytest.mark.parametrize("kind", ["gone", "foreign", "config cut off", "weights cut off", "manifest damaged"])
+def test_verify_finds_damage(copy, kind, capsys):
+    damage, fragment = DAMAGE[kind]
+    damage(copy)
+    assert entry.main(["verify", f"--workdir={copy}"]) == DATA
+    *progress, last = capsys.readouterr().err.splitlines()
+    assert all("files as written" in line for line in progress)
+    assert last.startswith("gpt4o_jax: ") and fragment in last
+
+
+def test_a_config_that_does_not_fit_the_weights(refused, copy):
+    config = json.loads((copy / "config.json").read_text())
+    config["model"]["d_ff"] = 48
+    (copy / "config.json").write_text(json.dumps(config))
+    refused(DATA, "in the checkpoint but", "generate", f"--workdir={copy}", "--prompt=1")
+
+
+def test_a_text_that_is_no_longer_there(refused, no_compiling, copy):
+    config = json.loads((copy / "config.json").read_text())
+    config["data"]["path"] = "gone.txt"
+    (copy / "config.json").write_text(json.dumps(config))
+    refused(DATA, "gone.txt: no such file", "evaluate", f"--workdir={copy}")
+
+
+# ---------------------------------------------------------------- using a run, and tokenizers
+
+
+def test_what_a_run_cannot_do(refused, run, tmp_path):
+    here = f"--workdir={run}"
+    refused(USAGE, "prompt of 17 tokens does not fit", "generate", here, "--prompt=green bottles an")
+    refused(DATA, "'Z' (U+005A", "generate", here, "--prompt=Zoo")
+    refused(DATA, "lone surrogate U+DC80 at character 1", "generate", here, "--prompt=1\udc80")
+    refused(DATA, "no checkpoint of step 15; there are 10, 20", "generate", here, "--step=15")
+    refused(USAGE, "--stride=17: at most the model's context_length=16", "evaluate", here, "--stride=17")
+    refused(DATA, "no such file, folder or glob", "evaluate", here, "--text=nowhere.txt")
+    (tmp_path / "binary").write_bytes(b"a\0")
+    refused(DATA, "looks binary", "evaluate", here, f"--text={tmp_path}/binary")
+    (tmp_path / "other.txt").write_text("Zoo")
+    refused(DATA, "is not among the", "evaluate", here, f"--text={tmp_path}/other.txt")
+
+
+def test_tokenizers_that_cannot_be(refused, run, text, tmp_path):
+    out = tmp_path / "t.model"
+    refused(DATA, "no such file", "tokenizer", "train", "--text=nowhere", f"--out={out}")
+    refused(STORAGE, "cannot write (Is a directory)", "tokenizer", "train", f"--text={text}", f"--out={tmp_path}", "--kind=char")
+    refused(STORAGE, "cannot write (No such file", "tokenizer", "train", f"--text={text}", f"--out={out}/x", "--kind=byte")
+    refused(DATA, "cannot read the tokenizer", "tokenizer", "inspect", f"--tokenizer={out}", "--text=x")
+    refused(DATA, "not a SentencePiece model", "tokenizer", "inspect", f"--tokenizer={text}", "--text=x")
+    refused(DATA, "is not among the", "tokenizer", "inspect", f"--tokenizer={run}", "--text=Zoo")
+    assert not out.exists()
+
+
+# ---------------------------------------------------------------- the world outside
+
+
+def test_a_full_disk_is_one_line_even_where_no_file_is_named(refused, monkeypatch, copy):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gpt4o_jax.run.open_run", full)
+    refused(STORAGE, "No space left on device", "generate", f"--workdir={copy}")
+
+
+def test_debug_shows_the_traceback(run):
+    with pytest.raises(entry.RunError, match="no checkpoint of step 15"):
+        entry.main(["generate", f"--workdir={run}", "--step=15", "--debug"])
