@@ -23,6 +23,7 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     from gpt4o_jax.evaluation import perplexity
     from gpt4o_jax.sampling.logits import Sampling
     from gpt4o_jax.sampling.text import complete
+    from gpt4o_jax.training.guards import StopSignal
     from gpt4o_jax.training.loop import train
 
     workdir = epath.Path(flags["workdir"]).expanduser()
@@ -45,7 +46,9 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
         say(f"weights from {config.init.from_} at step {step}")
         return run.load_params(store, step, model, mesh)
 
-    train(config, workdir, corpus, mesh, evaluate, sample, initial_params if config.init.from_ else None, profile)
+    start_from = initial_params if config.init.from_ else None
+    with StopSignal(say) as stop:
+        train(config, workdir, corpus, mesh, evaluate, sample, start_from, profile, stop)
     return report.write(workdir)
 
 

@@ -37,12 +37,14 @@ def train(
     sample: Callable[[gpt.GPT, dict], str],
     initial_params: Callable[[gpt.GPT], dict] | None = None,
     profile: tuple[int, int] | None = None,
+    stop: guards.StopSignal | None = None,
 ) -> TrainState:
     """Trains from the newest intact checkpoint in `workdir`, or from the start, to the end.
 
     config: with model.vocab_size and compute_dtype resolved. evaluate(model, params, whole) and
     sample(model, params) are called at their cadences and at the end, where whole is True.
     initial_params(model): weights to start a fresh run from. profile: steps (first, last) to trace.
+    stop: once it has received a signal, the dispatch in hand is finished and saved.
     Returns the final state. Raises RunError: diverged (4), storage (5), stopped by a signal (75).
     """
     ledger = Ledger()
@@ -96,10 +98,9 @@ def train(
 
     # ------------------------------------------------------------ the loop
     logger = _Logger(config, workdir, start, last_step, peak, mesh, ledger)
-    stop = guards.StopSignal(say)
     tracing = False
     try:
-        with jax.set_mesh(mesh), stop:
+        with jax.set_mesh(mesh):
             batches = dispatches(rows, start, last_step, K, B, config.data.prefetch)
             while True:
                 with ledger.time("data"):
@@ -124,7 +125,7 @@ def train(
 
                 last = step == last_step
                 due = lambda every: last or (every and step % every == 0)
-                stopping = stop.received is not None
+                stopping = stop is not None and stop.received is not None
                 if due(config.eval.every) or due(config.sample.every) or due(config.checkpoint.every) or stopping:
                     with ledger.time("step"):
                         logger.flush()

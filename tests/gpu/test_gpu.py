@@ -1,4 +1,4 @@
-"""What must hold on an NVIDIA GPU: `JAX_PLATFORMS=cuda pytest -m gpu tests/gpu`."""
+"""What must hold on an NVIDIA GPU: `JAX_PLATFORMS=cuda,cpu pytest -m gpu tests/gpu`."""
 
 import dataclasses
 
