@@ -1,5 +1,6 @@
 """A tiny run, trained once, and ways to call a command as a user does."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -12,32 +13,43 @@ BASE = Path(__file__).parents[2] / "configs" / "base.py"
 TEXT = "".join(f"{i} green bottles and {i * i} red ones stand on the wall;\n" for i in range(120))
 
 
-@pytest.fixture(scope="package", autouse=True)
-def one_device_and_own_cache(tmp_path_factory):
-    """The commands use every device there is: here one, as on a laptop."""
-    devices = jax.devices()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda *_: devices[:1])
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        for name in ("JAX_COMPILATION_CACHE_DIR", "TF_CPP_MIN_LOG_LEVEL"):
-            patch.setenv(name, "")  # main() sets some where they are missing; undone at the end
+@pytest.fixture(scope="session")
+def as_on_a_laptop(tmp_path_factory):
+    """A context with one device, for the commands use every one there is, and a cache folder of its own."""
+    cache, devices = str(tmp_path_factory.mktemp("cache")), jax.devices()
+
+    @contextlib.contextmanager
+    def context():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "devices", lambda *_: devices[:1])
+            patch.setenv("XDG_CACHE_HOME", cache)
+            for name in ("JAX_COMPILATION_CACHE_DIR", "TF_CPP_MIN_LOG_LEVEL"):
+                patch.setenv(name, "")  # main() sets some where they are missing; undone at the end
+            yield
+
+    return context
+
+
+@pytest.fixture(autouse=True)
+def laptop(as_on_a_laptop):
+    with as_on_a_laptop():
         yield
 
 
 @pytest.fixture
-def all_devices(monkeypatch):
+def all_devices(laptop, monkeypatch):
     """The eight fake devices of tests/conftest.py."""
     monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices())
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "bottles.txt"
     path.write_text(TEXT)
     return path
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def train_args(text):
     def arguments(workdir, *more: str) -> list[str]:
         """Trains a tiny model on characters for 20 steps. `more` replaces what it repeats."""
@@ -55,11 +67,12 @@ def train_args(text):
     return arguments
 
 
-@pytest.fixture(scope="package")
-def run(train_args, tmp_path_factory):
+@pytest.fixture(scope="session")
+def run(train_args, as_on_a_laptop, tmp_path_factory):
     """A finished run; the tests only read it."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
-    assert main(train_args(workdir)) == 0
+    with as_on_a_laptop():
+        assert main(train_args(workdir)) == 0
     return workdir
 
 
