@@ -89,7 +89,7 @@ class DataConfig:
     holdout: str = knob(
         "hash", "Held-out documents: chosen by a hash of their text, or the tail of the corpus.", ("hash", "tail")
     )
-    holdout_fraction: float = knob(0.05, "Share of documents (hash) or of characters (tail) held out.", low=0.0, high=0.9)
+    holdout_fraction: float = knob(0.05, "Share of documents (hash) or of characters (tail) held out.", low=1e-4, high=0.9)
     shingle_bytes: int = knob(
         50, "Length of the byte runs by which near-duplicates of the hold-out are found and dropped; 0: keep all.", low=0
     )

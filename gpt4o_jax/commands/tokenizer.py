@@ -7,7 +7,7 @@ FLAGS = {
         Flag("text", str, "", "UTF-8 file, folder or glob to train on", required=True),
         Flag("out", str, "", "file to write, for config.tokenizer.path", required=True),
         Flag("kind", str, "bpe", "bpe, byte or char"),
-        Flag("vocab_size", int, 2048, "pieces of a bpe tokenizer", low=300, high=2**20),
+        Flag("vocab_size", int, None, "pieces of a bpe tokenizer; 2048 if not given", low=300, high=2**20),
     ),
     "inspect": (
         Flag("tokenizer", str, "", "tokenizer.model, or a run folder", required=True),
@@ -27,8 +27,10 @@ def main(flags: dict, overrides: dict[str, str], action: str) -> dict:
     if action == "train":
         if flags["kind"] not in ("bpe", "byte", "char"):
             raise RunError(f"tokenizer train: --kind={flags['kind']}: expected bpe, byte or char")
+        if flags["vocab_size"] and flags["kind"] != "bpe":
+            raise RunError(f"tokenizer train: --vocab_size is for --kind=bpe; a {flags['kind']} tokenizer has a size of its own")
         documents = [sources.read_text(p) for p in sources.text_files(flags["text"])]
-        tokenizer = tokenizers.train(flags["kind"], flags["vocab_size"], documents)
+        tokenizer = tokenizers.train(flags["kind"], flags["vocab_size"] or 2048, documents)
         try:
             tokenizer.save(Path(flags["out"]))
         except OSError as e:

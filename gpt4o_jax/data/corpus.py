@@ -40,7 +40,9 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Corpus:
         return sources.split(sources.load(config.data), config.data)
 
     if tokenizer is None:
-        tokenizer = _tokenizer(config, root / "tokenizers", split_key, lambda: documents()[0])
+        # A character set is no statistic of the text: the hold-out's characters belong to it.
+        parts = 2 if config.tokenizer.kind == "char" else 1
+        tokenizer = _tokenizer(config, root / "tokenizers", split_key, lambda: sum(documents()[:parts], []))
     name = _digest(split_key, tokenizer.digest)
     caches = []
     for i, part in enumerate(("training", "holdout")):
@@ -52,14 +54,14 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     return Corpus(name, tokenizer, *caches)
 
 
-def _tokenizer(config: RunConfig, folder: Path, split_key: str, training_documents) -> Tokenizer:
+def _tokenizer(config: RunConfig, folder: Path, split_key: str, documents) -> Tokenizer:
     wanted = config.tokenizer
     if wanted.path:
         return tokenizers.load(Path(wanted.path))
     path = folder / f"{_digest(split_key, wanted.kind, str(wanted.vocab_size))}.model"
     if path.exists():
         return tokenizers.load(path)
-    made = tokenizers.train(wanted.kind, wanted.vocab_size, training_documents())
+    made = tokenizers.train(wanted.kind, wanted.vocab_size, documents())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")

@@ -80,6 +80,9 @@ def train(
             state = restore_state(store, start, shapes, shardings)
             say(f"continuing from step {start} of {last_step}")
         start = start or 0
+    if start == last_step:
+        say(f"nothing left to train: {workdir} is at its last step, {last_step}")
+        return state
 
     # ------------------------------------------------------------ compile
     batch_sharding = jax.sharding.NamedSharding(mesh, parallel.spec((None, "batch", "seq")))
@@ -89,6 +92,7 @@ def train(
         jitted = jax.jit(step_fn, in_shardings=(shardings, batch_sharding), out_shardings=(shardings, whole), donate_argnums=0)
         ints, floats = (jax.ShapeDtypeStruct((K, B, T), dtype) for dtype in (jnp.int32, jnp.float32))
         compiled = jitted.lower(state, Batch(ints, ints, floats, ints, ints)).compile()
+    with ledger.time("init"):
         peak = peak_flops(mesh.devices.flat[0], config.model.compute_dtype)
     say(
         f"model {flops.parameter_count(config.model):,} parameters, {compute.dtype} products on {mesh.devices.size}"
