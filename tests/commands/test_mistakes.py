@@ -52,6 +52,7 @@ FLAGS = [
     ("tokenizer: expected one of train, inspect, got ''", "tokenizer"),
     ("got 'inspekt' (did you mean inspect?)", "tokenizer", "inspekt"),
     ("--kind=word: expected bpe, byte or char", "tokenizer", "train", "--text=x", "--out=y", "--kind=word"),
+    ("--vocab_size is for --kind=bpe", "tokenizer", "train", "--text=x", "--out=y", "--kind=byte", "--vocab_size=400"),
     ("--vocab_size=10: expected an integer from 300", "tokenizer", "train", "--text=x", "--out=y", "--vocab_size=10"),
 ]
 
