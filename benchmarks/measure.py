@@ -36,7 +36,7 @@ def gpt4o_jax(*args: str, **environment: str) -> dict:
 
 
 def quickstart(folder: Path) -> dict:
-    """launch/quickstart.sh in a fresh clone with an empty cache: minutes, result, and whether a second run ends in the same bits."""
+    """launch/quickstart.sh in a fresh clone, empty cache: minutes, result, and whether a second run ends in the same bits."""
     clone = folder / "clone"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
     start = time.monotonic()
