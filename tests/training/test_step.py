@@ -1,0 +1,152 @@
+"""A training step: accumulation and dispatch length change no result, a non-finite step changes nothing but the counters.
+
+K steps in a dispatch, B rows, T positions
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt4o_jax.config import ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from gpt4o_jax.data.batches import Batch
+from gpt4o_jax.model import gpt
+from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.training.optimizer import make_optimizer
+from gpt4o_jax.training.schedules import schedule_factor
+from gpt4o_jax.training.state import create
+from gpt4o_jax.training.step import gradients, loss_sum, make_step
+
+B, T, V, TOTAL = 8, 10, 40, 20
+CONFIG = RunConfig(
+    model=ModelConfig(vocab_size=V, context_length=T, n_layers=2, d_model=16, n_heads=2, output_init="scaled", init_std=0.1),
+    optimizer=OptimizerConfig(name="muon", warmup_steps=3, ema_decay=0.9),
+    train=TrainConfig(batch_size=B, loss_chunk=4),
+)
+MODEL = gpt.GPT(CONFIG.model, Compute("cpu", "float32"))
+BYTES = np.arange(V) % 5
+
+
+def batches(steps: int) -> Batch:
+    """[steps, B, T], every row padded to another length."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(4, V, (steps, B, T + 1)).astype(np.int32)
+    index = np.broadcast_to(np.arange(T, dtype=np.int32), (steps, B, T))
+    real = index < random.integers(1, T + 1, (steps, B, 1))
+    return Batch(tokens[..., :-1], tokens[..., 1:], real.astype(np.float32), index, real.astype(np.int32))
+
+
+def part(batch: Batch, at) -> Batch:
+    return jax.tree.map(lambda x: x[at], batch)
+
+
+def with_weight(batch: Batch, step: int, value: float) -> Batch:
+    weights = batch.weights.copy()
+    weights[step, 0, 0] = value
+    return dataclasses.replace(batch, weights=weights)
+
+
+@pytest.fixture
+def start(one_device):
+    """(a fresh state, the jitted step)."""
+    optimizer = make_optimizer(CONFIG.optimizer, gpt.logical_axes(MODEL))
+    fresh = functools.partial(create, functools.partial(gpt.init, MODEL), optimizer, ema=True)
+    step = make_step(MODEL, optimizer, CONFIG, TOTAL, BYTES)
+    return jax.jit(fresh)(jax.random.key(0)), jax.jit(step)
+
+
+def equal_bits(a, b):
+    as_numbers = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(as_numbers(x), as_numbers(y)), a, b)
+
+
+def test_accumulation_changes_no_gradient(start):
+    """Token-weighted, also though the micro-batches hold different numbers of tokens."""
+    params, batch = start[0].params, part(batches(1), 0)
+
+    def run(accumulate):
+        config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, accumulate=accumulate))
+        return jax.jit(lambda p: gradients(MODEL, p, batch, config, jax.random.key(0)))(params)
+
+    loss, grads, weight = run(1)
+    total = jax.jit(lambda p: loss_sum(MODEL, p, batch, T))(params)
+    np.testing.assert_allclose(loss, total / batch.weights.sum(), rtol=1e-6)
+    assert weight == batch.weights.sum()
+    for accumulate in (2, 4):
+        other_loss, other, other_weight = run(accumulate)
+        np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
+        assert other_weight == weight
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=1e-5 * np.abs(a).max(), rtol=0), grads, other)
+
+
+def test_one_dispatch_of_four_steps_is_four_dispatches_of_one(start):
+    """Bit for bit, parameters, optimizer, average and metrics."""
+    state, step = start
+    data = batches(4)
+    together, metrics = step(state, data)
+    records = []
+    for s in range(4):
+        state, record = step(state, part(data, np.s_[s : s + 1]))
+        records.append(record)
+    equal_bits(together, state)
+    equal_bits(metrics, jax.tree.map(lambda *x: jnp.concatenate(x), *records))
+    assert int(together.step) == 4
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_non_finite_step_changes_nothing_but_the_counters(start, poison):
+    """Steps 1 and 2 are poisoned: after them only the counters have moved, and step 3 works again."""
+    state, step = start
+    data = batches(4)
+    good, _ = step(state, part(data, np.s_[:1]))
+    bad, metrics = step(good, with_weight(with_weight(part(data, np.s_[1:3]), 0, poison), 1, poison))
+    for name in ("params", "opt_state", "ema", "rng"):
+        equal_bits(getattr(bad, name), getattr(good, name))
+    assert (int(bad.step), int(bad.skipped_steps), int(bad.skipped_in_a_row)) == (3, 2, 2)
+    assert metrics["skipped_in_a_row"].tolist() == [1, 2]
+    after, metrics = step(bad, part(data, np.s_[3:]))
+    assert (int(after.step), int(after.skipped_steps), int(after.skipped_in_a_row)) == (4, 2, 0)
+    assert np.isfinite(metrics["loss"][0]) and all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(after.params))
+    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (after.params, bad.params)), strict=True))
+    # The learning rate follows the run's own counter, not the number of steps that were applied.
+    np.testing.assert_allclose(metrics["lr_factor"][0], schedule_factor(CONFIG.optimizer, TOTAL, 3), rtol=1e-6)
+
+
+def test_the_average_follows_its_formula(start):
+    """ema <- 0.9 ema + 0.1 params after every step, from the initial parameters on."""
+    state, step = start
+    data = batches(3)
+    average = jax.tree.map(np.asarray, state.params)
+    equal_bits(state.ema, state.params)
+    for s in range(3):
+        state, _ = step(state, part(data, np.s_[s : s + 1]))
+        average = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * np.asarray(p), average, state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), state.ema, average)
+
+
+def test_metrics_say_what_happened(start):
+    state, step = start
+    data = batches(2)
+    after, metrics = step(state, data)
+    np.testing.assert_array_equal(metrics["weight"], data.weights.sum(axis=(1, 2)))
+    np.testing.assert_array_equal(metrics["bytes"], (BYTES[data.targets] * data.weights).sum(axis=(1, 2)))
+    loss, grads, _ = jax.jit(lambda p: gradients(MODEL, p, part(data, 0), CONFIG, jax.random.key(0)))(state.params)
+    norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
+    np.testing.assert_allclose([metrics["loss"][0], metrics["grad_norm"][0]], [loss, norm], rtol=1e-5)
+    first, _ = step(state, part(data, np.s_[:1]))
+    moved = sum(np.sum(np.square(a - b)) for a, b in zip(*map(jax.tree.leaves, (first.params, state.params)), strict=True))
+    np.testing.assert_allclose(metrics["update_norm"][0], np.sqrt(moved), rtol=1e-4)
+    assert int(after.step) == 2
+
+
+def test_every_buffer_of_the_state_can_be_donated(start):
+    """The step's output takes the place of its input: a run holds its state once."""
+    state, step = start
+    compiled = jax.jit(step, donate_argnums=0).lower(state, batches(2)).compile()
+    size = sum(x.nbytes for x in jax.tree.leaves(state))
+    assert compiled.memory_analysis().alias_size_in_bytes >= size
+    compiled(state, batches(2))
+    assert all(x.is_deleted() for x in jax.tree.leaves(state))
