@@ -42,7 +42,7 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     if tokenizer is None:
         # A character set is no statistic of the text: the hold-out's characters belong to it.
         parts = 2 if config.tokenizer.kind == "char" else 1
-        tokenizer = _tokenizer(config, root / "tokenizers", split_key, lambda: sum(documents()[:parts], []))
+        tokenizer = _tokenizer(config, root / "tokenizers", split_key, lambda: [d for part in documents()[:parts] for d in part])
     name = _digest(split_key, tokenizer.digest)
     caches = []
     for i, part in enumerate(("training", "holdout")):
