@@ -46,6 +46,7 @@ def shrunk(spec: str, text: Path):
         data__holdout_fraction="0.3",
         data__shingle_bytes="0",
         tokenizer__kind="char",
+        sample__prompts="('',)",
         model__vocab_size="None",
         model__n_layers="2",
         model__scan_unroll="2",
