@@ -29,7 +29,7 @@ _GPU = dict(n_layers=6, n_heads=6, d_model=384, context_length=256, scan_unroll=
 
 # variant: (shape, architecture, optimizer, rows of a batch, length)
 VARIANTS = {
-    "char_cpu": (_CPU, _GPT2, _ADAMW, 12, "2000 steps"),
+    "char_cpu": (_CPU, dict(_GPT2, compute_dtype="float32"), _ADAMW, 12, "2000 steps"),  # as nanoGPT computes on a CPU
     "char_cpu_fast": (_CPU, _FAST, _MUON, 6, "2000 steps"),
     "char_gpu": (_GPU, _GPT2, _ADAMW, 64, "5000 steps"),
 }
