@@ -163,14 +163,20 @@ def digest(run: Path) -> str:
 # ---------------------------------------------------------------- records and the report
 
 
-def record(name: str, value: float, details: dict) -> None:
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+def current_commit() -> str:
+    """Asked before a measurement: later ones may be made while it runs. The records themselves do not count as a change."""
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ".", f":!{RESULTS.relative_to(ROOT)}"], cwd=ROOT)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    return commit.stdout.decode().strip() + ("-dirty" if changed.returncode else "")
+
+
+def record(name: str, value: float, details: dict, commit: str) -> None:
     entry = {
         "name": name,
         "value": value,
         "details": details,
         "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.decode().strip(),
+        "commit": commit,
         "machine": f"{os.cpu_count()} cores, {_processor()}, Python {platform.python_version()}",
     }
     with RESULTS.open("a") as f:
@@ -221,9 +227,10 @@ def main(names: list[str]) -> None:
     if unknown or not names:
         sys.exit(f"measure.py: expected --report or some of {', '.join(MEASUREMENTS)}; got {' '.join(names) or 'nothing'}")
     for name in names:
+        commit = current_commit()
         with tempfile.TemporaryDirectory(prefix="gpt4o_jax_") as folder:
             for target, (value, details) in MEASUREMENTS[name](Path(folder)).items():
-                record(target, value, details)
+                record(target, value, details, commit)
                 print(f"{target}: {value:.4g} (target {TARGETS[target].number:g} {TARGETS[target].unit})")
 
 
