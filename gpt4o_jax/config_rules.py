@@ -1,0 +1,97 @@
+"""Rules between knobs: what `config.freeze` checks once every value has its type and lies in its range.
+
+Messages name both numbers and the nearest legal value.
+"""
+
+import dataclasses
+import math
+
+from gpt4o_jax.errors import RunError
+
+
+def _nearest_divisor(value: int, of: int) -> int:
+    """The divisor of `of` that is nearest to `value`."""
+    return min((d for d in range(1, of + 1) if of % d == 0), key=lambda d: abs(d - value))
+
+
+def _nearest_multiple(value: float, of: int) -> int:
+    return max(of, round(value / of) * of)
+
+
+def validate(c) -> None:
+    """Raises RunError at the first rule that the `RunConfig` c breaks."""
+    _validate_model(c.model)
+    m, stride = c.model, c.eval.stride or 0
+    if stride > m.context_length:
+        raise RunError(
+            f"config.eval.stride={stride} is larger than model.context_length={m.context_length}: tokens between two windows"
+            f" would not be scored; nearest: eval.stride={m.context_length}"
+        )
+    if not c.sample.prompts:
+        raise RunError("config.sample.prompts=(): expected at least one; ('',) starts from the beginning of a document")
+    t = c.train
+    number, unit = parse_length(t.length)
+    if unit == "steps" and number % t.steps_per_dispatch:
+        raise RunError(
+            f"config.train.length={t.length!r} is not a whole multiple of train.steps_per_dispatch={t.steps_per_dispatch};"
+            f" nearest: '{_nearest_multiple(number, t.steps_per_dispatch)} steps'"
+        )
+    if t.batch_size % t.accumulate:
+        raise RunError(
+            f"config.train.accumulate={t.accumulate} does not divide batch_size={t.batch_size};"
+            f" nearest: accumulate={_nearest_divisor(t.accumulate, t.batch_size)}"
+        )
+    k = t.steps_per_dispatch
+    for name, every in (
+        ("log.every", c.log.every),
+        ("eval.every", c.eval.every),
+        ("sample.every", c.sample.every),
+        ("checkpoint.every", c.checkpoint.every),
+    ):
+        if every % k:
+            raise RunError(
+                f"config.{name}={every} is not a multiple of train.steps_per_dispatch={k};"
+                f" nearest: {name}={_nearest_multiple(every, k)}"
+            )
+    if c.data.source == "text" and not c.data.path:
+        raise RunError("config.data.path is empty; data.source=text needs it: --config.data.path=FILE")
+    if c.data.holdout == "tail" and c.data.shingle_bytes:
+        raise RunError(
+            f"config.data.shingle_bytes={c.data.shingle_bytes}: near-duplicates can be dropped only with"
+            " data.holdout=hash; set shingle_bytes=0"
+        )
+    sizes = dataclasses.asdict(c.mesh)
+    if sum(v == -1 for v in sizes.values()) > 1 or 0 in sizes.values():
+        raise RunError(f"config.mesh={sizes}: axis sizes are positive, and at most one is -1")
+
+
+def _validate_model(m) -> None:
+    if m.head_dim is None and m.d_model % m.n_heads:
+        raise RunError(
+            f"config.model.d_model={m.d_model} is not a multiple of n_heads={m.n_heads};"
+            f" nearest: d_model={_nearest_multiple(m.d_model, m.n_heads)}, or set head_dim"
+        )
+    if m.n_heads % m.kv_heads:
+        raise RunError(
+            f"config.model.n_kv_heads={m.kv_heads} does not divide n_heads={m.n_heads};"
+            f" nearest: n_kv_heads={_nearest_divisor(m.kv_heads, m.n_heads)}"
+        )
+    if m.positions == "rope" and m.head_width % 2:
+        raise RunError(f"config.model.head_dim={m.head_width}: rotary positions need an even width; nearest: {m.head_width + 1}")
+    if m.n_layers % m.scan_unroll:
+        raise RunError(
+            f"config.model.scan_unroll={m.scan_unroll} does not divide n_layers={m.n_layers};"
+            f" nearest: scan_unroll={_nearest_divisor(m.scan_unroll, m.n_layers)}"
+        )
+
+
+def parse_length(text: str) -> tuple[float, str]:
+    """'2000 steps' -> (2000.0, 'steps'); units are steps, tokens, epochs. Raises RunError."""
+    parts = text.split()
+    try:
+        number, unit = float(parts[0].replace("_", "")), parts[1]
+        if len(parts) != 2 or unit not in ("steps", "tokens", "epochs") or not 0 < number < math.inf:
+            raise ValueError
+    except (ValueError, IndexError):
+        raise RunError(f"config.train.length={text!r}: expected 'N steps', 'N tokens' or 'N epochs', N above 0") from None
+    return number, unit
