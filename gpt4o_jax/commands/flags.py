@@ -14,7 +14,10 @@ from gpt4o_jax.errors import RunError, did_you_mean
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """One flag of a command. kind: str, int, float, bool or list (may be given several times)."""
+    """One flag of a command. kind: str, int, float, bool or list (may be given several times).
+
+    positional: the arguments without a name are its values.
+    """
 
     name: str
     kind: type
@@ -23,6 +26,7 @@ class Flag:
     required: bool = False
     low: float | None = None
     high: float | None = None
+    positional: bool = False
 
 
 def parse(command: str, flags: Sequence[Flag], argv: Sequence[str], takes_config: bool) -> tuple[dict, dict[str, str]]:
@@ -31,14 +35,19 @@ def parse(command: str, flags: Sequence[Flag], argv: Sequence[str], takes_config
     values: dict[str, Any] = {f.name: [] if f.kind is list else f.default for f in flags}
     overrides: dict[str, str] = {}
     seen: set[str] = set()
+    unnamed = next((f for f in flags if f.positional), None)
     args = list(argv)
     while args:
         arg = args.pop(0)
+        if unnamed and not arg.startswith("-"):
+            seen.add(unnamed.name)
+            values[unnamed.name].append(arg)
+            continue
         if not arg.startswith("--"):
             raise RunError(f"{command}: unexpected argument {arg!r}; flags are written --name=value")
         name, given, text = arg[2:].partition("=")
         is_override = takes_config and name.startswith("config.")
-        if not is_override and name not in known:
+        if not is_override and (name not in known or known[name].positional):
             raise RunError(f"{command}: unknown flag --{name}{did_you_mean(name, known)}; see {command} --help")
         if not given:
             if not is_override and known[name].kind is bool and (not args or args[0].startswith("--")):
@@ -60,8 +69,12 @@ def parse(command: str, flags: Sequence[Flag], argv: Sequence[str], takes_config
             values[name] = _value(command, flag, text)
     for f in flags:
         if f.required and f.name not in seen:
-            raise RunError(f"{command}: --{f.name} is missing ({f.doc})")
+            raise RunError(f"{command}: {_written(f)} is missing ({f.doc})")
     return values, overrides
+
+
+def _written(flag: Flag) -> str:
+    return flag.name.upper() if flag.positional else f"--{flag.name}"
 
 
 def _value(command: str, flag: Flag, text: str):
@@ -83,7 +96,7 @@ def usage(command: str, doc: str, flags: Sequence[Flag], takes_config: bool) -> 
     lines = [f"python -m gpt4o_jax {command}: {doc.strip()}", ""]
     for f in flags:
         default = "required" if f.required else f"default {f.default!r}" if f.default not in (None, "", []) else ""
-        lines.append(f"  --{f.name:<16} {f.doc}" + (f" ({default})" if default else ""))
+        lines.append(f"  {_written(f):<18} {f.doc}" + (f" ({default})" if default else ""))
     if takes_config:
         lines += ["", "Every knob of the config, as --config.NAME=VALUE:", ""]
         for name, field in config_lib.knobs().items():

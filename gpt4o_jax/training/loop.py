@@ -168,6 +168,7 @@ class _Logger:
     def __init__(self, config, workdir, start, last_step, peak, mesh, ledger):
         self._config, self._last_step, self._ledger = config, last_step, ledger
         self._writer = MetricsWriter(workdir, start, config.log.tensorboard)
+        ledger.add(self._writer.spent)
         tokens_per_step = config.train.batch_size * config.model.context_length
         self._progress = Progress(last_step, start, tokens_per_step)
         self._tokens_per_step = tokens_per_step
@@ -204,6 +205,8 @@ class _Logger:
             "update_norm": float(m["update_norm"].mean()),
             "learning_rate": float(m["lr_factor"][-1]) * self._config.optimizer.peak_lr,
             "tokens": step * self._tokens_per_step,
+            "total_steps": self._last_step,
+            "seconds": round(self._ledger.total(), 2),
             "skipped_steps": int(m["skipped_steps"][-1]),
         }
         record["tokens_per_second"] = steps_per_second * self._tokens_per_step

@@ -7,6 +7,8 @@ import time
 
 from etils import epath
 
+from gpt4o_jax.errors import data_error
+
 
 class MetricsWriter:
     """metrics.jsonl, one record a line, and the same numbers as TensorBoard events.
@@ -18,7 +20,9 @@ class MetricsWriter:
 
     def __init__(self, workdir: epath.Path, resume_step: int, tensorboard: bool):
         self._path = workdir / "metrics.jsonl"
-        kept = [r for r in read_metrics(workdir) if r["step"] <= resume_step]
+        records = read_metrics(workdir)
+        kept = [r for r in records if r["step"] <= resume_step]
+        self.spent = _time_spent(records, resume_step)
         temporary = workdir / "metrics.jsonl.tmp"
         temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
         temporary.replace(self._path)
@@ -43,23 +47,62 @@ class MetricsWriter:
 
 
 def read_metrics(workdir) -> list[dict]:
-    """Every whole record of a run's metrics.jsonl, in order; a last line cut off by a kill is left out."""
+    """Every whole record of a run's metrics.jsonl, in order; a last line cut off by a kill is left out.
+
+    Raises RunError (exit code 3) for any other line that is no record.
+    """
     path = epath.Path(workdir) / "metrics.jsonl"
     if not path.exists():
         return []
-    *lines, _rest = path.read_text().split("\n")
-    return [json.loads(line) for line in lines if line]
+    *lines, _rest = path.read_bytes().split(b"\n")
+    return [_record(line, f"{path}, line {i}") for i, line in enumerate(lines, 1) if line]
+
+
+def _record(line: bytes, where: str) -> dict:
+    try:
+        record = json.loads(line)
+        if record["kind"] not in ("train", "eval") or type(record["step"]) is not int:
+            raise ValueError
+        return record
+    except (ValueError, KeyError, TypeError):
+        text = line[:40].decode(errors="replace")
+        raise data_error(
+            f'{where}: damaged, got {text!r}, expected a record such as {{"kind": "train", "step": 10, ...}}; remove the line'
+        ) from None
+
+
+def _time_spent(records: list[dict], resume_step: int) -> dict[str, float]:
+    """Seconds by kind of work before a run goes on at `resume_step`; those of steps to be done again are "lost"."""
+    timed = [r for r in records if "seconds" in r]
+    kept = [r for r in timed if r["step"] <= resume_step]
+    if not timed:
+        return {}
+    spent = {}
+    if kept:
+        shares = {name.removeprefix("goodput/"): v for name, v in kept[-1].items() if name.startswith("goodput/")}
+        spent = {kind: share * kept[-1]["seconds"] for kind, share in shares.items()}
+    lost = timed[-1]["seconds"] - (kept[-1]["seconds"] if kept else 0.0)
+    return spent | {"lost": spent.get("lost", 0.0) + lost}
 
 
 class Ledger:
-    """Wall time by kind of work. Fractions of the time since it was made, "other" included, sum to 1."""
+    """Wall time by kind of work, over all processes of a run. Fractions of it, "other" included, sum to 1.
 
-    KINDS = ("init", "compile", "data", "step", "eval", "sample", "checkpoint")
+    "lost" are steps that a killed process did after its last checkpoint, as far as it told of them.
+    """
+
+    KINDS = ("init", "compile", "data", "step", "eval", "sample", "checkpoint", "lost")
 
     def __init__(self):
         self._start = time.monotonic()
         self._seconds = dict.fromkeys(self.KINDS, 0.0)
         self._open: tuple[str, float] | None = None
+
+    def add(self, spent: dict[str, float]) -> None:
+        """Seconds by kind, "other" included, of the processes before this one."""
+        for kind in self._seconds:
+            self._seconds[kind] += spent.get(kind, 0.0)
+        self._start -= sum(spent.values())
 
     @contextlib.contextmanager
     def time(self, kind: str):
@@ -76,7 +119,10 @@ class Ledger:
         running = time.monotonic() - self._open[1] if self._open and self._open[0] in kinds else 0.0
         return sum(self._seconds[kind] for kind in kinds) + running
 
+    def total(self) -> float:
+        return max(time.monotonic() - self._start, 1e-9)
+
     def fractions(self) -> dict[str, float]:
-        total = max(time.monotonic() - self._start, 1e-9)
+        total = self.total()
         shares = {kind: self.so_far(kind) / total for kind in self.KINDS}
         return {**shares, "other": 1 - sum(shares.values())}

@@ -71,6 +71,25 @@ def test_ledger_fractions_sum_to_one():
     assert ledger.so_far("step") >= 0.02 > 0.0 == ledger.so_far("checkpoint")
 
 
+def test_time_goes_on_over_a_kill(workdir):
+    """Checkpoint at step 20, 100 s into the run; killed at step 30, after 150 s: 50 s were lost."""
+    writer = MetricsWriter(workdir, 0, tensorboard=False)
+    assert writer.spent == {}
+    shares = {"goodput/step": 0.75, "goodput/other": 0.25}
+    writer.write("train", 20, {"seconds": 100.0, **shares})
+    writer.write("eval", 20, {"loss": 1.0})
+    writer.write("train", 30, {"seconds": 150.0, **shares})
+    writer.close()
+    writer = MetricsWriter(workdir, 20, tensorboard=False)
+    writer.close()
+    ledger = Ledger()
+    ledger.add(writer.spent)
+    assert ledger.total() == pytest.approx(150, abs=1)
+    assert [ledger.so_far(kind) for kind in ("step", "lost", "init")] == pytest.approx([75, 50, 0])
+    shares = ledger.fractions()
+    assert shares["other"] == pytest.approx(25 / 150, abs=0.01) and sum(shares.values()) == pytest.approx(1)
+
+
 # ---------------------------------------------------------------- one dispatch late
 
 

@@ -1,0 +1,35 @@
+"""compares the runs in and below some folders: what differs, how far, how good, how fast"""
+
+import sys
+
+from gpt4o_jax.commands.flags import Flag
+from gpt4o_jax.errors import RunError
+
+FLAGS = (
+    Flag("dir", list, None, "folders with runs in or below them", required=True, positional=True),
+    Flag("out", str, "", "PNG file for the curves; runs.png in the first folder if not given"),
+)
+
+
+def main(flags: dict, overrides: dict[str, str]) -> dict:
+    if flags["out"] and not flags["out"].endswith(".png"):
+        raise RunError(f"runs: --out={flags['out']}: expected a file name that ends in .png")
+
+    from etils import epath
+
+    from gpt4o_jax import comparison
+
+    runs = comparison.find(flags["dir"])
+    best_first = lambda run: (not run.evals, run.held_out("bits_per_byte") or 0.0, str(run.workdir))
+    runs.sort(key=best_first)
+    print(comparison.table(runs), file=sys.stderr)
+    out = epath.Path(flags["out"] or epath.Path(flags["dir"][0]) / "runs.png").expanduser()
+    out.write_bytes(comparison.plot({name: [run] for name, run in zip(comparison.names(runs), runs, strict=True)}))
+    differ = comparison.differing(runs)
+    return {
+        "runs": [
+            comparison.describe(run) | {"config": {key: values[i] for key, values in differ.items()}}
+            for i, run in enumerate(runs)
+        ],
+        "plot": str(out),
+    }

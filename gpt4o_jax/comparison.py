@@ -1,0 +1,181 @@
+"""Runs side by side: what each was, how far it came, what came out."""
+
+import dataclasses
+import io
+import math
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from etils import epath
+
+from gpt4o_jax.config import RunConfig, flatten, to_dict
+from gpt4o_jax.errors import data_error
+from gpt4o_jax.model import flops
+from gpt4o_jax.run import read_config
+from gpt4o_jax.training.metrics import read_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """One run as its folder tells it. Numbers are None where nothing was logged yet."""
+
+    workdir: epath.Path
+    config: RunConfig
+    train: list[dict]  # metric records, in order
+    evals: list[dict]
+
+    @property
+    def step(self) -> int:
+        return self.train[-1]["step"] if self.train else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step was done and evaluated on the whole hold-out."""
+        done = bool(self.train and self.evals) and self.step == self.train[-1].get("total_steps")
+        return done and self.evals[-1]["step"] == self.step
+
+    @property
+    def state(self) -> str:
+        total = self.train[-1].get("total_steps", "?") if self.train else "?"
+        return "finished" if self.finished else f"step {self.step} of {total}"
+
+    def held_out(self, name: str) -> float | None:
+        """A number of the newest evaluation."""
+        return self.evals[-1].get(name) if self.evals else None
+
+    def last(self, name: str) -> float | None:
+        """A number of the newest training record."""
+        return self.train[-1].get(name) if self.train else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return float(np.median([r["tokens_per_second"] for r in self.train])) if self.train else None
+
+    def curve(self) -> tuple[list[float], list[float]]:
+        """(tokens, held-out bits per byte) of every evaluation."""
+        if not self.train:
+            return [], []
+        steps, tokens = [r["step"] for r in self.train], [r["tokens"] for r in self.train]
+        points = [r for r in self.evals if "bits_per_byte" in r]
+        return list(np.interp([r["step"] for r in points], steps, tokens)), [r["bits_per_byte"] for r in points]
+
+
+def summarise(workdir) -> Summary:
+    """Reads a run folder. Raises RunError (exit code 3) where it is missing, foreign or damaged."""
+    workdir = epath.Path(workdir).expanduser()
+    config, records = read_config(workdir), read_metrics(workdir)
+    return Summary(workdir, config, *([r for r in records if r["kind"] == kind] for kind in ("train", "eval")))
+
+
+def find(folders: Sequence[str]) -> list[Summary]:
+    """Every run in or below `folders`. Raises RunError (exit code 3) for a folder without one."""
+    found: dict[str, Summary] = {}
+    for folder in folders:
+        top = epath.Path(folder).expanduser()
+        if not top.is_dir():
+            raise data_error(f"{folder}: no such folder; expected one with runs in or below it")
+        waiting, here = [top], {}
+        while waiting:
+            path = waiting.pop()
+            if (path / "config.json").exists() and (path / "metrics.jsonl").exists():
+                here[_absolute(path)] = summarise(path)
+            else:
+                waiting += [p for p in path.iterdir() if p.is_dir()]
+        found |= here
+        if not here:
+            raise data_error(f"{folder}: no run in or below it (a run folder has config.json and metrics.jsonl)")
+    return list(found.values())
+
+
+def _absolute(path: epath.Path) -> str:
+    return str(path) if "://" in str(path) else os.path.abspath(path)
+
+
+def names(runs: Sequence[Summary]) -> list[str]:
+    """Their folders, without what all have in common."""
+    paths = [_absolute(run.workdir).split("/") for run in runs]
+    common = 0
+    while all(len(p) > common + 1 and p[common] == paths[0][common] for p in paths):
+        common += 1
+    return ["/".join(p[common:]) for p in paths]
+
+
+def differing(runs: Sequence[Summary]) -> dict[str, list]:
+    """Config keys that are not the same in all runs: their values, in the order of the runs."""
+    configs = [flatten(to_dict(r.config)) for r in runs]
+    return {k: [c[k] for c in configs] for k in configs[0] if any(c[k] != configs[0][k] for c in configs)}
+
+
+def describe(run: Summary) -> dict:
+    """The numbers of a run that are worth comparing; None: not there yet."""
+    return {
+        "workdir": str(run.workdir),
+        "state": run.state,
+        "finished": run.finished,
+        "step": run.step,
+        "parameters": flops.parameter_count(run.config.model),
+        "bits_per_byte": run.held_out("bits_per_byte"),
+        "loss": run.held_out("loss"),
+        "tokens": run.last("tokens"),
+        "tokens_per_second": run.tokens_per_second,
+        "seconds": run.last("seconds"),
+        "goodput": run.last("goodput/step"),
+    }
+
+
+COLUMNS: dict[str, Callable[[float], str]] = {
+    "bits_per_byte": "{:.4f}".format,
+    "loss": "{:.4f}".format,
+    "tokens": "{:,}".format,
+    "tokens_per_second": "{:,.0f}".format,
+    "goodput": "{:.1%}".format,
+}
+
+
+def table(runs: Sequence[Summary]) -> str:
+    """One line a run: how far, results, speed, and the config keys that differ."""
+    differ = differing(runs)
+    rows = [["run", "state", *(c.replace("_", " ") for c in COLUMNS), *differ]]
+    for i, (name, run) in enumerate(zip(names(runs), runs, strict=True)):
+        numbers = describe(run)
+        cells = ["-" if numbers[c] is None else text(numbers[c]) for c, text in COLUMNS.items()]
+        rows.append([name, run.state, *cells, *(str(values[i]) for values in differ.values())])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def plot(groups: dict[str, Sequence[Summary]]) -> bytes:
+    """Held-out bits per byte over tokens as a PNG: one colour a group, its training curves behind."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.5), dpi=120)
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["tab10" if len(groups) <= 10 else "turbo"].resampled(max(10, len(groups)))
+    shown = []
+    for i, (name, runs) in enumerate(groups.items()):
+        label = name
+        for run in runs:
+            training = [r["bits_per_byte"] for r in run.train]
+            axes.plot([r["tokens"] for r in run.train], training, lw=0.7, alpha=0.3, color=colours(i))
+            tokens, values = run.curve()
+            axes.plot(tokens, values, "o-", ms=3, lw=1.2, color=colours(i), label=label)
+            label = None  # one entry in the legend for a group
+            shown += values + training[len(training) // 5 :]
+    shown = [v for v in shown if math.isfinite(v)]
+    if shown:
+        axes.set_ylim(min(shown) * 0.97, max(shown) * 1.02)
+        axes.legend(fontsize=8)
+    axes.set_xlabel("training tokens")
+    axes.set_ylabel("bits per byte (o: held out)")
+    axes.grid(alpha=0.3)
+    return png(figure)
+
+
+def png(figure) -> bytes:
+    """A matplotlib Figure as PNG bytes."""
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
