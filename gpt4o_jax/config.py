@@ -84,8 +84,10 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    source: str = knob("python_docs", "Where documents come from.", ("python_docs", "text"))
-    path: str = knob("", "For text: a file, a folder, or a glob of UTF-8 files.")
+    source: str = knob("python_docs", "Where documents come from.", ("python_docs", "text", "jsonl", "parquet", "tfds"))
+    path: str = knob("", "A file, folder, glob or gs:// address of text, jsonl or parquet files; for tfds: NAME/CONFIG:SPLIT.")
+    field: str = knob("text", "For jsonl, parquet and tfds: the key, column or feature that holds a document.")
+    tfds_dir: str = knob("", "For tfds: folder of prepared datasets; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets.")
     separator: str = knob("", "For text: split files into documents at this string; empty: one file, one document.")
     holdout: str = knob(
         "hash", "Held-out documents: chosen by a hash of their text, or the tail of the corpus.", ("hash", "tail")

@@ -53,8 +53,9 @@ def validate(c) -> None:
                 f"config.{name}={every} is not a multiple of train.steps_per_dispatch={k};"
                 f" nearest: {name}={_nearest_multiple(every, k)}"
             )
-    if c.data.source == "text" and not c.data.path:
-        raise RunError("config.data.path is empty; data.source=text needs it: --config.data.path=FILE")
+    if c.data.source != "python_docs" and not c.data.path:
+        example = "NAME/CONFIG:SPLIT" if c.data.source == "tfds" else "FILE"
+        raise RunError(f"config.data.path is empty; data.source={c.data.source} needs it: --config.data.path={example}")
     if c.data.holdout == "tail" and c.data.shingle_bytes:
         raise RunError(
             f"config.data.shingle_bytes={c.data.shingle_bytes}: near-duplicates can be dropped only with"

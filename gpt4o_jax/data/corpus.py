@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import sys
 from pathlib import Path
 
 from gpt4o_jax.config import DataConfig, RunConfig
-from gpt4o_jax.data import python_docs, sources, token_cache
+from gpt4o_jax.data import file_digests, prepared, python_docs, sources, token_cache
 from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.data.token_cache import TokenCache
 from gpt4o_jax.data.tokenizer import Tokenizer
@@ -33,7 +34,7 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     Documents are read only where something has to be made.
     """
     root = token_cache.cache_root(config.data.cache_dir)
-    split_key = _digest(_source_key(config.data), _split_knobs(config.data))
+    split_key = _digest(_source_key(config.data, root / "digests"), _split_knobs(config.data))
 
     @functools.cache
     def documents():
@@ -42,7 +43,7 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     if tokenizer is None:
         # A character set is no statistic of the text: the hold-out's characters belong to it.
         parts = 2 if config.tokenizer.kind == "char" else 1
-        tokenizer = _tokenizer(config, root / "tokenizers", split_key, lambda: [d for part in documents()[:parts] for d in part])
+        tokenizer = _tokenizer(config, root / "tokenizers", split_key, lambda: itertools.chain(*documents()[:parts]))
     name = _digest(split_key, tokenizer.digest)
     caches = []
     for i, part in enumerate(("training", "holdout")):
@@ -75,14 +76,15 @@ def _tokenizer(config: RunConfig, folder: Path, split_key: str, documents) -> To
     return made
 
 
-def _source_key(config: DataConfig) -> str:
+def _source_key(config: DataConfig, memory: Path) -> str:
     """Changes whenever the documents do, without parsing them."""
     if config.source == "python_docs":
         return _digest("python_docs", sys.version, Path(python_docs.__file__).read_text())
-    files = hashlib.sha256()
-    for path in sources.text_files(config.path):
-        files.update(hashlib.sha256(path.read_bytes()).digest())
-    return _digest("text", files.hexdigest(), config.separator)
+    if config.source == "tfds":
+        version, files = prepared.files(config.path, config.tfds_dir)
+        return _digest("tfds", version, file_digests.digest(files, memory), config.field)
+    files = file_digests.digest(sources.text_files(config.path), memory)
+    return _digest(config.source, files, config.separator if config.source == "text" else config.field)
 
 
 def _split_knobs(config: DataConfig) -> str:

@@ -3,19 +3,27 @@
 import collections
 import glob
 import hashlib
-from collections.abc import Sequence
+import itertools
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from gpt4o_jax.config import DataConfig
-from gpt4o_jax.data import python_docs
+from gpt4o_jax.data import prepared, python_docs, records
 from gpt4o_jax.errors import data_error
 
 
-def load(config: DataConfig) -> list[str]:
+def load(config: DataConfig) -> Sequence[str]:
     """Every document of the configured source, in a fixed order. Raises RunError for unreadable or empty input."""
-    documents = {"python_docs": lambda: python_docs.documents(), "text": lambda: _text(config)}[config.source]()
-    if not documents:
-        raise data_error(f"data.source={config.source}: no text found")
+    documents = {
+        "python_docs": lambda: python_docs.documents(),
+        "text": lambda: _text(config),
+        "jsonl": lambda: records.jsonl(text_files(config.path), config.field),
+        "parquet": lambda: records.parquet(text_files(config.path), config.field),
+        "tfds": lambda: prepared.documents(config.path, config.tfds_dir, config.field),
+    }[config.source]()
+    if not any(d.strip() for d in documents):
+        raise data_error(f"data.source={config.source}: no text found" + (f" in {config.path}" if config.path else ""))
     return documents
 
 
@@ -27,9 +35,11 @@ def _text(config: DataConfig) -> list[str]:
     return [d for d in documents if d.strip()]
 
 
-def text_files(pattern: str) -> list[Path]:
-    """A file itself, the files below a folder, or those that a glob matches; sorted."""
+def text_files(pattern: str) -> list:
+    """A file itself, the files below a folder, or those that a glob matches; sorted. Paths, or etils' where it is gs://."""
     path = Path(pattern)
+    if "://" in pattern:
+        return _remote_files(pattern)
     if path.is_file():
         return [path]
     found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(pattern, recursive=True))
@@ -40,7 +50,34 @@ def text_files(pattern: str) -> list[Path]:
     return files
 
 
-def read_text(path: Path) -> str:
+def _remote_files(pattern: str) -> list:
+    """text_files of an address that etils.epath understands."""
+    from etils import epath
+
+    scheme, _, rest = pattern.partition("://")
+    parts = rest.rstrip("/").split("/")
+    plain = list(itertools.takewhile(lambda part: not set("*?[") & set(part), parts))
+    root, wild = epath.Path(f"{scheme}://{'/'.join(plain)}"), "/".join(parts[len(plain) :])
+    try:
+        if not wild and root.is_file():
+            return [root]
+        files = sorted(p for p in (root.glob(wild) if wild else _below(root)) if p.is_file() and not p.name.startswith("."))
+    except ImportError as e:
+        raise data_error(f"{pattern}: this kind of storage needs another package: {e}; for gs://: pip install gcsfs") from None
+    except (OSError, NotImplementedError) as e:  # the latter for `**`
+        raise data_error(f"{pattern}: cannot list ({e})") from None
+    if not files:
+        raise data_error(f"{pattern}: no such file, folder or glob with files")
+    return files
+
+
+def _below(folder):
+    """Files below a folder; epath refuses `**`, and its walk() forgets the scheme."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        yield from _below(path) if path.is_dir() else [path]
+
+
+def read_text(path) -> str:
     """A UTF-8 file. Raises RunError where it is missing, empty, binary, or not UTF-8, with the offset."""
     try:
         raw = path.read_bytes()
@@ -66,40 +103,74 @@ def digest(documents: Sequence[str]) -> str:
     return h.hexdigest()[:16]
 
 
-def split(documents: Sequence[str], config: DataConfig) -> tuple[list[str], list[str]]:
-    """(training documents, held-out documents).
+class Part(Sequence[str]):
+    """Some documents of a source, each read when it is asked for."""
 
-    hash: a document is held out by a hash of its own text, so adding others never moves it;
-    near-duplicates of the hold-out are dropped from training (see near_duplicates).
-    tail: the last holdout_fraction of the characters of all documents.
+    def __init__(self, documents: Sequence[str], chosen: Sequence[int]):
+        self._documents, self._chosen = documents, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, i: int) -> str:
+        return self._documents[self._chosen[i]]
+
+
+def split(documents: Sequence[str], config: DataConfig) -> tuple[Sequence[str], Sequence[str]]:
+    """(training documents, held-out documents) of one source: see split_all."""
+    return split_all([documents], config)[0]
+
+
+def split_all(corpora: Sequence[Sequence[str]], config: DataConfig) -> list[tuple[Sequence[str], Sequence[str]]]:
+    """(training documents, held-out documents) of each source.
+
+    hash: a document is held out by a hash of its own text, so adding others never moves it; near-duplicates
+    of the hold-out of any source are dropped from the training text of all (see near_duplicate_test).
+    tail: the last holdout_fraction of the characters of all documents of a source, all of which are read at once.
     """
     if config.holdout == "tail":
-        return _split_tail(documents, config.holdout_fraction)
-    training, held = [], []
-    for d in documents:
-        (held if _is_held(d, config.holdout_fraction) else training).append(d)
+        return [_split_tail(documents, config.holdout_fraction) for documents in corpora]
+    pairs = [_split_by_hash(documents, config.holdout_fraction) for documents in corpora]
     if config.shingle_bytes:
-        copies = near_duplicates(training, held, config.shingle_bytes, config.shingle_share)
-        training = [d for d, copy in zip(training, copies, strict=True) if not copy]
-    if not training:
-        raise data_error(
-            f"hold-out took every one of {len(documents)} documents (holdout_fraction={config.holdout_fraction},"
-            f" shingle_bytes={config.shingle_bytes}); use more documents, or data.holdout=tail"
-        )
-    if not held and config.holdout_fraction:
-        raise data_error(
-            f"hold-out is empty: none of {len(documents)} document(s) fell into holdout_fraction={config.holdout_fraction};"
-            " split the text with data.separator, use more documents, or data.holdout=tail"
-        )
-    return training, held
+        all_held = [d for _, held in pairs for d in held]
+        repeats = near_duplicate_test(all_held, config.shingle_bytes, config.shingle_share)
+        pairs = [(_choose(training, (not repeats(d) for d in training)), held) for training, held in pairs]
+    for documents, (training, held) in zip(corpora, pairs, strict=True):
+        if not training:
+            raise data_error(
+                f"hold-out took every one of {len(documents)} documents (holdout_fraction={config.holdout_fraction},"
+                f" shingle_bytes={config.shingle_bytes}); use more documents, or data.holdout=tail"
+            )
+        if not held and config.holdout_fraction:
+            raise data_error(
+                f"hold-out is empty: none of {len(documents)} document(s) fell into holdout_fraction={config.holdout_fraction};"
+                " split the text with data.separator, use more documents, or data.holdout=tail"
+            )
+    return pairs
+
+
+def _choose(documents: Sequence[str], keep: Iterable[bool]) -> Sequence[str]:
+    """Those to keep; not read yet where the source does not lie in memory."""
+    if isinstance(documents, list):
+        return list(itertools.compress(documents, keep))
+    return Part(documents, array("q", itertools.compress(range(len(documents)), keep)))
+
+
+def _split_by_hash(documents: Sequence[str], fraction: float) -> tuple[Sequence[str], list[str]]:
+    held, kept = [], bytearray()
+    for d in documents:
+        out = _is_held(d, fraction)
+        held += [d] if out and d.strip() else []
+        kept.append(not out and bool(d.strip()))
+    return _choose(documents, kept), held
 
 
 def _is_held(document: str, fraction: float) -> bool:
     return int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big") < fraction * 2**64
 
 
-def near_duplicates(training: Sequence[str], held: Sequence[str], n: int, share: float) -> list[bool]:
-    """For each training document, whether it repeats the hold-out.
+def near_duplicate_test(held: Sequence[str], n: int, share: float) -> Callable[[str], bool]:
+    """The question whether a training document repeats the hold-out.
 
     It does where at least `share` of its own shingles (runs of n bytes) stand in held-out documents, or at
     least `share` of one held-out document's stand in it; share 0: where a single one is common.
@@ -120,7 +191,7 @@ def near_duplicates(training: Sequence[str], held: Sequence[str], n: int, share:
         contained = collections.Counter(h for s in common for h in holders[s])
         return len(common) >= share * len(shingles) or any(count >= share * sizes[h] for h, count in contained.items())
 
-    return [repeats(text) for text in training]
+    return repeats
 
 
 def _shingles(text: str, n: int) -> set[bytes]:

@@ -60,14 +60,14 @@ def build(root: Path, name: str, documents: Sequence[str], tokenizer: Tokenizer)
 
 def _write(folder: Path, documents: Sequence[str], tokenizer: Tokenizer) -> None:
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    offsets = [0]
+    offsets, text_bytes = [0], 0
     with open(folder / "tokens.bin", "wb") as f:
         for text in documents:
             ids = np.array([BOS, *tokenizer.encode(text), EOS], dtype)
             f.write(ids.tobytes())
             offsets.append(offsets[-1] + len(ids))
+            text_bytes += len(text.encode())
     np.array(offsets, np.int64).tofile(folder / "offsets.bin")
-    text_bytes = sum(len(text.encode()) for text in documents)
     meta = {"dtype": np.dtype(dtype).name, "documents": len(documents), "tokens": offsets[-1], "text_bytes": text_bytes}
     (folder / "meta.json").write_text(json.dumps(meta))
 

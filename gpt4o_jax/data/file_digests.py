@@ -1,0 +1,43 @@
+"""SHA-256 of files; those of large files are remembered by path, size and time of change."""
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from etils import epath
+
+from gpt4o_jax.errors import data_error
+
+LARGE = 1 << 26  # bytes; below this, hashing takes less than a second
+_SETTLED = 60.0  # seconds: a file changed within them may change again and keep its time
+
+
+def digest(paths: Iterable, memory: Path) -> str:
+    """One digest for files in this order, wherever they lie. memory: folder that keeps those of large files."""
+    whole = hashlib.sha256()
+    for path in paths:
+        whole.update(bytes.fromhex(_one(epath.Path(path), memory)))
+    return whole.hexdigest()
+
+
+def _one(path: epath.Path, memory: Path) -> str:
+    try:
+        stat = path.stat()
+        name = str(path) if "://" in str(path) else os.path.abspath(path)
+        key = hashlib.sha256(f"{name}\0{stat.length}\0{stat.mtime}".encode()).hexdigest()
+        if stat.length >= LARGE and (memory / key).exists():
+            return (memory / key).read_text()
+        with path.open("rb") as f:
+            made = hashlib.file_digest(f, "sha256").hexdigest()
+    except OSError as e:
+        raise data_error(f"{path}: cannot read ({e.strerror or e})") from None
+    if stat.length >= LARGE and time.time() - stat.mtime > _SETTLED:
+        with contextlib.suppress(OSError):  # a full disk costs only the memory
+            memory.mkdir(parents=True, exist_ok=True)
+            temporary = memory / f"{key}.{os.getpid()}"
+            temporary.write_text(made)
+            os.replace(temporary, memory / key)
+    return made

@@ -1,0 +1,99 @@
+"""TensorFlow Datasets that were prepared as array_record, read at random and without TensorFlow."""
+
+import contextlib
+import re
+
+from gpt4o_jax.data.records import Blocks, first_line
+from gpt4o_jax.errors import data_error, did_you_mean
+
+_RECORDS = 1024  # read at once
+_SPEC = re.compile(r"(?P<name>[\w./*-]+(:\d[\w.*]*)?):(?P<split>\w+(\[[^\]]*\])?(\+\w+(\[[^\]]*\])?)*)")
+
+
+def documents(spec: str, data_dir: str, field: str) -> Blocks:
+    """The strings of feature `field`. spec: NAME[/CONFIG][:VERSION]:SPLIT, as 'lm1b:train[:90%]'.
+
+    data_dir: empty for TFDS's own. Raises RunError where that is unknown, not prepared here, damaged, or not text.
+    """
+    builder, _, source = _open(spec, data_dir)
+    if field not in builder.info.features:
+        names = ", ".join(builder.info.features)
+        raise data_error(f"tfds {spec}: no feature {field!r} (there are {names}); set data.field")
+
+    try:
+        size = len(source)
+    except ValueError:  # of train[5:2], which TFDS finds to be of -3 records
+        size = 0
+
+    def read(block: int) -> list[str]:
+        first = block * _RECORDS
+        try:
+            values = [source[i][field] for i in range(first, min(first + _RECORDS, size))]
+        except ImportError as e:
+            raise data_error(f"tfds {spec}: its features cannot be decoded without TensorFlow ({e})") from None
+        except (OSError, RuntimeError, ValueError, IndexError) as e:
+            raise data_error(f"tfds {spec}: damaged from record {first} on ({first_line(e)}); prepare it again") from None
+        return [_text(v, f"tfds {spec}: record {first + n}", field) for n, v in enumerate(values)]
+
+    whole, rest = divmod(size, _RECORDS)
+    return Blocks([_RECORDS] * whole + [rest] * (rest > 0), read)
+
+
+def files(spec: str, data_dir: str) -> tuple[str, list]:
+    """(name with config and version, split and its number of records; the files that hold them)."""
+    builder, split, _ = _open(spec, data_dir)
+    info = builder.info.splits[split]
+    return f"{builder.info.full_name} {split} {info.num_examples}", sorted(info.filepaths)
+
+
+def _text(value, where: str, field: str) -> str:
+    if value is None:  # what array_record gives, without a word, for records that a truncated file has lost
+        raise data_error(f"{where} is damaged (no {field!r} in it); prepare the dataset again")
+    try:
+        text = value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError as e:
+        raise data_error(f"{where}: {field!r} is not UTF-8 (byte 0x{value[e.start]:02x} at {e.start})") from None
+    if not isinstance(text, str):
+        raise data_error(f"{where}: {field!r} is of type {type(value).__name__}, expected text; set data.field")
+    return text
+
+
+def _open(spec: str, data_dir: str):
+    """(builder, split, random-access source). Raises RunError."""
+    import tensorflow_datasets as tfds
+
+    parts = _SPEC.fullmatch(spec)
+    if not parts:
+        raise data_error(f"tfds {spec}: expected NAME/CONFIG:SPLIT, for example lm1b:train or wiki40b/en:train[:90%]")
+    name, split = parts["name"], parts["split"]
+    prepare = f"run `python -m gpt4o_jax data prepare --tfds={name}" + (f" --data_dir={data_dir}`" if data_dir else "`")
+    with _quiet():
+        try:
+            builder = tfds.builder(name, data_dir=data_dir or None)
+            source = builder.as_data_source(split=split)
+        except tfds.core.DatasetNotFoundError:
+            hint = did_you_mean(re.split("[/:]", name)[0], tfds.list_builders(with_community_datasets=False))
+            where = data_dir or "TFDS's own data_dir"
+            raise data_error(f"tfds {spec}: {where} holds no such dataset, and TFDS knows none{hint}; {prepare}") from None
+        except (NotImplementedError, AssertionError, FileNotFoundError):
+            kind = builder.info.file_format.value
+            found = f"as {kind}, expected array_record; remove it and" if builder.is_prepared() else "not at all;"
+            raise data_error(f"tfds {spec}: in {builder.data_dir} it is prepared {found} {prepare}") from None
+        except ImportError as e:
+            raise data_error(f"tfds {spec}: cannot be opened without TensorFlow ({first_line(e)}); {prepare}") from None
+        except (ValueError, OSError, RuntimeError) as e:
+            raise data_error(f"tfds {spec}: {str(e)[:300]}") from None
+    return builder, split, source
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without TFDS's warnings about folders that it looked into."""
+    from absl import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
