@@ -38,6 +38,20 @@ class ModelConfig:
     norm_eps: float = knob(1e-6, "Added to the variance inside every norm.", low=0.0)
     positions: str = knob("rope", "How positions enter: rotary, a learned table, or not at all.", ("rope", "learned", "none"))
     rope_theta: float = knob(10_000.0, "Base of the rotary wavelengths.", low=1.0)
+    rope_fraction: float = knob(
+        1.0, "Share of a head's coordinates that are rotated; the others know no position.", low=0.0, high=1.0
+    )
+    rope_scaling: str = knob(
+        "none", "How rotary wavelengths are stretched for a longer context.", ("none", "linear", "ntk", "yarn", "llama3")
+    )
+    rope_factor: float = knob(1.0, "Longest context after stretching, in units of the one before.", low=1.0)
+    rope_original_context: int | None = knob(None, "yarn, llama3: the context before stretching, in tokens.", low=1)
+    rope_low: float | None = knob(
+        None, "yarn, llama3: pairs that turn fewer times than this in the original context stretch wholly; None: 1.", low=0.0
+    )
+    rope_high: float | None = knob(
+        None, "yarn, llama3: pairs that turn more often than this do not stretch; None: 32 for yarn, 4 for llama3.", low=0.0
+    )
     qk_norm: bool = knob(True, "RMS-normalise queries and keys per head.")
     bias: bool = knob(False, "Biases in projections and layer norms.")
     tied: bool = knob(False, "Use the embedding table, transposed, as the output head.")
@@ -67,6 +81,16 @@ class ModelConfig:
     @property
     def head_width(self) -> int:
         return self.head_dim or self.d_model // self.n_heads
+
+    @property
+    def rotary_width(self) -> int:
+        return int(self.head_width * self.rope_fraction)
+
+    @property
+    def rope_turns(self) -> tuple[float, float]:
+        """(rope_low, rope_high) with their defaults: those of the YaRN paper and of Llama 3.1."""
+        high = {"yarn": 32.0}.get(self.rope_scaling, 4.0)
+        return 1.0 if self.rope_low is None else self.rope_low, high if self.rope_high is None else self.rope_high
 
     @property
     def ff_width(self) -> int:

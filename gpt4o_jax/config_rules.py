@@ -77,13 +77,47 @@ def _validate_model(m) -> None:
             f"config.model.n_kv_heads={m.kv_heads} does not divide n_heads={m.n_heads};"
             f" nearest: n_kv_heads={_nearest_divisor(m.kv_heads, m.n_heads)}"
         )
-    if m.positions == "rope" and m.head_width % 2:
-        raise RunError(f"config.model.head_dim={m.head_width}: rotary positions need an even width; nearest: {m.head_width + 1}")
+    if m.positions == "rope":
+        _validate_rope(m)
+    elif m.rope_scaling != "none":
+        raise RunError(f"config.model.rope_scaling={m.rope_scaling} needs positions=rope, got positions={m.positions}")
     if m.n_layers % m.scan_unroll:
         raise RunError(
             f"config.model.scan_unroll={m.scan_unroll} does not divide n_layers={m.n_layers};"
             f" nearest: scan_unroll={_nearest_divisor(m.scan_unroll, m.n_layers)}"
         )
+
+
+def _validate_rope(m) -> None:
+    if m.rope_fraction == 1 and m.head_width % 2:
+        raise RunError(f"config.model.head_dim={m.head_width}: rotary positions need an even width; nearest: {m.head_width + 1}")
+    if m.rotary_width < 2 or m.rotary_width % 2:
+        even = max(2, m.rotary_width // 2 * 2)
+        raise RunError(
+            f"config.model.rope_fraction={m.rope_fraction} rotates {m.rotary_width} of {m.head_width} coordinates, expected an"
+            f" even number from 2 on; nearest: rope_fraction={even / m.head_width:g}"
+        )
+    if m.rope_scaling == "none" and m.rope_factor != 1:
+        raise RunError(
+            f"config.model.rope_factor={m.rope_factor:g} does nothing with rope_scaling=none; choose linear, ntk, yarn or"
+            " llama3, or leave rope_factor at 1"
+        )
+    if m.rope_scaling == "ntk" and m.rotary_width < 4:
+        raise RunError(f"config.model.rope_scaling=ntk needs two pairs, got {m.rotary_width} rotated coordinates; nearest: 4")
+    ramp = {name: getattr(m, name) for name in ("rope_original_context", "rope_low", "rope_high")}
+    if m.rope_scaling not in ("yarn", "llama3"):
+        for name, value in ramp.items():
+            if value is not None:
+                raise RunError(f"config.model.{name}={value:g} does nothing with rope_scaling={m.rope_scaling}; set it to None")
+        return
+    if m.rope_original_context is None:
+        raise RunError(
+            f"config.model.rope_original_context=None: rope_scaling={m.rope_scaling} needs the context before stretching;"
+            f" nearest: context_length / rope_factor = {max(1, round(m.context_length / m.rope_factor))}"
+        )
+    low, high = m.rope_turns
+    if not 0 < low < high:
+        raise RunError(f"config.model.rope_low={low:g}, rope_high={high:g}: expected 0 < rope_low < rope_high, such as 1 and 4")
 
 
 def parse_length(text: str) -> tuple[float, str]:

@@ -21,7 +21,7 @@ from gpt4o_jax.model.cache import Cache
 from gpt4o_jax.model.layers import Norm, normal, param
 from gpt4o_jax.model.mlp import MLP
 from gpt4o_jax.ops.compute import Compute
-from gpt4o_jax.ops.positions import rotation
+from gpt4o_jax.ops.positions import RopeScaling, rotation
 from gpt4o_jax.ops.products import product
 from gpt4o_jax.parallel import constrain
 
@@ -89,12 +89,18 @@ class GPT(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, self.compute, train, name="layers")
         layer_caches = None if cache is None else (cache.k_LBSKH, cache.v_LBSKH)
-        rotations = rotation(positions_BT, c.head_width, c.rope_theta) if c.positions == "rope" else None
+        rotations = rotation(positions_BT, c.rotary_width, c.rope_theta, _rope_scaling(c)) if c.positions == "rope" else None
         x_BTD, layer_caches = stack(x_BTD, layer_caches, positions_BT, segments_BT, rotations)
         if not c.tied:  # declared here, used by unembed()
             param(self, "unembedding", normal(c.init_std), (c.d_model, c.vocab_size), ("embed", "vocab"))
         hidden_BTD = Norm(c.norm, c.norm_eps, c.bias, name="final_norm")(x_BTD)
         return hidden_BTD, None if cache is None else Cache(*layer_caches), {}
+
+
+def _rope_scaling(c: ModelConfig) -> RopeScaling | None:
+    if c.rope_scaling == "none":
+        return None
+    return RopeScaling(c.rope_scaling, c.rope_factor, c.rope_original_context, *c.rope_turns)
 
 
 def unembedding(params) -> jax.Array:

@@ -3,6 +3,7 @@
 B batch, T positions
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -20,15 +21,23 @@ T = 12
 LENGTHS = np.array([12, 7, 9])  # the rows are ragged
 INDEX = np.broadcast_to(np.arange(T, dtype=np.int32), (3, T))
 TOKENS = np.random.default_rng(0).integers(0, 40, (3, T)).astype(np.int32)
-VARIANTS = list(itertools.product(["rope", "learned", "none"], [4, 2], [True, False], [True, False]))
+BASE = ModelConfig(
+    vocab_size=40, context_length=T, n_layers=2, d_model=16, n_heads=4, mlp="gelu", norm="layer",
+    output_init="scaled", init_std=0.3,
+)  # fmt: skip
+CROSS = dict(positions=["rope", "learned", "none"], n_kv_heads=[4, 2], qk_norm=[True, False], bias=[True, False])
+VARIANTS = [dict(zip(CROSS, values, strict=True)) for values in itertools.product(*CROSS.values())] + [
+    dict(rope_scaling="linear", rope_factor=4.0),
+    dict(rope_scaling="ntk", rope_factor=4.0, head_dim=6),
+    dict(rope_scaling="yarn", rope_factor=4.0, rope_original_context=8, rope_high=2.0),
+    dict(rope_scaling="llama3", rope_factor=8.0, rope_original_context=16),
+    dict(rope_fraction=0.5, n_kv_heads=2),
+]
 
 
-@pytest.mark.parametrize("positions, n_kv_heads, qk_norm, bias", VARIANTS)
-def test_prefill_and_decode_equal_the_full_pass(one_device, positions, n_kv_heads, qk_norm, bias):
-    c = ModelConfig(
-        vocab_size=40, context_length=T, n_layers=2, d_model=16, n_heads=4, n_kv_heads=n_kv_heads, mlp="gelu", norm="layer",
-        positions=positions, qk_norm=qk_norm, bias=bias, output_init="scaled", init_std=0.3,
-    )  # fmt: skip
+@pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: ",".join(f"{k}={v}" for k, v in changes.items()))
+def test_prefill_and_decode_equal_the_full_pass(one_device, changes):
+    c = dataclasses.replace(BASE, **changes)
     model = gpt.GPT(c, Compute("cpu", "float32"))
     params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(0))
     params = jax.tree.map(lambda x: x + 0.1, params)  # zero biases and unit scales would hide mistakes

@@ -55,3 +55,62 @@ def test_scores_depend_on_distance_only():
     for shift in (1, 17, 100):
         np.testing.assert_allclose(scores(shift), scores(0), atol=1e-4)
     assert float(jnp.max(jnp.abs(scores(0) - jnp.einsum("BTNH,BSNH->BNTS", q, k)))) > 0.1
+
+
+# ---------------------------------------------------------------- stretched to longer contexts
+
+
+def frequencies(width, theta, scaling=None):
+    """Angles at position 1, and what the pair (cosine, sine) is scaled by."""
+    cos, sin = (np.asarray(x, np.float64)[0, 0, 0] for x in ops.rotation(jnp.ones((1, 1), jnp.int32), width, theta, scaling))
+    return np.arctan2(sin, cos), np.hypot(cos, sin)
+
+
+# Inverse frequencies and attention factor that ROPE_INIT_FUNCTIONS of transformers 5.23 computes; theta is 10,000.
+PUBLISHED = [
+    ("linear", ops.RopeScaling("linear", 4.0), 1.0,
+     [0.25, 0.079056941, 0.0250000004, 0.00790569466, 0.00249999994, 0.000790569466, 0.000250000012, 7.90569466e-05]),
+    ("yarn", ops.RopeScaling("yarn", 4.0, 64, 1.0, 32.0), 1.138629436111989,
+     [1.0, 0.237170815, 0.049999997, 0.00790569466, 0.00249999994, 0.000790569466, 0.000250000012, 7.90569466e-05]),
+    ("yarn, other ramp", ops.RopeScaling("yarn", 4.0, 4096, 2.0, 16.0), 1.138629436111989,
+     [1.0, 0.316227764, 0.100000001, 0.0316227786, 0.00749999937, 0.00158113893, 0.000250000012, 7.90569466e-05]),
+    ("llama3", ops.RopeScaling("llama3", 8.0, 512, 1.0, 4.0), 1.0,
+     [1.0, 0.316227764, 0.100000001, 0.0184966773, 0.00124999997, 0.000395284733, 0.000125000006, 3.95284733e-05]),
+    ("llama3, half of 16", ops.RopeScaling("llama3", 8.0, 8192, 1.0, 4.0), 1.0,
+     [1.0, 0.100000001, 0.00999999978, 0.000213607578]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, scaling, temperature, wanted", PUBLISHED, ids=[p[0] for p in PUBLISHED])
+def test_scaled_frequencies_are_the_published_ones(name, scaling, temperature, wanted):
+    got, radius = frequencies(2 * len(wanted), THETA, scaling)
+    np.testing.assert_allclose(got, wanted, rtol=2e-6)
+    np.testing.assert_allclose(radius, temperature, rtol=1e-6)
+
+
+def test_ntk_keeps_the_shortest_wavelength_and_stretches_the_longest():
+    plain, _ = frequencies(16, THETA)
+    got, _ = frequencies(16, THETA, ops.RopeScaling("ntk", 8.0))
+    base = THETA * 8.0 ** (16 / 14)  # the formula of the post that named it: base * factor^(H / (H - 2))
+    np.testing.assert_allclose(got, base ** (-np.arange(8) / 8), rtol=2e-6)
+    np.testing.assert_allclose([got[0], got[-1]], [plain[0], plain[-1] / 8], rtol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["linear", "ntk", "yarn", "llama3"])
+def test_a_factor_of_one_changes_nothing(kind):
+    got, radius = frequencies(16, THETA, ops.RopeScaling(kind, 1.0, 64))
+    np.testing.assert_allclose(got, frequencies(16, THETA)[0], rtol=1e-6)
+    np.testing.assert_allclose(radius, 1)
+
+
+def test_linear_scaling_is_division_of_positions():
+    x, positions = vectors(6), 4 * jnp.arange(6)[None]
+    stretched = ops.rotary(x, ops.rotation(positions, H, THETA, ops.RopeScaling("linear", 4.0)))
+    np.testing.assert_allclose(stretched, rotary(x, positions // 4, THETA), atol=1e-6)
+
+
+def test_partial_rotation_turns_the_first_coordinates_alone():
+    x, positions = vectors(6), jnp.arange(6)[None]
+    got = ops.rotary(x, ops.rotation(positions, 4, THETA))
+    np.testing.assert_array_equal(got[..., :4], ops.rotary(x[..., :4], ops.rotation(positions, 4, THETA)))
+    np.testing.assert_array_equal(got[..., 4:], x[..., 4:])
