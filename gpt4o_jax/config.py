@@ -12,6 +12,7 @@ import types
 import typing
 from typing import Any
 
+from gpt4o_jax.config_mixture import SOURCES
 from gpt4o_jax.config_rules import parse_length, validate
 from gpt4o_jax.errors import RunError, did_you_mean
 
@@ -108,10 +109,13 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    source: str = knob("python_docs", "Where documents come from.", ("python_docs", "text", "jsonl", "parquet", "tfds"))
+    source: str = knob("python_docs", "Where documents come from.", (*SOURCES, "mixture"))
     path: str = knob("", "A file, folder, glob or gs:// address of text, jsonl or parquet files; for tfds: NAME/CONFIG:SPLIT.")
     field: str = knob("text", "For jsonl, parquet and tfds: the key, column or feature that holds a document.")
     tfds_dir: str = knob("", "For tfds: folder of prepared datasets; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets.")
+    mixture: tuple[str, ...] = knob(
+        (), "For mixture: its members as SOURCE:PATH=WEIGHT or SOURCE:PATH@FIELD=WEIGHT; weights are relative shares of the rows."
+    )
     separator: str = knob("", "For text: split files into documents at this string; empty: one file, one document.")
     holdout: str = knob(
         "hash", "Held-out documents: chosen by a hash of their text, or the tail of the corpus.", ("hash", "tail")

@@ -6,6 +6,7 @@ Messages name both numbers and the nearest legal value.
 import dataclasses
 import math
 
+from gpt4o_jax import config_mixture
 from gpt4o_jax.errors import RunError
 
 
@@ -53,14 +54,7 @@ def validate(c) -> None:
                 f"config.{name}={every} is not a multiple of train.steps_per_dispatch={k};"
                 f" nearest: {name}={_nearest_multiple(every, k)}"
             )
-    if c.data.source != "python_docs" and not c.data.path:
-        example = "NAME/CONFIG:SPLIT" if c.data.source == "tfds" else "FILE"
-        raise RunError(f"config.data.path is empty; data.source={c.data.source} needs it: --config.data.path={example}")
-    if c.data.holdout == "tail" and c.data.shingle_bytes:
-        raise RunError(
-            f"config.data.shingle_bytes={c.data.shingle_bytes}: near-duplicates can be dropped only with"
-            " data.holdout=hash; set shingle_bytes=0"
-        )
+    _validate_data(c.data)
     sizes = dataclasses.asdict(c.mesh)
     if sum(v == -1 for v in sizes.values()) > 1 or 0 in sizes.values():
         raise RunError(f"config.mesh={sizes}: axis sizes are positive, and at most one is -1")
@@ -130,3 +124,24 @@ def parse_length(text: str) -> tuple[float, str]:
     except (ValueError, IndexError):
         raise RunError(f"config.train.length={text!r}: expected 'N steps', 'N tokens' or 'N epochs', N above 0") from None
     return number, unit
+
+
+def _validate_data(d) -> None:
+    if d.mixture and d.source != "mixture":
+        raise RunError(f"config.data.mixture={d.mixture!r} needs data.source=mixture, got data.source={d.source}")
+    if d.source == "mixture":
+        if not d.mixture:
+            raise RunError(
+                "config.data.mixture is empty; data.source=mixture needs it: --config.data.mixture=\"('python_docs=1',)\""
+            )
+        if d.path:
+            raise RunError(f"config.data.path={d.path!r}: the members of a mixture name their own paths; set data.path=''")
+        config_mixture.parse_all(d.mixture)
+    elif d.source != "python_docs" and not d.path:
+        example = "NAME/CONFIG:SPLIT" if d.source == "tfds" else "FILE"
+        raise RunError(f"config.data.path is empty; data.source={d.source} needs it: --config.data.path={example}")
+    if d.holdout == "tail" and d.shingle_bytes:
+        raise RunError(
+            f"config.data.shingle_bytes={d.shingle_bytes}: near-duplicates can be dropped only with"
+            " data.holdout=hash; set shingle_bytes=0"
+        )

@@ -17,7 +17,6 @@ from gpt4o_jax.config import RunConfig, flatten, freeze, to_dict
 from gpt4o_jax.data import corpus as corpora
 from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.data.corpus import Corpus
-from gpt4o_jax.data.rows import ROWS
 from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import ExitCode, RunError, data_error
 from gpt4o_jax.model import gpt
@@ -149,7 +148,7 @@ def _resolved(config: RunConfig, tokenizer: Tokenizer, platform: str, stored: Ru
 def _check_fit(config: RunConfig, corpus: Corpus, mesh: jax.sharding.Mesh) -> None:
     """What only shows once text, tokenizer and devices are known."""
     m, t = config.model, config.train
-    ROWS[config.data.rows](corpus.training, m.context_length, config.seed)  # raises where the text is too short
+    corpora.training_rows(config, corpus)  # raises where the text is too short
     for prompt in config.sample.prompts:
         tokens = 1 + len(corpus.tokenizer.encode(prompt))
         if tokens >= m.context_length:
@@ -191,7 +190,10 @@ def _check_corpus(workdir: epath.Path, corpus: Corpus) -> None:
 
 
 # What may differ between two commands that go on with one run: how it is watched, kept and fed, not what it computes.
-_FREE = ("log.", "eval.", "sample.", "checkpoint.", "data.prefetch", "data.cache_dir", "data.path", "mesh.")
+_FREE = (
+    "log.", "eval.", "sample.", "checkpoint.", "mesh.",
+    "data.prefetch", "data.cache_dir", "data.path", "data.tfds_dir", "data.mixture",  # another text or share: another corpus
+)  # fmt: skip
 
 
 def _check_same(stored: RunConfig, config: RunConfig, workdir) -> None:

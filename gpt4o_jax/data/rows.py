@@ -7,6 +7,9 @@ T row length in tokens (a row also holds the token after its last, as a target)
 """
 
 import functools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -77,6 +80,44 @@ class PackedRows:
             segments.append(np.full(len(here), len(tokens), np.int32))
             at += len(here)
         return np.concatenate(tokens).astype(np.int32), np.concatenate(segments)
+
+
+class MixtureRows:
+    """Rows of several members, each in its own order and without gaps, in the ratio of their shares.
+
+    One member after another takes its share of the indices that are left, evenly spaced (a Beatty sequence, whose
+    counting function is a floor): member and row within it follow from the index alone, in exact arithmetic.
+    """
+
+    def __init__(self, members: Sequence, shares: Sequence[Fraction], seed: int):
+        """members: row functions; shares: of the rows, adding up to 1."""
+        self.members = members
+        self.tokens_per_epoch = sum(m.tokens_per_epoch for m in members)  # an epoch: as many rows as all have together
+        left = [sum(shares[i:]) for i in range(len(shares))]
+        self._steps = [
+            (share / rest, Fraction(int(random_bits(seed, i)), 2**64))
+            for i, (share, rest) in enumerate(zip(shares, left, strict=True))
+        ]
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """(member, number of the row among those of this member)."""
+        for member, (share, phase) in enumerate(self._steps):
+            before = math.floor(row * share + phase)
+            if math.floor((row + 1) * share + phase) > before:
+                return member, before
+            row -= before
+        raise AssertionError("the last member takes all that is left")
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Row number `row` of the run: (T + 1 tokens, and for each the number of its document, from 1)."""
+        member, row = self.locate(row)
+        return self.members[member][row]
+
+
+def make_rows(kind: str, caches: Sequence[TokenCache], shares: Sequence[Fraction], T: int, seed: int):
+    """The row function of a run over one cache, or over several in the ratio of their shares."""
+    members = [ROWS[kind](cache, T, seed + (i << 31)) for i, cache in enumerate(caches)]  # seeds of runs end below 2^31
+    return MixtureRows(members, shares, seed) if len(members) > 1 else members[0]
 
 
 def _too_little(cache: TokenCache, T: int) -> str:

@@ -14,7 +14,7 @@ from gpt4o_jax.errors import data_error
 
 
 def load(config: DataConfig) -> Sequence[str]:
-    """Every document of the configured source, in a fixed order. Raises RunError for unreadable or empty input."""
+    """Every document of one source (not a mixture), in a fixed order. Raises RunError for unreadable or empty input."""
     documents = {
         "python_docs": lambda: python_docs.documents(),
         "text": lambda: _text(config),

@@ -30,6 +30,15 @@ class TokenCache:
         return self.tokens[self.offsets[d] : self.offsets[d + 1]]
 
 
+def join(caches: Sequence[TokenCache]) -> TokenCache:
+    """The documents of all, one cache after another; copied into memory where there are several."""
+    if len(caches) == 1:
+        return caches[0]
+    lengths = np.concatenate([np.diff(c.offsets) for c in caches])
+    tokens = np.concatenate([c.tokens for c in caches])
+    return TokenCache(tokens, np.concatenate([[0], np.cumsum(lengths)]), sum(c.text_bytes for c in caches))
+
+
 def cache_root(configured: str) -> Path:
     """data.cache_dir, or gpt4o_jax/ in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
     if configured:

@@ -14,8 +14,7 @@ from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.config import RunConfig, total_steps
 from gpt4o_jax.console import Progress, say
 from gpt4o_jax.data.batches import Batch, dispatches
-from gpt4o_jax.data.corpus import Corpus
-from gpt4o_jax.data.rows import ROWS
+from gpt4o_jax.data.corpus import Corpus, training_rows
 from gpt4o_jax.data.tokenizer import byte_lengths
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.model import flops, gpt
@@ -55,7 +54,7 @@ def train(
         axes = gpt.logical_axes(model)
         optimizer = make_optimizer(config.optimizer, axes, compute.operand)
         K, B, T = config.train.steps_per_dispatch, config.train.batch_size, config.model.context_length
-        rows = ROWS[config.data.rows](corpus.training, T, config.seed)
+        rows = training_rows(config, corpus)
         last_step = total_steps(config, rows.tokens_per_epoch)
 
         # ------------------------------------------------------------ state: restored, or born in its shards
@@ -97,7 +96,7 @@ def train(
     say(
         f"model {flops.parameter_count(config.model):,} parameters, {compute.dtype} products on {mesh.devices.size}"
         f" {mesh.devices.flat[0].device_kind} device(s); {last_step} steps of {B} x {T} tokens;"
-        f" {len(corpus.training.tokens):,} training tokens"
+        f" {sum(len(m.training.tokens) for m in corpus.members):,} training tokens"
     )
 
     # ------------------------------------------------------------ the loop

@@ -1,0 +1,56 @@
+"""The members of data.mixture, as they are written: SOURCE:PATH=WEIGHT.
+
+    python_docs=0.7   text:notes/=1   jsonl:web/*.jsonl@body=2.5   tfds:wiki40b/en:train[:90%]=0.1
+
+Weights are relative; @FIELD overrides data.field for one member.
+"""
+
+from fractions import Fraction
+from typing import NamedTuple
+
+from gpt4o_jax.errors import RunError, did_you_mean
+
+SOURCES = ("python_docs", "text", "jsonl", "parquet", "tfds")
+
+
+class Member(NamedTuple):
+    source: str
+    path: str
+    field: str  # empty: that of the config
+    weight: Fraction
+
+
+def parse(entry: str) -> Member:
+    """One entry of data.mixture. Raises RunError."""
+    where = f"config.data.mixture: {entry!r}"
+    named, equals, weight_text = entry.rpartition("=")
+    if not equals:
+        raise RunError(f"{where} has no weight; expected SOURCE:PATH=WEIGHT, for example python_docs=0.7 or text:notes/=0.3")
+    try:
+        weight = float(weight_text)
+        if not 1e-9 <= weight <= 1e9:
+            raise ValueError
+    except ValueError:
+        raise RunError(f"{where}: weight {weight_text!r}, expected a number from 1e-9 to 1e9") from None
+    source, _, path = named.strip().partition(":")
+    if source not in SOURCES:
+        hint = did_you_mean(source, SOURCES)
+        raise RunError(f"{where}: unknown source {source!r}{hint}; expected SOURCE:PATH=WEIGHT with one of {', '.join(SOURCES)}")
+    field = ""
+    if source in ("jsonl", "parquet", "tfds") and "@" in path.rpartition("/")[2]:
+        path, _, field = path.rpartition("@")
+        if not field:
+            raise RunError(f"{where}: nothing after @; expected the name of a field, or no @")
+    if bool(path) != (source != "python_docs"):
+        wanted = {"python_docs": "python_docs=WEIGHT, without a path", "tfds": "tfds:NAME/CONFIG:SPLIT=WEIGHT"}
+        raise RunError(f"{where}: expected {wanted.get(source, f'{source}:PATH=WEIGHT')}")
+    return Member(source, path, field, Fraction(weight_text.strip()))
+
+
+def parse_all(entries: tuple[str, ...]) -> list[Member]:
+    """data.mixture, as members; each text stands in it once. Raises RunError."""
+    members = [parse(e) for e in entries]
+    for i, m in enumerate(members):
+        if m[:3] in [other[:3] for other in members[:i]]:
+            raise RunError(f"config.data.mixture: {entries[i]!r} names a member that is there already; add the weights up")
+    return members

@@ -1,0 +1,36 @@
+"""Several sources in one run: who they are, and what a tokenizer for all of them is trained on."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+from gpt4o_jax import config_mixture
+from gpt4o_jax.config import DataConfig
+
+
+def members(config: DataConfig) -> list[tuple[Fraction, DataConfig]]:
+    """(share of the rows, the config it would have alone) of each source; shares add up to 1."""
+    if config.source != "mixture":
+        return [(Fraction(1), config)]
+    parsed = config_mixture.parse_all(config.mixture)
+    total = sum(m.weight for m in parsed)
+    alone = [dataclasses.replace(config, source=m.source, path=m.path, field=m.field or config.field, mixture=()) for m in parsed]
+    return [(m.weight / total, c) for m, c in zip(parsed, alone, strict=True)]
+
+
+def fair_text(parts: Sequence[Sequence[str]], shares: Sequence[Fraction], limit: int) -> Iterator[str]:
+    """Documents of all parts, so that their bytes stand in the ratio of the shares.
+
+    As many bytes in all as there are, at most `limit`. Of a part that has more than its share, documents
+    evenly spaced; one that has less is repeated.
+    """
+    sizes = [sum(len(d.encode()) for d in part) for part in parts]
+    total = min(limit, sum(sizes))
+    for part, share, size in zip(parts, shares, sizes, strict=True):
+        copies, rest = divmod(share * total / size, 1)
+        for _ in range(int(copies)):
+            yield from part
+        fraction = float(rest)
+        chosen = (int((i + 1) * fraction) > int(i * fraction) for i in range(len(part)))
+        yield from itertools.compress(part, chosen) if rest else ()
