@@ -68,6 +68,11 @@ class ModelConfig:
         "Operands of matrix products (sums stay float32). auto: bfloat16 where the device is fast at it.",
         ("auto", "float32", "bfloat16"),
     )
+    attention: str = knob(
+        "auto",
+        "Who computes attention in training (ops/attention.py); auto: the fastest for the platform and the shapes.",
+        ("auto", "reference", "blocks", "cudnn", "splash"),
+    )
     scan_unroll: int = knob(1, "Layers per iteration of the scan over layers; n_layers unrolls it wholly.", low=1)
     remat: str = knob(
         "none",

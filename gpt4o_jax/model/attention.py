@@ -3,18 +3,20 @@
 B batch, T positions, S slots of the cache, D model width, N query heads, K key/value heads, H head width
 """
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from gpt4o_jax.config import ModelConfig
 from gpt4o_jax.model import cache as kv
 from gpt4o_jax.model.layers import normal, param, rms_normalise
-from gpt4o_jax.ops.attention import attention
+from gpt4o_jax.ops import attention as ops
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.masks import causal_mask
 from gpt4o_jax.ops.positions import rotary
 from gpt4o_jax.ops.products import joint_product, product
-from gpt4o_jax.parallel import constrain
+from gpt4o_jax.parallel import constrain, per_shard, shards_evenly
 
 
 class Attention(nn.Module):
@@ -55,9 +57,10 @@ class Attention(nn.Module):
         k_BTKH = constrain(k_BTKH, "batch", "seq", "kv_heads", "head_dim")
         v_BTKH = constrain(v_BTKH, "batch", "seq", "kv_heads", "head_dim")
 
+        drop = nn.Dropout(c.dropout, deterministic=not train)
+        dropout = drop if c.dropout and train else None
         if layer_cache is None:
-            keys, values = k_BTKH, v_BTKH
-            mask_BTS = causal_mask(positions_BT, positions_BT, segments_BT, segments_BT)
+            z_BTNH = self._rows(q_BTNH, k_BTKH, v_BTKH, segments_BT, dropout)
         else:
             valid_BT = segments_BT > 0
             keys = kv.write(layer_cache[0], k_BTKH, positions_BT, valid_BT)
@@ -66,9 +69,19 @@ class Attention(nn.Module):
             # A row's slots are filled in order, so whatever lies at or before a query's position is a token of its row.
             slots_BS = jnp.broadcast_to(jnp.arange(keys.shape[1]), keys.shape[:2])
             mask_BTS = causal_mask(positions_BT, slots_BS, jnp.ones_like(positions_BT), jnp.ones_like(slots_BS))
-        drop = nn.Dropout(c.dropout, deterministic=not train)
-        z_BTNH = attention(q_BTNH, keys, values, mask_BTS, self.compute, drop if c.dropout and train else None)
+            z_BTNH = ops.attention(q_BTNH, keys, values, mask_BTS, self.compute)
         y_BTD = product("BTNH,NHD->BTD", z_BTNH, o_NHD, self.compute)
         if c.bias:
             y_BTD += param(self, "output_bias", nn.initializers.zeros, (D,), ("embed",))
         return drop(y_BTD), layer_cache
+
+    def _rows(self, q_BTNH, k_BTKH, v_BTKH, segments_BT, dropout):
+        """Attention of whole rows to themselves, by the implementation that suits the hardware."""
+        c = self.config
+        name = ops.choose(c.attention, self.compute, q_BTNH.shape[1], c.head_width, dropout=dropout is not None)
+        if name == "reference" or not shards_evenly(q_BTNH, "batch", None, "heads", None):
+            return ops.self_attention("reference", self.compute, q_BTNH, k_BTKH, v_BTKH, segments_BT, None, dropout=dropout)
+        heads, kv_heads = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
+        kernel = functools.partial(ops.self_attention, name, self.compute)
+        kernel = per_shard(kernel, [heads, kv_heads, kv_heads, ("batch", None), ("heads",)], heads)
+        return kernel(q_BTNH, k_BTKH, v_BTKH, segments_BT, None)

@@ -1,4 +1,13 @@
-"""Scaled dot-product attention with grouped key/value heads.
+"""Scaled dot-product attention with grouped key/value heads: the reference, and who computes it where.
+
+`attention` takes any mask and is the definition. `self_attention` is the same over rows in order, causal within
+their segments, by the implementation that suits the hardware:
+
+    name       where  why
+    blocks     CPU    2 to 5 times the reference's speed, no [T, T] in memory; not for attention dropout
+    cudnn      GPU    flash attention of cuDNN; bfloat16, head width a multiple of 8 up to 128, no soft-cap, no sinks
+    splash     TPU    Pallas flash attention; T a multiple of 128
+    reference  all    everything else: dropout on the weights, odd shapes, float32 on a GPU
 
 B batch, T query positions, S key positions, N query heads, K key/value heads,
 G query heads per key/value head, H head width
@@ -7,7 +16,11 @@ G query heads per key/value head, H head width
 import jax
 import jax.numpy as jnp
 
+from gpt4o_jax.errors import RunError
+from gpt4o_jax.ops.attention_cpu import block_attention
+from gpt4o_jax.ops.attention_splash import LANES, splash_attention
 from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.ops.masks import causal_mask
 
 
 def attention(
@@ -16,10 +29,15 @@ def attention(
     v_BSKH: jax.Array,
     mask_BTS: jax.Array,
     compute: Compute,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks_N: jax.Array | None = None,
     dropout=None,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(H)) v over the keys that the mask allows. Float32 softmax and result.
+    """softmax(scale * q k^T) v over the keys that the mask allows. Float32 softmax and result.
 
+    scale: None means 1 / sqrt(H). softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv:2408.00118).
+    sinks_N: one more logit in each head's softmax, which takes weight and gives nothing (arXiv:2508.10925).
     dropout: None, or a function applied to the attention weights [B, K, G, T, S].
     Source: Attention Is All You Need (arXiv:1706.03762), grouped heads: arXiv:2305.13245.
     """
@@ -27,15 +45,103 @@ def attention(
     dtype = jnp.float32 if compute.platform == "cpu" else compute.operand
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    q_BTKGH = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H)
+    q_BTKGH = (q_BTNH * (H**-0.5 if scale is None else scale)).reshape(B, T, K, N // K, H)
     scores_BKGTS = jnp.einsum(
         "BTKGH,BSKH->BKGTS", q_BTKGH.astype(dtype), k_BSKH.astype(dtype), preferred_element_type=jnp.float32
     )
+    if softcap is not None:
+        scores_BKGTS = softcap * jnp.tanh(scores_BKGTS / softcap)
     scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, jnp.finfo(jnp.float32).min)
+    if sinks_N is not None:
+        sinks_BKGT1 = jnp.broadcast_to(sinks_N.reshape(K, -1, 1, 1), (*scores_BKGTS.shape[:-1], 1))
+        scores_BKGTS = jnp.concatenate([scores_BKGTS, sinks_BKGT1], axis=-1)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1)
+    if sinks_N is not None:
+        weights_BKGTS = weights_BKGTS[..., :-1]
     if dropout is not None:
         weights_BKGTS = dropout(weights_BKGTS)
     out_BTKGH = jnp.einsum(
         "BKGTS,BSKH->BTKGH", weights_BKGTS.astype(dtype), v_BSKH.astype(dtype), preferred_element_type=jnp.float32
     )
     return out_BTKGH.reshape(B, T, N, H)
+
+
+def self_attention(
+    implementation: str,
+    compute: Compute,
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segments_BT: jax.Array | None,
+    sinks_N: jax.Array | None,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    dropout=None,
+) -> jax.Array:
+    """Attention of rows in order to themselves: causal, within segments and window. For the arguments see `attention`.
+
+    segments_BT: documents of a row, each in one piece; None: a row is one document. Returns [B, T, N, H], float32.
+    """
+    scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
+    if implementation == "blocks":
+        return block_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N, scale, window, softcap)
+    if implementation == "splash":
+        return splash_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N, compute, scale, window, softcap)
+    if implementation == "cudnn":
+        return _cudnn(q_BTNH, k_BTKH, v_BTKH, segments_BT, compute, scale, window)
+    B, T = q_BTNH.shape[:2]
+    order_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+    segments_BT = jnp.ones_like(order_BT) if segments_BT is None else segments_BT
+    mask_BTS = causal_mask(order_BT, order_BT, segments_BT, segments_BT, window)
+    return attention(q_BTNH, k_BTKH, v_BTKH, mask_BTS, compute, scale, softcap, sinks_N, dropout)
+
+
+def choose(
+    wanted: str, compute: Compute, T: int, H: int, softcap: bool = False, sinks: bool = False, dropout: bool = False
+) -> str:
+    """The name of the implementation for these shapes. wanted: a name, or "auto" for the first that can.
+
+    Raises RunError where the wanted one cannot do it, with the reason.
+    """
+    reasons = {
+        "blocks": _first(
+            (compute.platform != "cpu", f"is for CPUs, not for a {compute.platform}"),
+            (dropout, "has no dropout on attention weights"),
+        ),
+        "cudnn": _first(
+            (compute.platform != "gpu", f"is for GPUs, not for a {compute.platform}"),
+            (compute.dtype != "bfloat16", f"needs compute_dtype bfloat16, not {compute.dtype}"),
+            (H % 8 or H > 128, f"needs heads of a multiple of 8 up to 128, not {H}"),
+            (softcap, "has no soft-cap"),
+            (sinks, "has no sinks"),
+            (dropout, "has no dropout on attention weights here"),
+        ),
+        "splash": _first(
+            (compute.platform != "tpu", f"is for TPUs, not for a {compute.platform}"),
+            (T % LANES, f"needs a context of a multiple of {LANES}, not {T}"),
+            (dropout, "has no dropout on attention weights"),
+        ),
+        "reference": None,
+    }
+    if wanted == "auto":
+        return next(name for name, reason in reasons.items() if reason is None)
+    if reasons[wanted] is not None:
+        other = next(name for name, reason in reasons.items() if reason is None)
+        raise RunError(f"model.attention={wanted} {reasons[wanted]}; auto would take {other}")
+    return wanted
+
+
+def _first(*checks) -> str | None:
+    return next((reason for hit, reason in checks if hit), None)
+
+
+def _cudnn(q_BTNH, k_BTKH, v_BTKH, segments_BT, compute, scale, window):
+    # cuDNN takes packed documents as a mask in memory: [B, 1, T, T], one for all heads.
+    mask_B1TT = None if segments_BT is None else (segments_BT[:, None, :, None] == segments_BT[:, None, None, :])
+    operands = [x.astype(compute.operand) for x in (q_BTNH, k_BTKH, v_BTKH)]
+    local = None if window is None else (window - 1, 0)
+    out = jax.nn.dot_product_attention(
+        *operands, mask=mask_B1TT, scale=scale, is_causal=True, local_window_size=local, implementation="cudnn"
+    )
+    return out.astype(jnp.float32)

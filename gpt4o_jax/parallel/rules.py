@@ -1,5 +1,7 @@
 """Logical axis names -> mesh axes: one ordered table, for parameters and activations alike."""
 
+import math
+
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -38,6 +40,19 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if mesh.empty:
         raise ValueError("constrain() outside a mesh: wrap the call in `with jax.set_mesh(parallel.make_mesh()):`")
     return jax.lax.with_sharding_constraint(x, spec(names))
+
+
+def shards_evenly(x: jax.Array, *names: str | None) -> bool:
+    """Whether every named axis of x divides into its shards on the mesh in force."""
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    ways = [math.prod(sizes[a] for a in ((entry,) if isinstance(entry, str) else entry or ())) for entry in spec(names)]
+    return all(size % n == 0 for size, n in zip(x.shape, ways, strict=True))
+
+
+def per_shard(f, in_names: list[tuple[str | None, ...]], out_names: tuple[str | None, ...]):
+    """f as a function of the shards of its arguments, for kernels that XLA cannot partition. An argument may be None."""
+    # Replication is not checked: the kernels' loops carry no types for it.
+    return jax.shard_map(f, in_specs=tuple(spec(n) for n in in_names), out_specs=spec(out_names), check_vma=False)
 
 
 def shardings(axes_tree, mesh: Mesh):

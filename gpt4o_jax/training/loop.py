@@ -18,6 +18,7 @@ from gpt4o_jax.data.corpus import Corpus, training_rows
 from gpt4o_jax.data.tokenizer import byte_lengths
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.model import flops, gpt
+from gpt4o_jax.ops.attention import choose
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.training import guards
 from gpt4o_jax.training.metrics import Ledger, MetricsWriter
@@ -54,6 +55,7 @@ def train(
         axes = gpt.logical_axes(model)
         optimizer = make_optimizer(config.optimizer, axes, compute.operand)
         K, B, T = config.train.steps_per_dispatch, config.train.batch_size, config.model.context_length
+        attention = choose(config.model.attention, compute, T, config.model.head_width, dropout=config.model.dropout > 0)
         rows = training_rows(config, corpus)
         last_step = total_steps(config, rows.tokens_per_epoch)
 
@@ -94,8 +96,8 @@ def train(
     with ledger.time("init"):
         peak = peak_flops(mesh.devices.flat[0], config.model.compute_dtype)
     say(
-        f"model {flops.parameter_count(config.model):,} parameters, {compute.dtype} products on {mesh.devices.size}"
-        f" {mesh.devices.flat[0].device_kind} device(s); {last_step} steps of {B} x {T} tokens;"
+        f"model {flops.parameter_count(config.model):,} parameters, {compute.dtype} products, attention by {attention},"
+        f" on {mesh.devices.size} {mesh.devices.flat[0].device_kind} device(s); {last_step} steps of {B} x {T} tokens;"
         f" {sum(len(m.training.tokens) for m in corpus.members):,} training tokens"
     )
 

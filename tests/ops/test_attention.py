@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt4o_jax.ops.attention import attention
+from gpt4o_jax.errors import RunError
+from gpt4o_jax.ops.attention import attention, choose, self_attention
+from gpt4o_jax.ops.attention_splash import splash_attention
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.masks import causal_mask
 
@@ -104,7 +106,7 @@ def test_dropout_sees_the_weights():
         np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-6)
         return 2 * weights
 
-    close(attention(q, k, v, mask, FLOAT32, doubled), 2 * attention(q, k, v, mask, FLOAT32))
+    close(attention(q, k, v, mask, FLOAT32, dropout=doubled), 2 * attention(q, k, v, mask, FLOAT32))
 
 
 def test_causal_mask_by_its_definition():
@@ -114,3 +116,90 @@ def test_causal_mask_by_its_definition():
             for s in range(T):
                 allowed = SEGMENTS[b, t] == SEGMENTS[b, s] and POSITIONS[b, s] <= POSITIONS[b, t]
                 assert mask[b, t, s] == allowed
+
+
+# ---------------------------------------------------------------- soft-cap, sinks, scale, window
+
+
+def test_softcap_scale_and_sinks_equal_the_formula():
+    mask = masks()["packed"]
+    q, k, v, _ = inputs(2, T)
+    sinks = np.array([-1.0, 0.0, 2.0, 5.0])
+    got = attention(q, k, v, jnp.asarray(mask), FLOAT32, scale=0.7, softcap=1.5, sinks_N=jnp.asarray(sinks))
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    for b in range(B):
+        for n in range(N):
+            scores = 1.5 * np.tanh(0.7 * q[b, :, n] @ k[b, :, n // 2].T / 1.5)
+            weights = np.where(mask[b], np.exp(scores), 0)
+            weights /= weights.sum(axis=-1, keepdims=True) + np.exp(sinks[n])
+            close(got[b, :, n], weights @ v[b, :, n // 2])
+
+
+@pytest.mark.parametrize("window", [1, 3, 100])
+def test_windowed_mask_by_its_definition(window):
+    mask = np.asarray(causal_mask(*map(jnp.asarray, (POSITIONS, POSITIONS, SEGMENTS, SEGMENTS)), window))
+    distance = POSITIONS[:, :, None] - POSITIONS[:, None, :]
+    np.testing.assert_array_equal(mask, (SEGMENTS[:, :, None] == SEGMENTS[:, None, :]) & (distance >= 0) & (distance < window))
+
+
+# ---------------------------------------------------------------- implementations: the reference's output and gradients
+
+LONG = 256
+VARIANTS = {
+    "plain": {},
+    "packed": dict(packed=True),
+    "window": dict(packed=True, window=70),
+    "softcap": dict(packed=True, softcap=2.0),
+    "sinks": dict(packed=True, sinks=True),
+    "everything": dict(packed=True, window=30, softcap=3.0, sinks=True, scale=0.3),
+}
+
+
+def both(f, T, K, packed=False, sinks=False, **kwargs):
+    """Output and gradients of f and of the reference on the same random rows of three documents and padding."""
+    keys = jax.random.split(jax.random.key(T + K), 4)
+    q, g = (jax.random.normal(key, (B, T, N, 32)) for key in keys[:2])
+    k, v = (jax.random.normal(key, (B, T, K, 32)) for key in keys[2:])
+    ends = np.array([[T // 5, T // 2, T - 7], [T // 3, T // 3 + 1, T]])
+    segments = 1 + np.sum(np.arange(T)[None, :, None] >= ends[:, None, :], axis=-1)
+    segments = jnp.asarray(np.where(segments == 4, 0, segments), jnp.int32) if packed else None
+    sink = jnp.array([-2.0, 0.0, 1.0, 3.0]) if sinks else None
+
+    def with_gradients(f):
+        out, pull = jax.vjp(lambda q, k, v, sink: f(q, k, v, segments, sink, **kwargs), q, k, v, sink)
+        return out, pull(g)
+
+    return jax.jit(lambda: (with_gradients(f), with_gradients(functools.partial(self_attention, "reference", FLOAT32))))()
+
+
+@pytest.mark.parametrize("T, K", [(200, 4), (64, 2), (10, 1), (300, 1)])
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_blocks_equal_the_reference(name, T, K):
+    got, wanted = both(functools.partial(self_attention, "blocks", FLOAT32), T, K, **VARIANTS[name])
+    jax.tree.map(functools.partial(close, tolerance=2e-5), got, wanted)
+
+
+@pytest.mark.parametrize("K", [4, 2])
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_splash_equals_the_reference(name, K):
+    """The kernel is interpreted here; tests/gpu and `plan` see compiled ones."""
+
+    def splash(q, k, v, segments, sinks, scale=None, **kwargs):
+        return splash_attention(q, k, v, segments, sinks, FLOAT32, scale or q.shape[-1] ** -0.5, interpret=True, **kwargs)
+
+    got, wanted = both(splash, LONG, K, **VARIANTS[name])
+    jax.tree.map(functools.partial(close, tolerance=2e-5), got, wanted)
+
+
+def test_the_table_of_implementations():
+    names = ("auto", "blocks", "cudnn", "splash", "reference")
+    cpu, gpu, tpu = Compute("cpu", "float32"), Compute("gpu", "bfloat16"), Compute("tpu", "bfloat16")
+    assert [choose("auto", c, 256, 64) for c in (cpu, gpu, tpu)] == ["blocks", "cudnn", "splash"]
+    assert choose("auto", cpu, 256, 64, dropout=True) == "reference"
+    assert [choose("auto", gpu, 256, H) for H in (64, 128, 60, 256)] == ["cudnn", "cudnn", "reference", "reference"]
+    assert choose("auto", Compute("gpu", "float32"), 256, 64) == "reference"
+    assert choose("auto", gpu, 256, 64, softcap=True) == choose("auto", gpu, 256, 64, sinks=True) == "reference"
+    assert choose("auto", tpu, 200, 64) == "reference"
+    assert [choose(n, cpu, 256, 64) for n in names if n not in ("cudnn", "splash")] == ["blocks", "blocks", "reference"]
+    with pytest.raises(RunError, match=r"model.attention=cudnn is for GPUs, not for a cpu; auto would take blocks"):
+        choose("cudnn", cpu, 256, 64)
