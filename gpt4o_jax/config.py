@@ -146,13 +146,22 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    name: str = knob("adamw", "muon: Muon on hidden matrices, AdamW on everything else.", ("adamw", "muon"))
-    peak_lr: float = knob(1e-3, "Peak learning rate of AdamW.", low=0.0)
+    name: str = knob(
+        "adamw",
+        "muon: Muon on hidden matrices, AdamW on everything else; schedule_free: AdamW that averages, used by its average.",
+        ("adamw", "muon", "lion", "adafactor", "schedule_free"),
+    )
+    peak_lr: float = knob(1e-3, "Peak learning rate of all but Muon's matrices; Lion's is 3 to 10 times below AdamW's.", low=0.0)
     muon_lr: float = knob(0.02, "Peak learning rate of Muon.", low=0.0)
     muon_momentum: float = knob(0.95, "Nesterov momentum of Muon.", low=0.0, high=0.9999)
-    b1: float = knob(0.9, "AdamW: decay of the first moment.", low=0.0, high=0.9999)
-    b2: float = knob(0.95, "AdamW: decay of the second moment.", low=0.0, high=0.999999)
-    eps: float = knob(1e-8, "AdamW: added to the root of the second moment.", low=0.0)
+    b1: float = knob(
+        0.9,
+        "Decay of the first moment (adafactor: 0 keeps none); schedule_free: share of the average where gradients are taken.",
+        low=0.0,
+        high=0.9999,
+    )
+    b2: float = knob(0.95, "Decay of the second moment, and of Lion's momentum.", low=0.0, high=0.999999)
+    eps: float = knob(1e-8, "AdamW and schedule_free: added to the root of the second moment.", low=0.0)
     weight_decay: float = knob(0.1, "Decoupled weight decay, multiplied by the learning rate.", low=0.0)
     decay_mask: str = knob(
         "matrices",

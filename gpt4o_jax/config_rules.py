@@ -42,6 +42,7 @@ def validate(c) -> None:
             f"config.train.accumulate={t.accumulate} does not divide batch_size={t.batch_size};"
             f" nearest: accumulate={_nearest_divisor(t.accumulate, t.batch_size)}"
         )
+    _validate_optimizer(c.optimizer)
     k = t.steps_per_dispatch
     for name, every in (
         ("log.every", c.log.every),
@@ -112,6 +113,18 @@ def _validate_rope(m) -> None:
     low, high = m.rope_turns
     if not 0 < low < high:
         raise RunError(f"config.model.rope_low={low:g}, rope_high={high:g}: expected 0 < rope_low < rope_high, such as 1 and 4")
+
+
+def _validate_optimizer(o) -> None:
+    if o.name != "schedule_free":
+        return
+    free = "config.optimizer.name=schedule_free"
+    if o.schedule in ("cosine", "wsd"):
+        raise RunError(f"{free} takes the place of schedule={o.schedule}; nearest: optimizer.schedule=constant")
+    if o.ema_decay:
+        raise RunError(f"{free} averages the weights itself, ema_decay={o.ema_decay} would do it twice; set ema_decay=0")
+    if not o.b1:
+        raise RunError(f"{free} needs b1 above 0 (got {o.b1}); nearest usual value: b1=0.9")
 
 
 def parse_length(text: str) -> tuple[float, str]:

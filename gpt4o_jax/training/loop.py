@@ -22,7 +22,7 @@ from gpt4o_jax.ops.attention import choose
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.training import guards
 from gpt4o_jax.training.metrics import Ledger, MetricsWriter
-from gpt4o_jax.training.optimizer import make_optimizer
+from gpt4o_jax.training.optimizer import eval_params, make_optimizer
 from gpt4o_jax.training.peak import peak_flops
 from gpt4o_jax.training.state import TrainState, create, state_shardings
 from gpt4o_jax.training.step import make_step
@@ -76,7 +76,10 @@ def train(
             state = jax.jit(fresh, out_shardings=shardings)(key)
             if initial_params is not None:
                 params = initial_params(model)
-                state = state.replace(params=params, ema=jax.tree.map(jnp.copy, params) if state.ema is not None else None)
+                # Schedule-free keeps a second copy of the weights, which must start where they do.
+                opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
+                ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+                state = state.replace(params=params, opt_state=opt_state, ema=ema)
         else:
             state = restore_state(store, start, shapes, shardings)
             say(f"continuing from step {start} of {last_step}")
@@ -134,7 +137,7 @@ def train(
                 if due(config.eval.every) or due(config.sample.every) or due(config.checkpoint.every) or stopping:
                     with ledger.time("step"):
                         logger.flush()
-                    params = state.params if state.ema is None else state.ema
+                    params = eval_params(config.optimizer, state)
                     if due(config.eval.every):
                         with ledger.time("eval"):
                             logger.write("eval", step, evaluate(model, params, last))
@@ -145,7 +148,7 @@ def train(
                             (folder / f"{step}.txt").write_text(sample(model, params))
                     if due(config.checkpoint.every) or stopping:
                         with ledger.time("checkpoint"):
-                            save_state(store, step, state, corpus)
+                            save_state(store, step, state, params, corpus)
                 if stopping and not last:
                     with ledger.time("checkpoint"):
                         store.close()
@@ -235,11 +238,11 @@ class _Logger:
 # ---------------------------------------------------------------- checkpoints of a TrainState
 
 
-def save_state(store: Store, step: int, state: TrainState, corpus: Corpus) -> None:
-    """Hands the state to the store as items that can be restored separately."""
+def save_state(store: Store, step: int, state: TrainState, averaged, corpus: Corpus) -> None:
+    """Hands the state to the store as items that can be restored separately. averaged: the weights for use."""
     items = {"params": state.params, "opt_state": state.opt_state, "counters": _counters(state)}
-    if state.ema is not None:
-        items["ema"] = state.ema
+    if averaged is not state.params:
+        items["ema"] = averaged
     store.save(step, items, {"step": step, "corpus": corpus.name, "tokenizer": corpus.tokenizer.digest})
 
 

@@ -15,15 +15,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gpt4o_jax.training.matrices import Matrix
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic: steep at 0, so that five iterations suffice
 ITERATIONS = 5
-
-
-class Matrix(NamedTuple):
-    """Which axes of a weight are summed over by its product (rows), and which it produces (columns); the rest are layers."""
-
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
 
 
 class MuonState(NamedTuple):

@@ -1,8 +1,8 @@
 """Optimizers over a parameter tree whose axes have names.
 
-`make_optimizer` gives an optax transformation whose updates are complete but for the
-schedule: the training step multiplies them by `schedule_factor`, so that the learning rate
-follows the run's own step counter, also across skipped steps.
+`make_optimizer` gives an optax transformation that keeps no schedule: the training step hands
+it `schedule_factor` of the run's own step counter, so that the learning rate also follows
+skipped steps.
 """
 
 import jax
@@ -10,61 +10,114 @@ import jax.numpy as jnp
 import optax
 
 from gpt4o_jax.config import OptimizerConfig
-from gpt4o_jax.training.muon import Matrix, scale_by_muon
+from gpt4o_jax.training.adafactor import factored_direction
+from gpt4o_jax.training.matrices import hidden_matrix, is_names
+from gpt4o_jax.training.muon import scale_by_muon
 
 
-def make_optimizer(config: OptimizerConfig, axes, dtype=jnp.float32) -> optax.GradientTransformation:
-    """Clipping, then AdamW, or Muon for hidden matrices and AdamW for the rest.
+def make_optimizer(config: OptimizerConfig, axes, dtype=jnp.float32) -> optax.GradientTransformationExtraArgs:
+    """Clipping by the global norm, then what config.name says.
 
     axes: tree of the parameters' logical axis names (model.gpt.logical_axes). dtype: operands of Muon's products.
+    update(grads, state, params, lr_factor=f) multiplies the learning rate of that one step by f.
     """
-    adamw = optax.chain(
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
-        optax.add_decayed_weights(config.weight_decay, decay_mask(config, axes)),
-        optax.scale(-config.peak_lr),
-    )
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    if config.name == "adamw":
-        return optax.chain(clip, adamw)
-    matrices = jax.tree.map(lambda names: muon_matrix(names) or optax.MaskedNode(), axes, is_leaf=_is_names)
+    return optax.chain(clip, OPTIMIZERS[config.name](config, axes, dtype))
+
+
+def eval_params(config: OptimizerConfig, state):
+    """The weights of a TrainState that are for use: averaged ones where the run keeps an average."""
+    if config.name == "schedule_free":
+        return _schedule_free_average(state.opt_state[-1], state.params)
+    return state.params if state.ema is None else state.ema
+
+
+# ---------------------------------------------------------------- (config, axes, dtype of Muon's products) -> transformation
+
+
+def _adamw(config, axes, dtype):
+    direction = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    return optax.chain(direction, _decay(config, axes), optax.scale(-config.peak_lr), _scale_by_factor())
+
+
+def _lion(config, axes, dtype):
+    """The sign of a momentum (arXiv:2302.06675): of AdamW's state only one moment."""
+    direction = optax.scale_by_lion(config.b1, config.b2)
+    return optax.chain(direction, _decay(config, axes), optax.scale(-config.peak_lr), _scale_by_factor())
+
+
+def _adafactor(config, axes, dtype):
+    """Second moments as row and column means (arXiv:1804.04235), updates not scaled by the size of the weights.
+
+    As in Scaling Vision Transformers (arXiv:2106.04560, 3.4), a learning rate then means what AdamW's does, and a
+    matrix that starts at zero grows.
+    """
+    direction = factored_direction(axes)
+    momentum = optax.ema(config.b1, debias=False) if config.b1 else optax.identity()
+    return optax.chain(direction, momentum, _decay(config, axes), optax.scale(-config.peak_lr), _scale_by_factor())
+
+
+def _schedule_free(config, axes, dtype):
+    """AdamW without momentum, and an average in its place that makes a decaying learning rate unnecessary (arXiv:2405.15682).
+
+    The parameters are the points where gradients are taken; `eval_params` gives the average.
+    """
+
+    def at(learning_rate):
+        direction = optax.scale_by_rms(config.b2, config.eps, eps_in_sqrt=False, bias_correction=True)
+        base = optax.chain(direction, _decay(config, axes), optax.scale(-learning_rate))
+        return optax.contrib.schedule_free(base, learning_rate, config.b1)
+
+    def update(grads, state, params=None, *, lr_factor=1.0, **_):
+        # The learning rate also weighs the average, so it cannot be multiplied into the updates afterwards.
+        return at(config.peak_lr * lr_factor).update(grads, state, params)
+
+    return optax.GradientTransformationExtraArgs(at(config.peak_lr).init, update)
+
+
+_schedule_free_average = jax.jit(optax.contrib.schedule_free_eval_params)
+
+
+def _muon(config, axes, dtype):
+    """Muon for hidden matrices, AdamW for the rest."""
+    matrices = jax.tree.map(lambda names: hidden_matrix(names) or optax.MaskedNode(), axes, is_leaf=is_names)
     muon = optax.chain(
         scale_by_muon(config.muon_momentum, matrices, dtype),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale(-config.muon_lr),
+        _scale_by_factor(),
     )
-    return optax.chain(clip, optax.partition({"muon": muon, "adamw": adamw}, optimizer_labels(axes)))
+    return optax.partition({"muon": muon, "adamw": _adamw(config, axes, dtype)}, optimizer_labels(axes))
+
+
+OPTIMIZERS = {"adamw": _adamw, "muon": _muon, "lion": _lion, "adafactor": _adafactor, "schedule_free": _schedule_free}
+
+
+def _decay(config, axes):
+    return optax.add_decayed_weights(config.weight_decay, decay_mask(config, axes))
+
+
+def _scale_by_factor() -> optax.GradientTransformationExtraArgs:
+    def update(updates, state, params=None, *, lr_factor=1.0, **_):
+        return jax.tree.map(lambda u: u * lr_factor, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+# ---------------------------------------------------------------- which weight is what, by the names of its axes
 
 
 def optimizer_labels(axes):
     """'muon' for hidden matrices, 'adamw' for embeddings, head, norms and biases; a tree like the parameters."""
-    return jax.tree.map(lambda names: "muon" if muon_matrix(names) else "adamw", axes, is_leaf=_is_names)
-
-
-def muon_matrix(names: tuple[str, ...]) -> Matrix | None:
-    """Which axes of a weight are its matrix's rows (summed over) and columns; None where it is no hidden matrix.
-
-    A hidden matrix reads from the residual stream ("embed" first) or writes to it ("embed" last).
-    """
-    axes = [i for i, name in enumerate(names) if name != "layers"]
-    if len(axes) < 2 or {"vocab", "position"} & set(names) or "layers" not in names:
-        return None
-    if names[axes[0]] == "embed":
-        return Matrix((axes[0],), tuple(axes[1:]))
-    if names[axes[-1]] == "embed":
-        return Matrix(tuple(axes[:-1]), (axes[-1],))
-    return None  # a bias of several heads: (heads, head_dim)
+    return jax.tree.map(lambda names: "muon" if hidden_matrix(names) else "adamw", axes, is_leaf=is_names)
 
 
 def decay_mask(config: OptimizerConfig, axes):
     """True where weight decay applies."""
 
     def decays(names):
-        matrix = muon_matrix(names) is not None
+        matrix = hidden_matrix(names) is not None
         table = bool({"vocab", "position"} & set(names))
         return {"hidden": matrix, "matrices": matrix or table, "all": True}[config.decay_mask]
 
-    return jax.tree.map(decays, axes, is_leaf=_is_names)
-
-
-def _is_names(x) -> bool:
-    return isinstance(x, tuple)
+    return jax.tree.map(decays, axes, is_leaf=is_names)

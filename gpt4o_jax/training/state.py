@@ -34,7 +34,10 @@ def create(init_params, optimizer: optax.GradientTransformation, key: jax.Array,
 
 
 def state_shardings(state_shapes: TrainState, axes, mesh: jax.sharding.Mesh) -> TrainState:
-    """Shardings of a whole state: optimizer leaves that mirror a parameter lie where it lies, the rest is replicated."""
+    """Shardings of a whole state: optimizer leaves that mirror a parameter lie where it lies, the rest is replicated.
+
+    The rest is scalars, and the rows and columns of means that Adafactor keeps for a matrix: too few numbers to shard.
+    """
     whole = jax.sharding.NamedSharding(mesh, jax.P())
     by_param = parallel.shardings(axes, mesh)
     opt_state = _like_params(state_shapes.opt_state, state_shapes.params, by_param, whole)

@@ -59,7 +59,9 @@ def gradients(model: GPT, params, batch: Batch, config: RunConfig, key: jax.Arra
     return total * scale, jax.tree.map(lambda g: g * scale, grads), weight
 
 
-def make_step(model: GPT, optimizer: optax.GradientTransformation, config: RunConfig, total_steps: int, byte_lengths: np.ndarray):
+def make_step(
+    model: GPT, optimizer: optax.GradientTransformationExtraArgs, config: RunConfig, total_steps: int, byte_lengths: np.ndarray
+):
     """The function that training compiles: (state, Batch [K, B, T]) -> (state, metrics [K] each)."""
     bytes_V = jnp.asarray(byte_lengths, jnp.float32)
 
@@ -67,8 +69,7 @@ def make_step(model: GPT, optimizer: optax.GradientTransformation, config: RunCo
         loss, grads, weight = gradients(model, state.params, batch, config, jax.random.fold_in(state.rng, state.step))
         grad_norm = optax.tree.norm(grads)
         factor = schedule_factor(config.optimizer, total_steps, state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        updates = jax.tree.map(lambda u: u * factor, updates)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, lr_factor=factor)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:

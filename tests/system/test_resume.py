@@ -55,11 +55,12 @@ def folder(tmp_path_factory):
 class Run:
     """A training process; `step` is the last one that it has told of."""
 
-    def __init__(self, folder, name: str):
+    def __init__(self, folder, name: str, *flags: str):
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
         environment |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(folder / "cache")}
         environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cache" / "xla")
         command = [sys.executable, "-m", "gpt4o_jax", "train", f"--config={folder / 'config.py'}", f"--workdir={folder / name}"]
+        command += flags
         self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         self.step, self.lines = -1, []
         self._reader = threading.Thread(target=self._read)
@@ -82,14 +83,14 @@ class Run:
         return code
 
 
-def digest(workdir) -> str:
+def digest(workdir, steps: int = STEPS) -> str:
     """SHA-256 over every array of the last checkpoint, as restored: parameters, optimizer, average, counters."""
     store = Store(epath.Path(workdir) / "checkpoints")
-    assert store.steps()[-1] == STEPS
+    assert store.steps()[-1] == steps
     total = hashlib.sha256()
     for item in ("params", "opt_state", "ema", "counters"):
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            tree = checkpointer.restore(store.path(STEPS) / item)
+            tree = checkpointer.restore(store.path(steps) / item)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             array = np.asarray(leaf)
             total.update(f"{item}{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode() + array.tobytes())
@@ -158,3 +159,25 @@ def test_twenty_kills_change_no_bit(folder, undisturbed):
     assert last.end() == 0, "".join(last.lines)
     assert any("continuing from step" in line for line in last.lines)
     assert (digest(workdir), losses(workdir)) == undisturbed
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "adafactor", "schedule_free"])
+def test_kills_change_no_bit_of_any_optimizer(folder, optimizer):
+    """Three SIGKILLs in 60 steps; Muon has the tests above."""
+    flags = (
+        f"--config.optimizer.name={optimizer}",
+        "--config.optimizer.schedule=constant",
+        f"--config.optimizer.ema_decay={0.0 if optimizer == 'schedule_free' else 0.9}",
+        "--config.train.length=60 steps",
+    )
+    whole = Run(folder, f"{optimizer}_whole", *flags)
+    assert whole.end() == 0, "".join(whole.lines)
+    for step in (13, 31, 52):
+        run = Run(folder, optimizer, *flags)
+        run.wait_for(step)
+        run.process.kill()
+        assert run.end() == -signal.SIGKILL, "".join(run.lines)
+    last = Run(folder, optimizer, *flags)
+    assert last.end() == 0, "".join(last.lines)
+    assert digest(folder / optimizer, 60) == digest(folder / f"{optimizer}_whole", 60)
+    assert losses(folder / optimizer) == losses(folder / f"{optimizer}_whole")

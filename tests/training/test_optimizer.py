@@ -1,5 +1,7 @@
-"""Muon gets the hidden matrices, AdamW everything else; both are optax's; decay and clipping reach what the config says."""
+"""Every optimizer is optax's, leaf by leaf and layer by layer; Muon gets the hidden matrices; decay and clipping reach what
+the config says; the schedule's factor is the learning rate's."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,7 +14,8 @@ from gpt4o_jax import parallel
 from gpt4o_jax.config import ModelConfig, OptimizerConfig
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
-from gpt4o_jax.training.optimizer import decay_mask, make_optimizer, optimizer_labels
+from gpt4o_jax.training.optimizer import OPTIMIZERS, decay_mask, eval_params, make_optimizer, optimizer_labels
+from gpt4o_jax.training.state import TrainState
 
 D, N, K, H, F, V, L = 16, 4, 2, 6, 24, 40, 3
 MODEL = gpt.GPT(
@@ -57,11 +60,11 @@ def by_name(tree):
     return {".".join(k.key for k in path if k.key != "layers"): leaf for path, leaf in named}
 
 
-def updates_of(optimizer, params, steps):
+def updates_of(optimizer, params, steps, **more):
     """What the optimizer returns on each of a few steps of random gradients."""
     state, update, found = optimizer.init(params), jax.jit(optimizer.update), []
     for s in range(steps):
-        updates, state = update(random_like(params, s), state, params)
+        updates, state = update(random_like(params, s), state, params, **more)
         params = optax.apply_updates(params, updates)
         found.append(updates)
     return found
@@ -120,6 +123,112 @@ def test_decay_masks(axes):
     assert decayed("hidden") == set(MATRICES)
     assert decayed("matrices") == set(MATRICES) | TABLES
     assert decayed("all") == set(by_name(decay_mask(OptimizerConfig(), axes)))
+
+
+def test_lion_is_its_papers_algorithm(axes, params):
+    """Algorithm 2 of arXiv:2302.06675, in numpy, with the learning rate of each step a share of the peak."""
+    config = OptimizerConfig(name="lion", peak_lr=3e-3, b1=0.8, b2=0.9, weight_decay=0.3, decay_mask="all", clip_norm=0.0)
+    for factor in (1.0, 0.25):
+        got = updates_of(make_optimizer(config, axes), params, 3, lr_factor=factor)
+        for name, leaf in by_name(params).items():
+            p, m = np.asarray(leaf), 0
+            for s in range(3):
+                g = np.asarray(by_name(random_like(params, s))[name])
+                step = -3e-3 * factor * (np.sign(0.8 * m + 0.2 * g) + 0.3 * p)
+                m = 0.9 * m + 0.1 * g
+                close(by_name(got[s])[name], step)
+                p = p + step
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """(axis names, parameters) of a model whose hidden matrices and embedding are wide enough to be factored."""
+    c = dataclasses.replace(MODEL.config, vocab_size=140, n_layers=2, d_model=128, n_heads=4, head_dim=32, d_ff=192)
+    model = gpt.GPT(c, MODEL.compute)
+    with jax.set_mesh(parallel.make_mesh(devices=jax.devices()[:1])):
+        yield gpt.logical_axes(model), jax.jit(functools.partial(gpt.init, model))(jax.random.key(0))
+
+
+@pytest.mark.parametrize("b1", [0.9, 0.0])
+def test_adafactor_is_optax_adafactor_on_each_layers_matrix(wide, b1):
+    axes, params = wide
+    config = OptimizerConfig(name="adafactor", peak_lr=0.01, b1=b1, weight_decay=0.3, decay_mask="all", clip_norm=0.0)
+    # optax does not multiply the decay by the learning rate.
+    reference = optax.adafactor(0.01, multiply_by_parameter_scale=False, momentum=b1 or None, weight_decay_rate=0.3 * 0.01)
+    got, update = updates_of(make_optimizer(config, axes), params, 3), jax.jit(reference.update)
+    stacked = set(by_name(params["layers"]))
+    for name, leaf in by_name(params).items():
+        for layer in range(2) if name in stacked else [()]:
+            rows = 192 if name == "mlp.down" else 128
+            view = lambda x: x[layer].reshape(rows, -1) if name in MATRICES else x[layer]  # several heads: one matrix
+            weight = view(leaf)
+            state = reference.init(weight)
+            for s in range(3):
+                wanted, state = update(view(by_name(random_like(params, s))[name]), state, weight)
+                weight = optax.apply_updates(weight, wanted)
+                close(view(by_name(got[s])[name]), wanted)
+
+
+def test_adafactor_keeps_a_row_and_a_column_for_each_matrix(wide):
+    axes, params = wide
+    state = make_optimizer(OptimizerConfig(name="adafactor", b1=0.0), axes).init(params)
+    shapes = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    moments = lambda name: {shape for path, shape in shapes.items() if path.endswith(name)}
+    assert moments("['attention']['query']") == {(2, 128), (2, 1)}
+    assert moments("['mlp']['down']") == {(2, 192), (2, 128), (2, 1)}
+    assert moments("['embedding']") == {(140,), (128,), (1,)}
+    assert moments("['attention']['key']") == {(2, 1), (2, 128, 2, 32)}  # 64 columns: not factored, of the weight's own shape
+    size = sum(np.prod(shape) for shape in shapes.values())
+    assert size < 0.2 * sum(x.size for x in jax.tree.leaves(params))
+
+
+def schedule_free_by_hand(params, lr, b1, b2, eps, decay, steps):
+    """Algorithm 1 of arXiv:2405.15682 in float64 numpy, no warm-up: yields (y, x) after each step; decay at y."""
+    z = x = y = np.asarray(params, np.float64)
+    v, weights = 0.0, 0.0
+    for s in range(steps):
+        g = yield y, x
+        v = b2 * v + (1 - b2) * g * g
+        z = z - lr[s] * (g / (np.sqrt(v / (1 - b2 ** (s + 1))) + eps) + decay * y)
+        weight = max(lr[: s + 1]) ** 2
+        weights += weight
+        x = x + weight / weights * (z - x)
+        y = (1 - b1) * z + b1 * x
+    yield y, x
+
+
+def test_schedule_free_is_its_papers_algorithm_and_is_used_by_its_average(axes, params):
+    steps, factors = 4, [0.5, 1.0, 1.0, 0.5]
+    config = OptimizerConfig(
+        name="schedule_free", schedule="constant", peak_lr=0.01, b1=0.8, b2=0.9, eps=1e-6, weight_decay=0.3,
+        decay_mask="all", clip_norm=0.0,
+    )  # fmt: skip
+    optimizer = make_optimizer(config, axes)
+    update = jax.jit(optimizer.update)
+    runs = {
+        name: schedule_free_by_hand(p, [0.01 * f for f in factors], 0.8, 0.9, 1e-6, 0.3, steps)
+        for name, p in by_name(params).items()
+    }
+    for run in runs.values():
+        next(run)
+    opt_state, used = optimizer.init(params), params
+    for s, factor in enumerate(factors):
+        grads = random_like(params, s)
+        updates, opt_state = update(grads, opt_state, used, lr_factor=factor)
+        used = optax.apply_updates(used, updates)
+        state = TrainState(s, used, opt_state, None, None, 0, 0)
+        for name, run in runs.items():
+            trained, average = run.send(np.asarray(by_name(grads)[name], np.float64))
+            close(by_name(used)[name], trained, 1e-5)
+            close(by_name(eval_params(config, state))[name], average, 1e-5)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_factor_of_a_step_multiplies_its_learning_rate(axes, params, name):
+    rates = lambda share: {"peak_lr": 3e-3 * share, "muon_lr": 0.02 * share}
+    full, half = (make_optimizer(OptimizerConfig(name=name, **rates(share)), axes) for share in (1.0, 0.5))
+    for got, wanted in zip(updates_of(full, params, 2, lr_factor=0.5), updates_of(half, params, 2), strict=True):
+        jax.tree.map(close, got, wanted)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

@@ -1,0 +1,48 @@
+"""Adafactor's direction, matrix by matrix: optax's own arithmetic, layer by layer of a stacked weight.
+
+Source: Shazeer and Stern 2018, arXiv:1804.04235.
+"""
+
+import math
+
+import jax
+import optax
+
+from gpt4o_jax.training.matrices import hidden_matrix, is_names
+
+MIN_WIDTH = 128  # of both sides of a matrix whose second moment is factored; the default of optax
+CLIP_RMS = 1.0  # of the update of one matrix; the paper's d
+
+
+def factored_direction(axes) -> optax.GradientTransformation:
+    """Gradients over the root of their factored second moment, root-mean-square at most CLIP_RMS for each weight.
+
+    axes: tree of the parameters' logical axis names. A hidden matrix of several heads counts as the one matrix that its
+    product sees, and each layer of a stacked weight by itself. State: a row and a column of means for every matrix of at
+    least MIN_WIDTH either way, else a second moment of the parameter's own shape.
+    """
+    one = optax.chain(
+        optax.scale_by_factored_rms(min_dim_size_to_factor=MIN_WIDTH, decay_rate=0.8, epsilon=1e-30),
+        optax.clip_by_block_rms(CLIP_RMS),
+    )
+    stacked = optax.GradientTransformation(jax.vmap(one.init), jax.vmap(one.update))
+    labels = jax.tree.map(lambda names: "stacked" if "layers" in names else "single", axes, is_leaf=is_names)
+    inner = optax.partition({"stacked": stacked, "single": one}, labels)
+
+    def as_matrices(params):
+        return jax.tree.map(lambda names, x: _as_matrix(names, x), axes, params, is_leaf=is_names)
+
+    def update(grads, state, params):
+        updates, state = inner.update(as_matrices(grads), state, as_matrices(params))
+        return jax.tree.map(lambda u, g: u.reshape(g.shape), updates, grads), state
+
+    return optax.GradientTransformation(lambda params: inner.init(as_matrices(params)), update)
+
+
+def _as_matrix(names, x: jax.Array) -> jax.Array:
+    """[layers, rows, columns] where that is to be factored, else x."""
+    matrix = hidden_matrix(names)
+    if matrix is None:
+        return x
+    rows, columns = (math.prod(x.shape[i] for i in part) for part in matrix)
+    return x.reshape(-1, rows, columns) if min(rows, columns) >= MIN_WIDTH else x

@@ -1,0 +1,30 @@
+"""Which parameters are hidden matrices, told from the logical names of their axes."""
+
+from typing import NamedTuple
+
+
+class Matrix(NamedTuple):
+    """Which axes of a weight are summed over by its product (rows), and which it produces (columns); the rest are layers."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+
+def hidden_matrix(names: tuple[str, ...]) -> Matrix | None:
+    """Which axes of a weight are its matrix's rows (summed over) and columns; None where it is no hidden matrix.
+
+    A hidden matrix reads from the residual stream ("embed" first) or writes to it ("embed" last).
+    """
+    axes = [i for i, name in enumerate(names) if name != "layers"]
+    if len(axes) < 2 or {"vocab", "position"} & set(names) or "layers" not in names:
+        return None
+    if names[axes[0]] == "embed":
+        return Matrix((axes[0],), tuple(axes[1:]))
+    if names[axes[-1]] == "embed":
+        return Matrix(tuple(axes[:-1]), (axes[-1],))
+    return None  # a bias of several heads: (heads, head_dim)
+
+
+def is_names(x) -> bool:
+    """Whether x is a leaf of a tree of axis names."""
+    return isinstance(x, tuple)
