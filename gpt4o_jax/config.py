@@ -34,8 +34,18 @@ class ModelConfig:
     n_kv_heads: int | None = knob(None, "Key/value heads K (grouped-query attention); None means n_heads.", low=1)
     head_dim: int | None = knob(None, "Width H of one head; None means d_model / n_heads.", low=1)
     d_ff: int | None = knob(None, "Hidden width F of the feed-forward; None means 4 * d_model.", low=1)
-    mlp: str = knob("relu2", "Feed-forward non-linearity.", ("gelu", "relu", "relu2", "swiglu"))
-    norm: str = knob("rms", "Normalisation before each sub-layer and at the end.", ("rms", "layer"))
+    mlp: str = knob(
+        "relu2",
+        "Feed-forward non-linearity; swiglu and geglu (with GELU's tanh form) gate a second projection.",
+        ("gelu", "gelu_tanh", "relu", "relu2", "swiglu", "geglu"),
+    )
+    norm: str = knob("rms", "Normalisation around each sub-layer and at the end.", ("rms", "layer"))
+    norm_position: str = knob(
+        "pre",
+        "Each sub-layer's norm: on its input, on its output before that is added (OLMo 2), or on both (Gemma 2).",
+        ("pre", "post", "sandwich"),
+    )
+    norm_unit_offset: bool = knob(False, "Norms multiply by 1 + scale, and scales start at 0 (Gemma).")
     norm_eps: float = knob(1e-6, "Added to the variance inside every norm.", low=0.0)
     positions: str = knob("rope", "How positions enter: rotary, a learned table, or not at all.", ("rope", "learned", "none"))
     rope_theta: float = knob(10_000.0, "Base of the rotary wavelengths.", low=1.0)
@@ -53,8 +63,13 @@ class ModelConfig:
     rope_high: float | None = knob(
         None, "yarn, llama3: pairs that turn more often than this do not stretch; None: 32 for yarn, 4 for llama3.", low=0.0
     )
-    qk_norm: bool = knob(True, "RMS-normalise queries and keys per head.")
+    qk_norm: bool = knob(True, "RMS-normalise queries and keys, with learned scales.")
+    qk_norm_over: str = knob(
+        "head", "What qk_norm takes the mean over: each head (Qwen 3), or all heads at once (OLMo 2).", ("head", "projection")
+    )
     bias: bool = knob(False, "Biases in projections and layer norms.")
+    qkv_bias: bool | None = knob(None, "Biases on queries, keys and values (Qwen 2: there alone); None: as `bias`.")
+    embed_scale: bool = knob(False, "Multiply embeddings by sqrt(d_model) (Gemma).")
     tied: bool = knob(False, "Use the embedding table, transposed, as the output head.")
     dropout: float = knob(0.0, "Dropout on embeddings, attention weights and sub-layer outputs.", low=0.0, high=0.99)
     init_std: float = knob(0.02, "Standard deviation of the normal initialisation.", low=0.0)
@@ -87,6 +102,14 @@ class ModelConfig:
     @property
     def head_width(self) -> int:
         return self.head_dim or self.d_model // self.n_heads
+
+    @property
+    def gated(self) -> bool:
+        return self.mlp in ("swiglu", "geglu")
+
+    @property
+    def biased_qkv(self) -> bool:
+        return self.bias if self.qkv_bias is None else self.qkv_bias
 
     @property
     def rotary_width(self) -> int:

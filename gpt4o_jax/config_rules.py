@@ -72,6 +72,13 @@ def _validate_model(m) -> None:
             f"config.model.n_kv_heads={m.kv_heads} does not divide n_heads={m.n_heads};"
             f" nearest: n_kv_heads={_nearest_divisor(m.kv_heads, m.n_heads)}"
         )
+    if not m.qk_norm and m.qk_norm_over != "head":
+        raise RunError(f"config.model.qk_norm_over={m.qk_norm_over} does nothing with qk_norm=false; set qk_norm=true, or head")
+    if m.norm_position != "pre" and m.output_init == "zero":
+        raise RunError(
+            f"config.model.norm_position={m.norm_position}: a norm on a sub-layer's output undoes output_init=zero after one"
+            " step; set output_init=scaled"
+        )
     if m.positions == "rope":
         _validate_rope(m)
     elif m.rope_scaling != "none":

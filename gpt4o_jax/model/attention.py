@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from gpt4o_jax.config import ModelConfig
 from gpt4o_jax.model import cache as kv
-from gpt4o_jax.model.layers import normal, param, rms_normalise
+from gpt4o_jax.model.layers import normal, param, rms_normalise, scale
 from gpt4o_jax.ops import attention as ops
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.masks import causal_mask
@@ -43,14 +43,14 @@ class Attention(nn.Module):
         q_BTNH, k_BTKH, v_BTKH = joint_product(
             ["BTD,DNH->BTNH", "BTD,DKH->BTKH", "BTD,DKH->BTKH"], x_BTD, [q_DNH, k_DKH, v_DKH], self.compute
         )
-        if c.bias:
+        if c.biased_qkv:
             zeros = nn.initializers.zeros
             q_BTNH += param(self, "query_bias", zeros, (N, H), ("heads", "head_dim"))
             k_BTKH += param(self, "key_bias", zeros, (K, H), ("kv_heads", "head_dim"))
             v_BTKH += param(self, "value_bias", zeros, (K, H), ("kv_heads", "head_dim"))
-        if c.qk_norm:  # with a learned scale a head, as in Qwen 3 (arXiv:2505.09388)
-            q_BTNH = rms_normalise(q_BTNH, c.norm_eps) * param(self, "query_scale", nn.initializers.ones, (H,), ("head_dim",))
-            k_BTKH = rms_normalise(k_BTKH, c.norm_eps) * param(self, "key_scale", nn.initializers.ones, (H,), ("head_dim",))
+        if c.qk_norm:
+            q_BTNH = self._normalise("query_scale", q_BTNH, "heads")
+            k_BTKH = self._normalise("key_scale", k_BTKH, "kv_heads")
         if rotation is not None:
             q_BTNH, k_BTKH = rotary(q_BTNH, rotation), rotary(k_BTKH, rotation)
         q_BTNH = constrain(q_BTNH, "batch", "seq", "heads", "head_dim")
@@ -85,3 +85,11 @@ class Attention(nn.Module):
         kernel = functools.partial(ops.self_attention, name, self.compute)
         kernel = per_shard(kernel, [heads, kv_heads, kv_heads, ("batch", None), ("heads",)], heads)
         return kernel(q_BTNH, k_BTKH, v_BTKH, segments_BT, None)
+
+    def _normalise(self, name: str, x_BTNH, heads: str):
+        """QK-norm of each head, one scale for all (Qwen 3, arXiv:2505.09388), or of all at once (OLMo 2, arXiv:2501.00656)."""
+        c = self.config
+        if c.qk_norm_over == "head":
+            return rms_normalise(x_BTNH, c.norm_eps) * scale(self, name, x_BTNH.shape[3:], ("head_dim",), c.norm_unit_offset)
+        learned_NH = scale(self, name, x_BTNH.shape[2:], (heads, "head_dim"), c.norm_unit_offset)
+        return rms_normalise(x_BTNH, c.norm_eps, axes=(-2, -1)) * learned_NH

@@ -10,16 +10,20 @@ def parameter_count(c: ModelConfig) -> int:
     """Every number that training changes."""
     D, N, K, H, F, V = c.d_model, c.n_heads, c.kv_heads, c.head_width, c.ff_width, c.vocab_size
     norm = D * (2 if c.norm == "layer" and c.bias else 1)
-    per_layer = _matrices_per_layer(c) + 2 * norm + (2 * H if c.qk_norm else 0)
+    per_layer = _matrices_per_layer(c) + norm * (4 if c.norm_position == "sandwich" else 2)
+    if c.qk_norm:
+        per_layer += 2 * H if c.qk_norm_over == "head" else (N + K) * H
+    if c.biased_qkv:
+        per_layer += (N + 2 * K) * H
     if c.bias:
-        per_layer += (N + 2 * K) * H + D + F * (2 if c.mlp == "swiglu" else 1) + D
+        per_layer += D + F * (2 if c.gated else 1) + D
     tables = V * D * (1 if c.tied else 2) + (c.context_length * D if c.positions == "learned" else 0)
     return c.n_layers * per_layer + norm + tables
 
 
 def _matrices_per_layer(c: ModelConfig) -> int:
     attention = c.d_model * c.head_width * (2 * c.n_heads + 2 * c.kv_heads)
-    return attention + c.d_model * c.ff_width * (3 if c.mlp == "swiglu" else 2)
+    return attention + c.d_model * c.ff_width * (3 if c.gated else 2)
 
 
 def forward_flops_per_token(c: ModelConfig, keys: float) -> float:

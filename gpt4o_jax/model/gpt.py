@@ -27,7 +27,11 @@ from gpt4o_jax.parallel import constrain
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). Shaped for nn.scan: carry in, carry and cache out."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). Shaped for nn.scan: carry in, carry and cache out.
+
+    norm_position "post": x + norm(attention(x)), x + norm(mlp(x)) (OLMo 2, arXiv:2501.00656); "sandwich":
+    x + norm(attention(norm(x))), x + norm(mlp(norm(x))) (Gemma 2, arXiv:2408.00118). The residual stream itself is never normed.
+    """
 
     config: ModelConfig
     compute: Compute
@@ -38,13 +42,22 @@ class Block(nn.Module):
         c = self.config
         zero = c.output_init == "zero"
         output_init = nn.initializers.zeros if zero else normal(c.init_std / (2 * c.n_layers) ** 0.5)
-        norm = functools.partial(Norm, c.norm, c.norm_eps, c.bias)
         y_BTD, layer_cache = Attention(c, self.compute, output_init, name="attention")(
-            norm(name="attention_norm")(x_BTD), positions_BT, segments_BT, rotation, layer_cache, self.train
+            self._norm("attention_norm", x_BTD, "pre"), positions_BT, segments_BT, rotation, layer_cache, self.train
         )
-        x_BTD = constrain(x_BTD + y_BTD, "batch", "seq", "embed")
-        y_BTD = MLP(c, self.compute, output_init, name="mlp")(norm(name="mlp_norm")(x_BTD), self.train)
-        return constrain(x_BTD + y_BTD, "batch", "seq", "embed"), layer_cache
+        x_BTD = constrain(x_BTD + self._norm("attention_post_norm", y_BTD, "post"), "batch", "seq", "embed")
+        y_BTD = MLP(c, self.compute, output_init, name="mlp")(self._norm("mlp_norm", x_BTD, "pre"), self.train)
+        return constrain(x_BTD + self._norm("mlp_post_norm", y_BTD, "post"), "batch", "seq", "embed"), layer_cache
+
+    def _norm(self, name: str, x_BTD, position: str):
+        """A norm on the input ("pre") or the output ("post") of a sub-layer, where norm_position wants one there."""
+        if self.config.norm_position not in (position, "sandwich"):
+            return x_BTD
+        return make_norm(self.config, name)(x_BTD)
+
+
+def make_norm(c: ModelConfig, name: str) -> Norm:
+    return Norm(c.norm, c.norm_eps, c.bias, c.norm_unit_offset, name=name)
 
 
 REMAT_POLICIES = {
@@ -71,6 +84,8 @@ class GPT(nn.Module):
         c = self.config
         table_VD = param(self, "embedding", normal(c.init_std), (c.vocab_size, c.d_model), ("vocab", "embed"))
         x_BTD = jnp.take(table_VD, tokens_BT, axis=0)
+        if c.embed_scale:
+            x_BTD *= c.d_model**0.5
         if c.positions == "learned":
             shape = (c.context_length, c.d_model)
             x_BTD += jnp.take(param(self, "positions", normal(c.init_std), shape, ("position", "embed")), positions_BT, axis=0)
@@ -93,7 +108,7 @@ class GPT(nn.Module):
         x_BTD, layer_caches = stack(x_BTD, layer_caches, positions_BT, segments_BT, rotations)
         if not c.tied:  # declared here, used by unembed()
             param(self, "unembedding", normal(c.init_std), (c.d_model, c.vocab_size), ("embed", "vocab"))
-        hidden_BTD = Norm(c.norm, c.norm_eps, c.bias, name="final_norm")(x_BTD)
+        hidden_BTD = make_norm(c, "final_norm")(x_BTD)
         return hidden_BTD, None if cache is None else Cache(*layer_caches), {}
 
 

@@ -15,20 +15,28 @@ def normal(std: float):
     return nn.initializers.normal(std)
 
 
-def rms_normalise(x: jax.Array, eps: float) -> jax.Array:
-    """x / root-mean-square of its last axis, without parameters (arXiv:1910.07467)."""
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+def rms_normalise(x: jax.Array, eps: float, axes: int | tuple[int, ...] = -1) -> jax.Array:
+    """x / root-mean-square of its last axis (or of `axes`), without parameters (arXiv:1910.07467)."""
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=axes, keepdims=True) + eps)
+
+
+def scale(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], unit_offset: bool) -> jax.Array:
+    """What a norm multiplies by: 1 at the start. unit_offset: the parameter is its distance from 1, so that decay pulls to 1."""
+    if unit_offset:
+        return 1 + param(module, name, nn.initializers.zeros, shape, axes)
+    return param(module, name, nn.initializers.ones, shape, axes)
 
 
 class Norm(nn.Module):
     """RMSNorm or LayerNorm over the last axis, in float32, with a learned scale.
 
-    kind: "rms" or "layer"; bias: whether LayerNorm also learns an offset.
+    kind: "rms" or "layer"; bias: whether LayerNorm also learns an offset; unit_offset: see `scale`.
     """
 
     kind: str
     eps: float
     bias: bool
+    unit_offset: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -36,7 +44,7 @@ class Norm(nn.Module):
         width = (x.shape[-1],)
         if self.kind == "layer":
             x = x - jnp.mean(x, axis=-1, keepdims=True)
-        x = rms_normalise(x, self.eps) * param(self, "scale", nn.initializers.ones, width, ("norm",))
+        x = rms_normalise(x, self.eps) * scale(self, "scale", width, ("norm",), self.unit_offset)
         if self.kind == "layer" and self.bias:
             x = x + param(self, "bias", nn.initializers.zeros, width, ("norm",))
         return x

@@ -1,5 +1,7 @@
 """The position-wise feed-forward. B batch, T positions, D model width, F hidden width."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,18 @@ from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.products import product
 from gpt4o_jax.parallel import constrain
 
+ACTIVATIONS = {
+    "gelu": functools.partial(nn.gelu, approximate=False),  # with erf
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),  # as GPT-2 has it
+    "relu": nn.relu,
+    "relu2": lambda x: jnp.square(nn.relu(x)),  # Primer, arXiv:2109.08668
+    "swiglu": nn.silu,  # gated, arXiv:2002.05202
+    "geglu": functools.partial(nn.gelu, approximate=True),  # gated, as Gemma has it
+}
+
 
 class MLP(nn.Module):
-    """gelu (exact, with erf), relu, relu2 (Primer, arXiv:2109.08668) or swiglu (arXiv:2002.05202)."""
+    """down(activation(up(x))), or down(activation(gate(x)) * up(x)) where it is gated."""
 
     config: ModelConfig
     compute: Compute
@@ -23,12 +34,8 @@ class MLP(nn.Module):
         c = self.config
         D, F = c.d_model, c.ff_width
         up_BTF = self._in("up", x_BTD, D, F)
-        if c.mlp == "swiglu":
-            hidden_BTF = nn.silu(self._in("gate", x_BTD, D, F)) * up_BTF
-        elif c.mlp == "relu2":
-            hidden_BTF = jnp.square(nn.relu(up_BTF))
-        else:
-            hidden_BTF = nn.relu(up_BTF) if c.mlp == "relu" else nn.gelu(up_BTF, approximate=False)
+        activation = ACTIVATIONS[c.mlp]
+        hidden_BTF = activation(self._in("gate", x_BTD, D, F)) * up_BTF if c.gated else activation(up_BTF)
         hidden_BTF = constrain(hidden_BTF, "batch", "seq", "mlp")
         down_FD = param(self, "down", self.output_init, (F, D), ("mlp", "embed"))
         y_BTD = product("BTF,FD->BTD", hidden_BTF, down_FD, self.compute)

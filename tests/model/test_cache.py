@@ -31,6 +31,9 @@ VARIANTS = [dict(zip(CROSS, values, strict=True)) for values in itertools.produc
     dict(rope_scaling="ntk", rope_factor=4.0, head_dim=6),
     dict(rope_scaling="yarn", rope_factor=4.0, rope_original_context=8, rope_high=2.0),
     dict(rope_scaling="llama3", rope_factor=8.0, rope_original_context=16),
+    dict(norm_position="post", norm="rms", qk_norm_over="projection", n_kv_heads=2, mlp="swiglu"),
+    dict(norm_position="sandwich", norm="rms", norm_unit_offset=True, embed_scale=True, tied=True, mlp="geglu"),
+    dict(qkv_bias=True, mlp="gelu_tanh"),
     dict(rope_fraction=0.5, n_kv_heads=2),
 ]
 

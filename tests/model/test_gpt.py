@@ -95,8 +95,15 @@ CROSSES = {
     "attention": dict(
         n_kv_heads=[None, 2, 1], qk_norm=[False, True], bias=[False, True], positions=["rope", "none"], head_dim=[None, 6]
     ),
+    "attention's options": dict(
+        n_kv_heads=[None, 2], qk_norm_over=["head", "projection"], qkv_bias=[None, False, True], bias=[False, True]
+    ),
     "feed-forward and norms": dict(
-        mlp=["gelu", "relu", "relu2", "swiglu"], norm=["rms", "layer"], bias=[False, True], d_ff=[None, 40]
+        mlp=["gelu", "relu2", "swiglu", "geglu"],
+        norm=["rms", "layer"],
+        bias=[False, True],
+        d_ff=[None, 40],
+        norm_position=["pre", "sandwich"],
     ),
     "tables": dict(tied=[False, True], positions=["rope", "learned", "none"], norm=["rms", "layer"], bias=[False, True]),
 }

@@ -4,20 +4,17 @@ B batch, T positions, D model width, N query heads, K key/value heads, H head wi
 """
 
 import dataclasses
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from gpt4o_jax.config import ModelConfig
-from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.attention import attention
 from gpt4o_jax.ops.compute import Compute
 
-B, T = 2, 9
+B, T = 2, 9  # of the fixture `run`
 FLOAT32 = Compute("cpu", "float32")
 GPT2 = ModelConfig(
     vocab_size=40, context_length=12, n_layers=2, d_model=16, n_heads=4,
@@ -28,29 +25,6 @@ QWEN = ModelConfig(
     mlp="swiglu", norm="rms", positions="rope", rope_theta=500.0, qk_norm=True, bias=False, tied=False,
 )  # fmt: skip
 ARTICLE = dataclasses.replace(GPT2, d_model=32, n_heads=8, mlp="relu", n_layers=1)
-
-
-@pytest.fixture
-def run(one_device):
-    """config -> (float64 parameters, all of them random, tokens, everything that the model computes on them)."""
-
-    def make(config):
-        model = gpt.GPT(config, FLOAT32)
-        leaves, tree = jax.tree.flatten(jax.eval_shape(functools.partial(gpt.init, model), jax.random.key(0)))
-        random = np.random.default_rng(0)
-        params = jax.tree.unflatten(tree, [(random.normal(size=x.shape) * 0.4).astype(np.float32) for x in leaves])
-        tokens = random.integers(0, config.vocab_size, (B, T)).astype(np.int32)
-        positions = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
-
-        @jax.jit
-        def forward(params):
-            out, inside = model.apply({"params": params}, tokens, positions, np.ones_like(tokens), capture_intermediates=True)
-            return gpt.unembed(params, out[0], FLOAT32), inside["intermediates"]
-
-        logits, inside = forward(params)
-        return jax.tree.map(lambda x: x.astype(np.float64), params), tokens, logits, inside
-
-    return make
 
 
 def layer(params, i):

@@ -1,0 +1,132 @@
+"""Published families' blocks, in NumPy and float64 from their papers' formulas, against the decoder with the family's knobs.
+
+T positions, D model width, N query heads, K key/value heads, H head width
+"""
+
+import numpy as np
+import pytest
+
+from gpt4o_jax.config import ModelConfig
+
+T = 9  # of the fixture `run`
+SHAPE = dict(vocab_size=40, context_length=12, n_layers=2, d_model=16, n_heads=4, n_kv_heads=2, d_ff=28, norm_eps=1e-5)
+GPT2 = ModelConfig(
+    **SHAPE | dict(n_kv_heads=None), mlp="gelu_tanh", norm="layer", positions="learned", qk_norm=False, bias=True, tied=True
+)
+QWEN2 = ModelConfig(**SHAPE, mlp="swiglu", qk_norm=False, qkv_bias=True, tied=True)
+OLMO2 = ModelConfig(**SHAPE, mlp="swiglu", norm_position="post", qk_norm_over="projection")
+GEMMA = ModelConfig(
+    **SHAPE, head_dim=6, mlp="geglu", norm_position="sandwich", norm_unit_offset=True, embed_scale=True, qk_norm=False, tied=True
+)
+
+
+def layer(params, i):
+    part = lambda tree: {k: part(v) if isinstance(v, dict) else v[i] for k, v in tree.items()}
+    return part(params["layers"])
+
+
+def rms(x, scale, eps=1e-5):
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * scale
+
+
+def layer_norm(x, p):
+    return (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+
+
+def gelu_tanh(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def rotate(x, theta=10_000.0):
+    """[T, n, H]: every pair (i, i + H/2) as a complex number."""
+    half = x.shape[-1] // 2
+    angles = np.arange(T)[:, None] * theta ** (-np.arange(half) / half)
+    pairs = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
+    return np.concatenate([pairs.real, pairs.imag], axis=-1)
+
+
+def attend(q, k, v, scale=None):
+    """Heads [T, n, H] -> [T, N, H]; each key/value head serves as many query heads as there are to one."""
+    group = q.shape[1] // k.shape[1]
+    out = []
+    for n in range(q.shape[1]):
+        scores = q[:, n] @ k[:, n // group].T * (q.shape[-1] ** -0.5 if scale is None else scale)
+        weights = np.exp(np.where(np.tri(T, dtype=bool), scores, -np.inf))
+        out.append(weights / weights.sum(axis=-1, keepdims=True) @ v[:, n // group])
+    return np.stack(out, axis=1)
+
+
+def project(x, p, *names):
+    return [np.einsum("td,dnh->tnh", x, p[name]) for name in names]
+
+
+def merge(heads, p):
+    return np.einsum("tnh,nhd->td", heads, p["output"])
+
+
+def gated(x, p, activation):
+    return (activation(x @ p["gate"]) * (x @ p["up"])) @ p["down"]
+
+
+def gpt2(params, ids):
+    x = params["embedding"][ids] + params["positions"][:T]
+    for i in range(2):
+        p = layer(params, i)
+        h = layer_norm(x, p["attention_norm"])
+        q, k, v = (y + p["attention"][f"{n}_bias"] for n in QKV for y in project(h, p["attention"], n))
+        x = x + merge(attend(q, k, v), p["attention"]) + p["attention"]["output_bias"]
+        h = gelu_tanh(layer_norm(x, p["mlp_norm"]) @ p["mlp"]["up"] + p["mlp"]["up_bias"])
+        x = x + h @ p["mlp"]["down"] + p["mlp"]["down_bias"]
+    return layer_norm(x, params["final_norm"]) @ params["embedding"].T
+
+
+def qwen2(params, ids):
+    x = params["embedding"][ids]
+    for i in range(2):
+        p = layer(params, i)
+        h = rms(x, p["attention_norm"]["scale"])
+        q, k, v = (y + p["attention"][f"{n}_bias"] for n in QKV for y in project(h, p["attention"], n))
+        x = x + merge(attend(rotate(q), rotate(k), v), p["attention"])
+        x = x + gated(rms(x, p["mlp_norm"]["scale"]), p["mlp"], silu)
+    return rms(x, params["final_norm"]["scale"]) @ params["embedding"].T
+
+
+def olmo2(params, ids):
+    """arXiv:2501.00656, section 2: h = x + RMSNorm(Attention(x)), out = h + RMSNorm(MLP(h)); q and k normed before the split."""
+    x = params["embedding"][ids]
+    for i in range(2):
+        p = layer(params, i)
+        q, k, v = project(x, p["attention"], *QKV)
+        whole = lambda y, scale: rms(y.reshape(T, -1), scale.reshape(-1)).reshape(y.shape)
+        q, k = whole(q, p["attention"]["query_scale"]), whole(k, p["attention"]["key_scale"])
+        x = x + rms(merge(attend(rotate(q), rotate(k), v), p["attention"]), p["attention_post_norm"]["scale"])
+        x = x + rms(gated(x, p["mlp"], silu), p["mlp_post_norm"]["scale"])
+    return rms(x, params["final_norm"]["scale"]) @ params["unembedding"]
+
+
+def gemma(params, ids):
+    """arXiv:2408.00118: norms before and after each sub-layer, scales stored as their distance from 1."""
+    x = params["embedding"][ids] * np.sqrt(16)
+    for i in range(2):
+        p = layer(params, i)
+        norm = lambda y, name: rms(y, 1 + p[name]["scale"])
+        q, k, v = project(norm(x, "attention_norm"), p["attention"], *QKV)
+        x = x + norm(merge(attend(rotate(q), rotate(k), v), p["attention"]), "attention_post_norm")
+        x = x + norm(gated(norm(x, "mlp_norm"), p["mlp"], gelu_tanh), "mlp_post_norm")
+    return rms(x, 1 + params["final_norm"]["scale"]) @ params["embedding"].T
+
+
+QKV = ("query", "key", "value")
+FAMILIES = {"gpt2": (GPT2, gpt2), "qwen2": (QWEN2, qwen2), "olmo2": (OLMO2, olmo2), "gemma": (GEMMA, gemma)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_the_familys(run, family):
+    config, reference = FAMILIES[family]
+    params, tokens, logits, _ = run(config)
+    wanted = np.stack([reference(params, ids) for ids in tokens])
+    assert np.max(np.abs(np.asarray(logits) - wanted)) <= 1e-5 * np.max(np.abs(wanted))
