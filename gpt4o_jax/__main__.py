@@ -12,7 +12,7 @@ import sys
 from gpt4o_jax.commands import flags as flag_lib
 from gpt4o_jax.errors import ExitCode, RunError, did_you_mean
 
-COMMANDS = ("train", "evaluate", "generate", "tokenizer", "runs", "verify")
+COMMANDS = ("train", "evaluate", "generate", "tokenizer", "runs", "sweep", "verify")
 
 
 def main(argv: list[str]) -> int:
@@ -53,14 +53,15 @@ def _dispatch(argv: list[str]) -> int:
         if action not in table:
             raise RunError(f"{command}: expected one of {', '.join(table)}, got {action!r}{did_you_mean(action, table)}")
         table, arguments, title = table[action], {"action": action}, f"{command} {action}"
-    takes_config = any(f.name == "config" for f in table)
+    takes_config = any(f.name in ("config", "sweep") for f in table)
     if "--help" in rest or "-h" in rest:
         print(flag_lib.usage(title, module.__doc__, table, takes_config))
         return 0
     values, overrides = flag_lib.parse(title, table, rest, takes_config)
     _prepare_jax()
     result = module.main(values, overrides, **arguments)
-    print(json.dumps(result), flush=True)
+    if result is not None:  # None: what was printed is for a program to read, line by line
+        print(json.dumps(result), flush=True)
     return 0
 
 

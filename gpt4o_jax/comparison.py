@@ -146,31 +146,41 @@ def table(runs: Sequence[Summary]) -> str:
 
 
 def plot(groups: dict[str, Sequence[Summary]]) -> bytes:
-    """Held-out bits per byte over tokens as a PNG: one colour a group, its training curves behind."""
-    import matplotlib
+    """The curves of `draw_curves` as a PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 4.5), dpi=120)
-    axes = figure.subplots()
-    colours = matplotlib.colormaps["tab10" if len(groups) <= 10 else "turbo"].resampled(max(10, len(groups)))
-    shown = []
+    figure = Figure(figsize=(7.5, max(4.5, 0.2 * len(groups))), dpi=120)
+    draw_curves(figure.subplots(), groups)
+    return png(figure)
+
+
+def draw_curves(axes, groups: dict[str, Sequence[Summary]]) -> None:
+    """Held-out bits per byte over tokens: one colour a group, the training curves thin behind."""
+    palette, shown = colours(len(groups)), []
     for i, (name, runs) in enumerate(groups.items()):
         label = name
         for run in runs:
             training = [r["bits_per_byte"] for r in run.train]
-            axes.plot([r["tokens"] for r in run.train], training, lw=0.7, alpha=0.3, color=colours(i))
+            axes.plot([r["tokens"] for r in run.train], training, lw=0.7, alpha=0.3, color=palette(i))
             tokens, values = run.curve()
-            axes.plot(tokens, values, "o-", ms=3, lw=1.2, color=colours(i), label=label)
+            axes.plot(tokens, values, "o-", ms=3, lw=1.2, color=palette(i), label=label)
             label = None  # one entry in the legend for a group
             shown += values + training[len(training) // 5 :]
     shown = [v for v in shown if math.isfinite(v)]
     if shown:
         axes.set_ylim(min(shown) * 0.97, max(shown) * 1.02)
-        axes.legend(fontsize=8)
+        beside = dict(loc="upper left", bbox_to_anchor=(1, 1)) if len(groups) > 8 else {}
+        axes.legend(fontsize=8, **beside)
     axes.set_xlabel("training tokens")
     axes.set_ylabel("bits per byte (o: held out)")
     axes.grid(alpha=0.3)
-    return png(figure)
+
+
+def colours(count: int):
+    """A colormap whose first `count` entries can be told apart."""
+    import matplotlib
+
+    return matplotlib.colormaps["tab10" if count <= 10 else "turbo"].resampled(max(10, count))
 
 
 def png(figure) -> bytes:

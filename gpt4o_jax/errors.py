@@ -7,6 +7,7 @@ class ExitCode(enum.IntEnum):
     """What the shell, Slurm or a Kubernetes restart policy gets to see."""
 
     DONE = 0
+    CRASHED = 1  # an exception that is no RunError: a bug here
     USAGE = 2  # wrong flag or config value
     DATA = 3  # bad data, tokenizer or checkpoint
     DIVERGED = 4  # the loss is not finite any more

@@ -196,6 +196,15 @@ _FREE = (
 )  # fmt: skip
 
 
+def check_same(workdir: epath.Path, config: RunConfig) -> None:
+    """Raises RunError where the run in `workdir` has another config; what `config` leaves open is taken over."""
+    stored = read_config(workdir)
+    before, model = stored.model, config.model
+    dtype = before.compute_dtype if model.compute_dtype == "auto" else model.compute_dtype
+    model = dataclasses.replace(model, vocab_size=model.vocab_size or before.vocab_size, compute_dtype=dtype)
+    _check_same(stored, dataclasses.replace(config, model=model), workdir)
+
+
 def _check_same(stored: RunConfig, config: RunConfig, workdir) -> None:
     before, now = flatten(to_dict(stored)), flatten(to_dict(config))
     changed = [k for k in now if before[k] != now[k] and not k.startswith(_FREE)]

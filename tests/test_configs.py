@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 
 from gpt4o_jax import parallel, run
-from gpt4o_jax.commands import config_file
+from gpt4o_jax.commands import config_file, sweep
 from gpt4o_jax.config import total_steps
 from gpt4o_jax.data.tokenizer import RESERVED
 from gpt4o_jax.errors import ExitCode, RunError
@@ -25,6 +25,7 @@ from gpt4o_jax.training.schedules import schedule_factor
 CONFIGS = Path(__file__).parents[1] / "configs"
 ARGUMENTS = {"gpt4o": tuple(GPT4O), "shakespeare": ("char_cpu", "char_cpu_fast", "char_gpu")}
 FILES = sorted(CONFIGS.glob("*.py"))
+SWEEPS = sorted((CONFIGS / "ablations").glob("*.py"))
 SPECS = [f"{path.name}:{a}" if a else path.name for path in FILES for a in ARGUMENTS.get(path.stem, ("",))]
 NOMINAL = {"nano": 4e6, "tiny": 25e6, "small": 124e6, "medium": 350e6, "large": 1.3e9, "xl": 8e9, "xxl": 70e9}
 
@@ -71,7 +72,7 @@ def text(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", FILES + SWEEPS, ids=lambda p: p.name)
 def test_file_says_what_it_is_and_stays_short(path):
     source = path.read_text()
     assert len(source.splitlines()) < 60
@@ -79,7 +80,7 @@ def test_file_says_what_it_is_and_stays_short(path):
     if path.stem != "base":  # nothing to run: the defaults
         for word in ("Hardware:", "Time:", "Expected:", "Command:"):
             assert word in header
-        assert f"--config=configs/{path.name}" in header
+        assert f"={path.relative_to(CONFIGS.parent)}" in header
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -99,6 +100,15 @@ def test_config_trains_a_step_shrunk(spec, text, tmp_path):
     (record,) = (r for r in read_metrics(workdir) if r["kind"] == "train")
     assert record["loss"] == pytest.approx(math.log(corpus.tokenizer.vocab_size), rel=0.1)  # knows nothing yet
     assert record["update_norm"] > 0
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
+def test_sweep_varies_what_its_base_leaves_alone(path, tmp_path):
+    """Every variant is valid, another config than any other, and trains for the same tokens."""
+    jobs = sweep.plan(str(path), tmp_path, 1, {})
+    assert jobs[0].config == config_file.read(str(path), {}), "the base comes first"
+    assert len({job.config for job in jobs}) == len(jobs) > 1
+    assert len({total_steps(job.config, 1) * job.config.train.batch_size * job.config.model.context_length for job in jobs}) == 1
 
 
 @pytest.mark.parametrize("spec", ["gpt4o.py:smal", "shakespeare.py:char", "article.py:big"])

@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from gpt4o_jax.__main__ import COMMANDS
-from gpt4o_jax.commands import config_file, flags
+from gpt4o_jax.commands import config_file, flags, sweep
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "launch" / "README.md", ROOT / "launch" / "quickstart.sh"]
@@ -37,7 +37,9 @@ def test_documented_command_is_understood(line, monkeypatch):
         table = table[arguments.pop(0)]
     takes_config = any(f.name == "config" for f in table)
     values, overrides = flags.parse(command, table, arguments, takes_config)
-    if takes_config:
+    if command == "sweep":
+        sweep.plan(values["sweep"], Path(values["workdir"]), values["seeds"], overrides)
+    elif takes_config:
         config_file.read(values["config"], overrides)
 
 

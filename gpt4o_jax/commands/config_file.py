@@ -1,8 +1,10 @@
 """Reading --config=FILE[:ARG] and applying --config.KEY=VALUE."""
 
+import contextlib
 import importlib.util
 import inspect
 import traceback
+import types
 from pathlib import Path
 
 from gpt4o_jax import config as config_lib
@@ -16,7 +18,7 @@ def read(spec: str, overrides: dict[str, str]) -> RunConfig:
     The file is Python and is executed: name only files you trust.
     """
     path, _, argument = spec.partition(":")
-    values = config_lib.flatten(_call(Path(path), argument))
+    values = config_lib.flatten(_get_config(Path(path), argument))
     known = config_lib.knobs()
     for name, text in overrides.items():
         if name not in known:
@@ -25,21 +27,12 @@ def read(spec: str, overrides: dict[str, str]) -> RunConfig:
     return config_lib.freeze(values)
 
 
-def _call(path: Path, argument: str) -> dict:
+def _get_config(path: Path, argument: str) -> dict:
     """What get_config() of the file returns, as plain dicts."""
     from ml_collections import ConfigDict
 
-    if not path.is_file():
-        raise RunError(
-            f"--config={path}: no such file; configs of this project are in configs/, for example configs/quickstart.py"
-        )
-    module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    if module_spec is None:
-        raise RunError(f"--config={path}: expected a Python file with get_config()")
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-        get_config = module.get_config
+    with told_in_one_line("--config", path):
+        get_config = load("--config", path).get_config
         takes = inspect.signature(get_config).parameters
         if argument and not takes:
             raise RunError(f"--config={path}:{argument}: this config takes no argument after the colon")
@@ -47,14 +40,33 @@ def _call(path: Path, argument: str) -> dict:
         if not isinstance(config, ConfigDict):
             raise RunError(f"--config={path}: get_config() returned {type(config).__name__}, expected what base_config() gives")
         return config.to_dict()
+
+
+def load(flag: str, path: Path) -> types.ModuleType:
+    """The file at `path`, executed. `flag` is the one that named it."""
+    if not path.is_file():
+        raise RunError(f"{flag}={path}: no such file; configs of this project are in configs/, for example configs/quickstart.py")
+    module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if module_spec is None:
+        raise RunError(f"{flag}={path}: expected a Python file with get_config()")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def told_in_one_line(flag: str, path: Path):
+    """Whatever the code of the file raises, as a RunError with its line."""
+    try:
+        yield
     except RunError:
         raise
     except SyntaxError as e:
-        raise RunError(f"--config={path}: line {e.lineno}: {e.msg}") from e
+        raise RunError(f"{flag}={path}: line {e.lineno}: {e.msg}") from e
     except Exception as e:
         lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == str(path)]
         where = f"line {lines[-1]}: " if lines else ""
-        raise RunError(f"--config={path}: {where}{_reason(e)}") from e
+        raise RunError(f"{flag}={path}: {where}{_reason(e)}") from e
 
 
 def _reason(e: Exception) -> str:

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from gpt4o_jax.__main__ import COMMANDS, main
-from gpt4o_jax.commands import evaluate, generate, runs, tokenizer, train, verify
+from gpt4o_jax.commands import evaluate, generate, runs, sweep, tokenizer, train, verify
 from gpt4o_jax.errors import ExitCode
 
 # ---------------------------------------------------------------- what works
@@ -117,7 +117,7 @@ def test_a_bare_call_lists_the_commands(capsys):
     assert all(out.count(f"\n  {c} ") == 2 for c in COMMANDS)
 
 
-HELP = {"train": train, "evaluate": evaluate, "generate": generate, "runs": runs, "verify": verify}
+HELP = {"train": train, "evaluate": evaluate, "generate": generate, "runs": runs, "sweep": sweep, "verify": verify}
 HELP |= {f"tokenizer {action}": tokenizer for action in tokenizer.FLAGS}
 
 
@@ -128,5 +128,5 @@ def test_help_names_every_flag_and_knob(name, capsys):
     out = capsys.readouterr().out
     flags = HELP[name].FLAGS[action[0]] if action else HELP[name].FLAGS
     assert all(re.search(rf"{flag.name.upper() if flag.positional else '--' + flag.name} +\S", out) for flag in flags)
-    assert ("optimizer.peak_lr" in out) == (command == "train")
+    assert ("optimizer.peak_lr" in out) == (command in ("train", "sweep"))
     assert main([command, "--help"]) == 0

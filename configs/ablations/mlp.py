@@ -1,0 +1,28 @@
+"""The non-linearity of the feed-forward, at (almost) the same number of parameters, on the embedded corpus.
+
+SwiGLU (arXiv:2002.05202) has three matrices instead of two: its width is 8/3 D instead of 4 D, rounded to a multiple of 8.
+
+Hardware: 2 CPU cores.
+Time: not measured yet (12 runs with --seeds=3).
+Expected: not measured yet.
+Command: python -m gpt4o_jax sweep --sweep=configs/ablations/mlp.py --workdir=runs/ablations/mlp
+"""
+
+from gpt4o_jax.config import base_config
+
+
+def get_config():
+    c = base_config()
+    c.model.update(n_layers=2, scan_unroll=2, d_model=128, n_heads=2, context_length=128)
+    c.optimizer.update(name="muon", peak_lr=3e-3, schedule="wsd", decay_fraction=0.4, end_lr_fraction=0.0, warmup_steps=20)
+    c.train.update(length="200 steps", batch_size=16)
+    c.eval.update(every=50, max_tokens=10_000)
+    c.sample.every, c.checkpoint.every = 0, 0
+    return c
+
+
+def sweep():
+    yield "relu2", {}
+    yield "relu", {"model.mlp": "relu"}
+    yield "gelu", {"model.mlp": "gelu"}
+    yield "swiglu", {"model.mlp": "swiglu", "model.d_ff": 344}

@@ -1,0 +1,25 @@
+"""Muon on hidden matrices (kellerjordan.github.io/posts/muon) against AdamW on everything, at three learning rates.
+
+Hardware: 2 CPU cores.
+Time: not measured yet (12 runs with --seeds=3).
+Expected: not measured yet.
+Command: python -m gpt4o_jax sweep --sweep=configs/ablations/optimizer.py --workdir=runs/ablations/optimizer
+"""
+
+from gpt4o_jax.config import base_config
+
+
+def get_config():
+    c = base_config()
+    c.model.update(n_layers=2, scan_unroll=2, d_model=128, n_heads=2, context_length=128)
+    c.optimizer.update(name="muon", peak_lr=3e-3, schedule="wsd", decay_fraction=0.4, end_lr_fraction=0.0, warmup_steps=20)
+    c.train.update(length="200 steps", batch_size=16)
+    c.eval.update(every=50, max_tokens=10_000)
+    c.sample.every, c.checkpoint.every = 0, 0
+    return c
+
+
+def sweep():
+    yield "muon", {}
+    for lr in (1e-3, 3e-3, 9e-3):
+        yield f"adamw_{lr:g}", {"optimizer.name": "adamw", "optimizer.peak_lr": lr}

@@ -1,0 +1,25 @@
+"""How positions enter: rotary (arXiv:2104.09864), a learned table, or not at all but for the causal mask (arXiv:2305.19466).
+
+Hardware: 2 CPU cores.
+Time: not measured yet (9 runs with --seeds=3).
+Expected: not measured yet.
+Command: python -m gpt4o_jax sweep --sweep=configs/ablations/positions.py --workdir=runs/ablations/positions
+"""
+
+from gpt4o_jax.config import base_config
+
+
+def get_config():
+    c = base_config()
+    c.model.update(n_layers=2, scan_unroll=2, d_model=128, n_heads=2, context_length=128)
+    c.optimizer.update(name="muon", peak_lr=3e-3, schedule="wsd", decay_fraction=0.4, end_lr_fraction=0.0, warmup_steps=20)
+    c.train.update(length="200 steps", batch_size=16)
+    c.eval.update(every=50, max_tokens=10_000)
+    c.sample.every, c.checkpoint.every = 0, 0
+    return c
+
+
+def sweep():
+    yield "rope", {}
+    yield "learned", {"model.positions": "learned"}
+    yield "none", {"model.positions": "none"}

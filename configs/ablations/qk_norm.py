@@ -1,0 +1,28 @@
+"""Queries and keys normalised per head (arXiv:2010.04245) or not, at the usual learning rates and at four times those.
+
+What it is said to buy is not loss at a good learning rate but room above it.
+
+Hardware: 2 CPU cores.
+Time: not measured yet (12 runs with --seeds=3).
+Expected: not measured yet.
+Command: python -m gpt4o_jax sweep --sweep=configs/ablations/qk_norm.py --workdir=runs/ablations/qk_norm
+"""
+
+from gpt4o_jax.config import base_config
+
+
+def get_config():
+    c = base_config()
+    c.model.update(n_layers=2, scan_unroll=2, d_model=128, n_heads=2, context_length=128)
+    c.optimizer.update(name="muon", peak_lr=3e-3, schedule="wsd", decay_fraction=0.4, end_lr_fraction=0.0, warmup_steps=20)
+    c.train.update(length="200 steps", batch_size=16)
+    c.eval.update(every=50, max_tokens=10_000)
+    c.sample.every, c.checkpoint.every = 0, 0
+    return c
+
+
+def sweep():
+    yield "on", {}
+    yield "off", {"model.qk_norm": False}
+    for norm in ("on", "off"):
+        yield f"{norm}_4x_lr", {"model.qk_norm": norm == "on", "optimizer.peak_lr": 12e-3, "optimizer.muon_lr": 0.08}
