@@ -160,8 +160,9 @@ class DataConfig:
     )
     rows: str = knob(
         "packed",
-        "packed: shuffled documents laid end to end and cut into rows; windows: random contiguous windows.",
-        ("packed", "windows"),
+        "packed: shuffled documents laid end to end and cut into rows; first_fit: whole documents side by side, with padding;"
+        " windows: random contiguous windows.",
+        ("packed", "first_fit", "windows"),
     )
     prefetch: int = knob(2, "Dispatches of batches built ahead by a background thread.", low=1, high=64)
     cache_dir: str = knob("", "Folder of tokenised corpora; empty: gpt4o_jax/ in the user's cache folder.")

@@ -31,7 +31,7 @@ def make_batch(rows: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
     index = np.arange(tokens.shape[1])
     begins = np.diff(segments, axis=1, prepend=0) != 0
     positions = index - np.maximum.accumulate(np.where(begins, index, 0), axis=1)
-    same = segments[:, 1:] == segments[:, :-1]
+    same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
     # A window over a stream of documents may hold <bos> inside: nobody is asked to predict it.
     weights = (same & (tokens[:, 1:] != BOS)).astype(np.float32)
     return Batch(tokens[:, :-1], tokens[:, 1:], weights, positions[:, :-1].astype(np.int32), segments[:, :-1])

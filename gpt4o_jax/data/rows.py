@@ -13,6 +13,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from gpt4o_jax.data import packing
 from gpt4o_jax.data.token_cache import TokenCache
 from gpt4o_jax.errors import data_error
 
@@ -29,8 +30,15 @@ def random_bits(seed: int, index) -> np.ndarray:
     return z
 
 
+def _shuffled(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The numbers 0 to n - 1 in the random order of an epoch."""
+    return np.argsort(random_bits(seed, epoch * n + np.arange(n)), kind="stable")
+
+
 class WindowRows:
     """Random contiguous windows of the whole token stream, as in nanoGPT."""
+
+    fill = 1.0  # share of a row's places that hold a token
 
     def __init__(self, cache: TokenCache, T: int, seed: int):
         if len(cache.tokens) < T + 1:
@@ -51,6 +59,8 @@ class PackedRows:
     Nothing is thrown away but the last, incomplete row of an epoch.
     """
 
+    fill = 1.0
+
     def __init__(self, cache: TokenCache, T: int, seed: int):
         self.cache, self.T, self.seed = cache, T, seed
         self.rows_per_epoch = (len(cache.tokens) - 1) // T
@@ -59,10 +69,12 @@ class PackedRows:
         self.tokens_per_epoch = self.rows_per_epoch * T
         self._epoch = functools.lru_cache(maxsize=2)(self._order)
 
+    def __reduce__(self):  # for worker processes: everything else follows from these
+        return type(self), (self.cache, self.T, self.seed)
+
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """(document numbers in this epoch's order, where each starts in this epoch's stream)."""
-        n = self.cache.documents
-        order = np.argsort(random_bits(self.seed, epoch * n + np.arange(n)), kind="stable")
+        order = _shuffled(self.seed, epoch, self.cache.documents)
         lengths = np.diff(self.cache.offsets)[order]
         return order, np.concatenate([[0], np.cumsum(lengths)])
 
@@ -82,6 +94,44 @@ class PackedRows:
         return np.concatenate(tokens).astype(np.int32), np.concatenate(segments)
 
 
+class FirstFitRows:
+    """Whole documents, as many as fit side by side in a row; each epoch the same rows in a new random order.
+
+    Only documents of more than T + 1 tokens are cut. What stays free is padding: token 0, segment 0.
+    """
+
+    def __init__(self, cache: TokenCache, T: int, seed: int):
+        if not cache.documents:
+            raise data_error(_too_little(cache, T))
+        self.cache, self.T, self.seed = cache, T, seed
+        document, first, length = packing.pieces(np.diff(cache.offsets), T)
+        row, self.rows_per_epoch = packing.first_fit(length, T + 1)
+        order = np.argsort(row, kind="stable")
+        self._begin = (cache.offsets[document] + first)[order]
+        self._length = length[order]
+        self._row_starts = np.searchsorted(row[order], np.arange(self.rows_per_epoch + 1))
+        self.tokens_per_epoch = self.rows_per_epoch * T
+        self.fill = float(length.sum() / (self.rows_per_epoch * (T + 1)))
+        self._epoch = functools.lru_cache(maxsize=2)(lambda epoch: _shuffled(seed, epoch, self.rows_per_epoch))
+
+    def __reduce__(self):  # for worker processes: everything else follows from these
+        return type(self), (self.cache, self.T, self.seed)
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Row number `row` of the run: (T + 1 tokens, and for each the number of its document, from 1; 0: padding)."""
+        epoch, row = divmod(row, self.rows_per_epoch)
+        row = self._epoch(epoch)[row]
+        tokens, segments = np.zeros((2, self.T + 1), np.int32)
+        at = 0
+        pieces = range(self._row_starts[row], self._row_starts[row + 1])
+        for number, piece in enumerate(pieces, start=1):
+            begin, length = self._begin[piece], self._length[piece]
+            tokens[at : at + length] = self.cache.tokens[begin : begin + length]
+            segments[at : at + length] = number
+            at += length
+        return tokens, segments
+
+
 class MixtureRows:
     """Rows of several members, each in its own order and without gaps, in the ratio of their shares.
 
@@ -93,6 +143,7 @@ class MixtureRows:
         """members: row functions; shares: of the rows, adding up to 1."""
         self.members = members
         self.tokens_per_epoch = sum(m.tokens_per_epoch for m in members)  # an epoch: as many rows as all have together
+        self.fill = sum(float(share) * m.fill for m, share in zip(members, shares, strict=True))
         left = [sum(shares[i:]) for i in range(len(shares))]
         self._steps = [
             (share / rest, Fraction(int(random_bits(seed, i)), 2**64))
@@ -127,4 +178,4 @@ def _too_little(cache: TokenCache, T: int) -> str:
     )
 
 
-ROWS = {"windows": WindowRows, "packed": PackedRows}
+ROWS = {"windows": WindowRows, "packed": PackedRows, "first_fit": FirstFitRows}

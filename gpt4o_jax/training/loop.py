@@ -101,7 +101,7 @@ def train(
     say(
         f"model {flops.parameter_count(config.model):,} parameters, {compute.dtype} products, attention by {attention},"
         f" on {mesh.devices.size} {mesh.devices.flat[0].device_kind} device(s); {last_step} steps of {B} x {T} tokens;"
-        f" {sum(len(m.training.tokens) for m in corpus.members):,} training tokens"
+        f" {sum(len(m.training.tokens) for m in corpus.members):,} training tokens, rows {rows.fill:.1%} full"
     )
 
     # ------------------------------------------------------------ the loop

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt4o_jax.data import packing
 from gpt4o_jax.data.batches import dispatches, make_batch
-from gpt4o_jax.data.rows import ROWS, PackedRows, WindowRows, random_bits
+from gpt4o_jax.data.rows import ROWS, FirstFitRows, PackedRows, WindowRows, random_bits
 from gpt4o_jax.data.token_cache import TokenCache
-from gpt4o_jax.data.tokenizer import BOS, EOS
+from gpt4o_jax.data.tokenizer import BOS, EOS, PAD
 from gpt4o_jax.errors import ExitCode, RunError
 
 
@@ -47,7 +48,10 @@ def test_rows_have_the_promised_shape_and_type_and_their_seed_matters(kind):
         tokens, segments = rows[i]
         assert tokens.shape == segments.shape == (9,)
         assert tokens.dtype == segments.dtype == np.int32
-        assert segments[0] == 1 and set(np.diff(segments)) <= {0, 1}
+        padding = np.count_nonzero(segments == 0)
+        assert segments[0] == 1 and set(np.diff(segments[: 9 - padding])) <= {0, 1}
+        assert not segments[9 - padding :].any() and not tokens[9 - padding :].any()
+        assert kind == "first_fit" or not padding
     assert any((rows[i][0] != other[i][0]).any() for i in range(20))
 
 
@@ -128,10 +132,84 @@ def test_windows_are_contiguous_and_reach_both_ends():
     assert all((rows[i][1] == 1).all() for i in range(20))
 
 
+# ---------------------------------------------------------------- first fit
+
+
+def brute_first_fit(lengths, capacity):
+    free, rows = [], []
+    for need in lengths:
+        row = next((r for r, room in enumerate(free) if room >= need), len(free))
+        free[row:] = [free[row] if row < len(free) else capacity, *free[row + 1 :]]
+        free[row] -= need
+        rows.append(row)
+    return rows, len(free)
+
+
+@settings(deadline=None)
+@given(st.integers(3, 70), st.data())
+def test_first_fit_is_first_fit(capacity, data):
+    lengths = data.draw(st.lists(st.integers(2, capacity), min_size=1, max_size=60))
+    rows, n = packing.first_fit(np.array(lengths), capacity)
+    expected, expected_n = brute_first_fit([x for x in lengths if x < capacity], capacity)
+    assert n == expected_n + lengths.count(capacity), "a whole row has nothing to search for"
+    assert [r for r, x in zip(rows, lengths, strict=True) if x < capacity] == expected
+    assert sorted(r for r, x in zip(rows, lengths, strict=True) if x == capacity) == list(range(expected_n, n))
+
+
+@settings(deadline=None)
+@given(lengths_lists, st.integers(2, 12), st.integers(0, 5), st.integers(0, 3))
+def test_first_fit_asks_for_every_token_once_an_epoch(lengths, T, seed, epoch):
+    cache = cache_of(lengths)
+    rows = FirstFitRows(cache, T, seed)
+    R = rows.rows_per_epoch
+    batch = make_batch([rows[epoch * R + i] for i in range(R)])
+    asked = np.sort(batch.targets[batch.weights > 0])
+    np.testing.assert_array_equal(asked, np.sort(cache.tokens[cache.tokens != BOS])), "all but <bos>, once"
+    assert rows.tokens_per_epoch == R * T
+    placed = sum(np.count_nonzero(rows[i][1]) for i in range(R))
+    assert rows.fill == pytest.approx(placed / (R * (T + 1)))
+
+
+@settings(deadline=None)
+@given(lengths_lists, st.integers(2, 12), st.integers(0, 5))
+def test_first_fit_cuts_only_documents_longer_than_a_row(lengths, T, seed):
+    cache = cache_of(lengths)
+    rows = FirstFitRows(cache, T, seed)
+    begins = {}
+    for i in range(rows.rows_per_epoch):
+        tokens, segments = rows[i]
+        for number in range(1, segments.max() + 1):
+            here = tuple(tokens[segments == number])
+            begins[here] = begins.get(here, 0) + 1
+    expected = {}
+    for d in range(cache.documents):
+        whole = cache.document(d).tolist()
+        for at in range(0, len(whole) - 1, T):
+            here = tuple(whole[at : at + T + 1])
+            expected[here] = expected.get(here, 0) + 1
+    assert begins == expected
+
+
+def test_first_fit_leaves_little_free_and_shuffles_its_rows_every_epoch():
+    lengths = np.maximum(np.random.default_rng(0).lognormal(3, 1, 5000).astype(int), 2)
+    rows = FirstFitRows(cache_of(lengths), 128, seed=0)
+    assert rows.fill > 0.98
+    R = rows.rows_per_epoch
+    of = lambda rows, epoch: [tuple(rows[epoch * R + i][0]) for i in range(R)]
+    first, second, other = of(rows, 0), of(rows, 1), of(FirstFitRows(rows.cache, 128, seed=1), 0)
+    assert first != second and first != other and sorted(first) == sorted(second) == sorted(other)
+
+
 # ---------------------------------------------------------------- too little text
 
 
-@pytest.mark.parametrize("kind", ROWS)
+def test_first_fit_needs_one_document():
+    np.testing.assert_array_equal(FirstFitRows(cache_of([3]), 8, 0)[5], [[BOS, 100, EOS] + [0] * 6, [1] * 3 + [0] * 6])
+    with pytest.raises(RunError, match="has 0 tokens"):
+        FirstFitRows(cache_of([]), 8, 0)
+
+
+@pytest.mark.parametrize("kind", ["windows", "packed"])
 def test_text_for_one_row_is_enough_and_less_is_refused(kind):
     np.testing.assert_array_equal(ROWS[kind](cache_of([9]), 8, 0)[5][0], cache_of([9]).tokens)
     for lengths in ([8], []):
@@ -165,10 +243,13 @@ def test_a_batch_keeps_documents_apart(lengths, T, first):
 
 
 def test_nobody_predicts_the_beginning_of_a_document():
-    for kind in ROWS:
+    for kind in ("windows", "packed"):
         rows = ROWS[kind](CACHE, 8, seed=0)
         batch = make_batch([rows[i] for i in range(50)])
         np.testing.assert_array_equal(batch.weights == 0, batch.targets == BOS)
+    rows = FirstFitRows(CACHE, 8, seed=0)  # here a document may also begin in its middle, where it was cut
+    batch = make_batch([rows[i] for i in range(50)])
+    assert not batch.weights[(batch.targets == BOS) | (batch.targets == PAD)].any()
 
 
 # ---------------------------------------------------------------- the stream, and resuming it
