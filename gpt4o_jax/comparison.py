@@ -166,14 +166,18 @@ def draw_curves(axes, groups: dict[str, Sequence[Summary]]) -> None:
             axes.plot(tokens, values, "o-", ms=3, lw=1.2, color=palette(i), label=label)
             label = None  # one entry in the legend for a group
             shown += values + training[len(training) // 5 :]
-    shown = [v for v in shown if math.isfinite(v)]
-    if shown:
-        axes.set_ylim(min(shown) * 0.97, max(shown) * 1.02)
+    if finite(shown):
+        axes.set_ylim(min(finite(shown)) * 0.97, max(finite(shown)) * 1.02)
         beside = dict(loc="upper left", bbox_to_anchor=(1, 1)) if len(groups) > 8 else {}
         axes.legend(fontsize=8, **beside)
     axes.set_xlabel("training tokens")
     axes.set_ylabel("bits per byte (o: held out)")
     axes.grid(alpha=0.3)
+
+
+def finite(values: Sequence[float]) -> list[float]:
+    """Those that an axis can show: a diverged run has others."""
+    return [v for v in values if math.isfinite(v)]
 
 
 def colours(count: int):

@@ -1,74 +1,99 @@
-"""report.md with loss.png: what a finished run was and what came out."""
+"""report.md of a run, finished or not, with loss.png and training.png."""
+
+import statistics
 
 from etils import epath
 
+from gpt4o_jax import comparison
+from gpt4o_jax.comparison import Summary
 from gpt4o_jax.config import base_config, flatten, to_dict
 from gpt4o_jax.model import flops
-from gpt4o_jax.run import read_config
-from gpt4o_jax.training.metrics import read_metrics
+
+SAMPLES = 5  # shown from along the way, the first and the last among them
 
 
 def write(workdir: epath.Path) -> dict:
-    """Writes report.md and loss.png into a run folder; returns the final numbers."""
-    config = read_config(workdir)
-    records = read_metrics(workdir)
-    train = [r for r in records if r["kind"] == "train"]
-    evals = [r for r in records if r["kind"] == "eval"]
-    (workdir / "loss.png").write_bytes(plot(train, evals))
-    last, final = train[-1], evals[-1]
-    samples = sorted((workdir / "samples").glob("*.txt"), key=lambda p: int(p.stem))
-    result = {
-        "workdir": str(workdir),
-        "step": last["step"],
-        "parameters": flops.parameter_count(config.model),
-        "tokens": last["tokens"],
-        **{name: final[name] for name in ("loss", "perplexity", "bits_per_byte", "accuracy")},
+    """Writes the report into a run folder; returns the newest numbers, None where there are none yet."""
+    run = comparison.summarise(workdir)
+    (run.workdir / "loss.png").write_bytes(plot_loss(run))
+    (run.workdir / "training.png").write_bytes(plot_training(run))
+    (run.workdir / "report.md").write_text(_markdown(run))
+    return {
+        "workdir": str(run.workdir),
+        "step": run.step,
+        "parameters": flops.parameter_count(run.config.model),
+        "tokens": run.last("tokens"),
+        **{name: run.held_out(name) for name in ("loss", "perplexity", "bits_per_byte", "accuracy")},
     }
-    (workdir / "report.md").write_text(_markdown(config, train, final, result, samples))
-    return result
 
 
-def plot(train: list[dict], evals: list[dict]) -> bytes:
+def plot_loss(run: Summary) -> bytes:
     """Training and held-out bits per byte over tokens, as a PNG."""
-    import io
+    from matplotlib.figure import Figure
 
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
-    axes.plot(
-        [r["tokens"] for r in train], [r["bits_per_byte"] for r in train], lw=1, color="tab:blue", alpha=0.6, label="training"
-    )
-    tokens = {r["step"]: r["tokens"] for r in train}
-    points = [(tokens[r["step"]], r["bits_per_byte"]) for r in evals if r["step"] in tokens]
-    axes.plot(*zip(*points, strict=True), "o-", color="tab:orange", label="held out")
-    axes.annotate(f"{points[-1][1]:.3f}", points[-1], textcoords="offset points", xytext=(0, 8), ha="center")
-    values = sorted(r["bits_per_byte"] for r in train)
-    axes.set_ylim(min(values[0], points[-1][1]) * 0.9, values[int(0.97 * (len(values) - 1))] * 1.05)
+    figure = Figure(figsize=(7, 4), dpi=120)
+    axes = figure.subplots()
+    training = [r["bits_per_byte"] for r in run.train]
+    axes.plot([r["tokens"] for r in run.train], training, lw=1, color="tab:blue", alpha=0.6, label="training")
+    tokens, held_out = run.curve()
+    axes.plot(tokens, held_out, "o-", color="tab:orange", label="held out")
+    if held_out:
+        where = dict(textcoords="offset points", xytext=(0, 8), ha="center")
+        axes.annotate(f"{held_out[-1]:.3f}", (tokens[-1], held_out[-1]), **where)
+    values = comparison.finite(training)
+    if values:
+        # The first few per cent fall from the loss of knowing nothing: the rest would be a flat line below them.
+        top = sorted(values)[int(0.97 * (len(values) - 1))]
+        axes.set_ylim(min(comparison.finite([*values, *held_out])) * 0.9, top * 1.05)
     axes.set_xlabel("training tokens")
     axes.set_ylabel("bits per byte")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    plt.close(figure)
-    return buffer.getvalue()
+    return comparison.png(figure)
 
 
-def _markdown(config, train, final, result, samples) -> str:
-    base = flatten(base_config().to_dict())
-    changed = {k: v for k, v in flatten(to_dict(config)).items() if base[k] != v}
-    last = train[-1]
-    rates = sorted(r["tokens_per_second"] for r in train)
-    goodput = {k.removeprefix("goodput/"): v for k, v in last.items() if k.startswith("goodput/")}
-    mfu = sorted(r["mfu"] for r in train if "mfu" in r)
-    lines = [
-        f"# {epath.Path(result['workdir']).name}",
-        "",
-        "| held out | |",
+def plot_training(run: Summary) -> bytes:
+    """Learning rate, gradient norm and throughput over steps, one above the other, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), dpi=120)
+    panels = {"learning_rate": "linear", "grad_norm": "log", "tokens_per_second": "linear"}
+    for axes, (name, scale) in zip(figure.subplots(3, 1, sharex=True), panels.items(), strict=True):
+        axes.plot([r["step"] for r in run.train], [r[name] for r in run.train], lw=1)
+        axes.set_yscale(scale if comparison.finite([r[name] for r in run.train]) else "linear")
+        axes.set_ylabel(name.replace("_", " "), fontsize=8)
+        axes.grid(alpha=0.3)
+    axes.set_xlabel("step")
+    return comparison.png(figure)
+
+
+def _markdown(run: Summary) -> str:
+    defaults = flatten(base_config().to_dict())
+    changed = {k: v for k, v in flatten(to_dict(run.config)).items() if defaults[k] != v}
+    return "\n".join(
+        [
+            f"# {run.workdir.name}",
+            "",
+            *([] if run.finished else [f"Not finished: {run.state}.", ""]),
+            *_held_out(run),
+            *_training(run),
+            "## Config, where it differs from the defaults",
+            "",
+            "```",
+            *(f"{k} = {v!r}" for k, v in changed.items()),
+            "```",
+            *_samples(run.workdir),
+            "",
+        ]
+    )
+
+
+def _held_out(run: Summary) -> list[str]:
+    if not run.evals:
+        return []
+    final = run.evals[-1]
+    return [
+        f"| held out, step {final['step']:,} | |",
         "|---|---|",
         f"| bits per byte | **{final['bits_per_byte']:.4f}** |",
         f"| loss (nats a token) | {final['loss']:.4f} |",
@@ -76,23 +101,42 @@ def _markdown(config, train, final, result, samples) -> str:
         f"| next-token accuracy | {final['accuracy']:.3f} |",
         f"| tokens, bytes scored | {final['tokens']:,}, {final['bytes']:,} |",
         "",
+    ]
+
+
+def _training(run: Summary) -> list[str]:
+    if not run.train:
+        return []
+    last = run.train[-1]
+    rates = [r["tokens_per_second"] for r in run.train]
+    mfu = [r["mfu"] for r in run.train if "mfu" in r]
+    goodput = {k.removeprefix("goodput/"): v for k, v in last.items() if k.startswith("goodput/")}
+    tenths = [statistics.median(rates[i * len(rates) // 10 : (i + 1) * len(rates) // 10] or rates) for i in range(10)]
+    return [
         "![loss](loss.png)",
         "",
         "| training | |",
         "|---|---|",
-        f"| parameters | {result['parameters']:,} |",
-        f"| steps, tokens | {result['step']:,}, {result['tokens']:,} |",
-        f"| tokens/s (median) | {rates[len(rates) // 2]:,.0f} |",
-        f"| MFU (median) | {mfu[len(mfu) // 2]:.1%} |" if mfu else "| MFU | unknown device |",
-        "| wall time | " + ", ".join(f"{k} {v:.1%}" for k, v in goodput.items() if abs(v) >= 0.0005) + " |",
+        f"| parameters | {flops.parameter_count(run.config.model):,} |",
+        f"| steps, tokens | {last['step']:,}, {last['tokens']:,} |",
+        f"| tokens/s (median) | {statistics.median(rates):,.0f} |",
+        f"| tokens/s, by tenths of the run | {', '.join(f'{rate:,.0f}' for rate in tenths)} |",
+        f"| MFU (median) | {statistics.median(mfu):.1%} |" if mfu else "| MFU | unknown device |",
+        f"| wall time | {last['seconds'] / 60:.1f} minutes, restarts included |",
+        f"| goodput: the share of it spent in training steps | {goodput.get('step', 0):.1%} |",
+        "| all of it | " + ", ".join(f"{k} {v:.1%}" for k, v in goodput.items() if abs(v) >= 0.0005) + " |",
         f"| skipped steps | {last['skipped_steps']} |",
         "",
-        "## Config, where it differs from the defaults",
+        "![learning rate, gradient norm, throughput](training.png)",
         "",
-        "```",
-        *(f"{k} = {v!r}" for k, v in changed.items()),
-        "```",
     ]
-    if samples:
-        lines += ["", f"## Samples at step {samples[-1].stem}", "", "```text", samples[-1].read_text().rstrip(), "```"]
-    return "\n".join(lines) + "\n"
+
+
+def _samples(workdir: epath.Path) -> list[str]:
+    folder = workdir / "samples"
+    found = sorted(folder.glob("*.txt"), key=lambda p: int(p.stem)) if folder.exists() else []
+    chosen = sorted({round(i * (len(found) - 1) / (SAMPLES - 1)) for i in range(SAMPLES)}) if found else []
+    lines = []
+    for path in (found[i] for i in reversed(chosen)):
+        lines += ["", f"## Samples at step {path.stem}", "", "```text", path.read_text().rstrip(), "```"]
+    return lines

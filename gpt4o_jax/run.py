@@ -1,6 +1,7 @@
 """A run folder, opened: what every command but `train` starts from.
 
-config.json  tokenizer.model  metrics.jsonl  tensorboard/  checkpoints/STEP/  samples/STEP.txt  report.md  loss.png
+config.json  tokenizer.model  metrics.jsonl  tensorboard/  checkpoints/STEP/  samples/STEP.txt
+report.md  loss.png  training.png
 """
 
 import dataclasses

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from gpt4o_jax.__main__ import COMMANDS, main
-from gpt4o_jax.commands import evaluate, generate, runs, sweep, tokenizer, train, verify
+from gpt4o_jax.commands import evaluate, generate, report, runs, sweep, tokenizer, train, verify
 from gpt4o_jax.errors import ExitCode
 
 # ---------------------------------------------------------------- what works
@@ -14,7 +14,16 @@ from gpt4o_jax.errors import ExitCode
 
 def test_train_leaves_a_complete_run_folder(run, text):
     names = {p.name for p in run.iterdir()}
-    wanted = {"config.json", "tokenizer.model", "metrics.jsonl", "checkpoints", "samples", "report.md", "loss.png"}
+    wanted = {
+        "config.json",
+        "tokenizer.model",
+        "metrics.jsonl",
+        "checkpoints",
+        "samples",
+        "report.md",
+        "loss.png",
+        "training.png",
+    }
     assert names == wanted
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["10", "20"]
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -117,7 +126,15 @@ def test_a_bare_call_lists_the_commands(capsys):
     assert all(out.count(f"\n  {c} ") == 2 for c in COMMANDS)
 
 
-HELP = {"train": train, "evaluate": evaluate, "generate": generate, "runs": runs, "sweep": sweep, "verify": verify}
+HELP = {
+    "train": train,
+    "evaluate": evaluate,
+    "generate": generate,
+    "report": report,
+    "runs": runs,
+    "sweep": sweep,
+    "verify": verify,
+}
 HELP |= {f"tokenizer {action}": tokenizer for action in tokenizer.FLAGS}
 
 

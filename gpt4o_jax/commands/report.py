@@ -1,0 +1,16 @@
+"""writes report.md of a run or a sweep again, finished or not"""
+
+from gpt4o_jax.commands.flags import Flag
+
+FLAGS = (Flag("workdir", str, "", "run folder, or the folder of a sweep", required=True),)
+
+
+def main(flags: dict, overrides: dict[str, str]) -> dict:
+    from etils import epath
+
+    from gpt4o_jax import report, sweep_report
+
+    workdir = epath.Path(flags["workdir"]).expanduser()
+    if (workdir / sweep_report.NOTE).exists():
+        return sweep_report.write(workdir, {})
+    return report.write(workdir)
