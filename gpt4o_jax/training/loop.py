@@ -9,23 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from gpt4o_jax import parallel
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.config import RunConfig, total_steps
 from gpt4o_jax.console import Progress, say
-from gpt4o_jax.data.batches import Batch, dispatches
+from gpt4o_jax.data.batches import dispatches
 from gpt4o_jax.data.corpus import Corpus, training_rows
 from gpt4o_jax.data.tokenizer import byte_lengths
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.model import flops, gpt
-from gpt4o_jax.ops.attention import choose
-from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.training import guards
 from gpt4o_jax.training.metrics import Ledger, MetricsWriter
-from gpt4o_jax.training.optimizer import eval_params, make_optimizer
+from gpt4o_jax.training.optimizer import eval_params
 from gpt4o_jax.training.peak import peak_flops
-from gpt4o_jax.training.state import TrainState, create, state_shardings
-from gpt4o_jax.training.step import make_step
+from gpt4o_jax.training.program import build
+from gpt4o_jax.training.state import TrainState
 
 
 def train(
@@ -50,22 +47,13 @@ def train(
     ledger = Ledger()
     with jax.set_mesh(mesh), ledger.time("init"):
         # ------------------------------------------------------------ model, optimizer, data
-        compute = Compute(mesh.devices.flat[0].platform, config.model.compute_dtype)
-        model = gpt.GPT(config.model, compute)
-        axes = gpt.logical_axes(model)
-        optimizer = make_optimizer(config.optimizer, axes, compute.operand)
+        program = build(config, mesh)
+        model, optimizer, shardings = program.model, program.optimizer, program.shardings
         K, B, T = config.train.steps_per_dispatch, config.train.batch_size, config.model.context_length
-        attention = choose(config.model.attention, compute, T, config.model.head_width, dropout=config.model.dropout > 0)
         rows = training_rows(config, corpus)
         last_step = total_steps(config, rows.tokens_per_epoch)
 
         # ------------------------------------------------------------ state: restored, or born in its shards
-        def fresh(key):
-            return create(lambda k: gpt.init(model, k), optimizer, key, ema=config.optimizer.ema_decay > 0)
-
-        key = jax.random.key(config.seed)
-        shapes = jax.eval_shape(fresh, key)
-        shardings = state_shardings(shapes, axes, mesh)
         store = Store(workdir / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_every)
         store.clean()
         had_checkpoints = bool(store.steps())
@@ -73,7 +61,7 @@ def train(
         if start is None and had_checkpoints:
             raise RunError(f"{workdir}: no checkpoint of this run is intact; remove the folder to start again", ExitCode.DATA)
         if start is None:
-            state = jax.jit(fresh, out_shardings=shardings)(key)
+            state = program.fresh(jax.random.key(config.seed))
             if initial_params is not None:
                 params = initial_params(model)
                 # Schedule-free keeps a second copy of the weights, which must start where they do.
@@ -81,7 +69,7 @@ def train(
                 ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
                 state = state.replace(params=params, opt_state=opt_state, ema=ema)
         else:
-            state = restore_state(store, start, shapes, shardings)
+            state = restore_state(store, start, program.shapes, shardings)
             say(f"continuing from step {start} of {last_step}")
         start = start or 0
     if start == last_step:
@@ -89,19 +77,15 @@ def train(
         return state
 
     # ------------------------------------------------------------ compile
-    batch_sharding = jax.sharding.NamedSharding(mesh, parallel.spec((None, "batch", "seq")))
     with jax.set_mesh(mesh), ledger.time("compile"):
-        step_fn = make_step(model, optimizer, config, last_step, byte_lengths(corpus.tokenizer))
-        whole = jax.sharding.NamedSharding(mesh, jax.P())
-        jitted = jax.jit(step_fn, in_shardings=(shardings, batch_sharding), out_shardings=(shardings, whole), donate_argnums=0)
-        ints, floats = (jax.ShapeDtypeStruct((K, B, T), dtype) for dtype in (jnp.int32, jnp.float32))
-        compiled = jitted.lower(state, Batch(ints, ints, floats, ints, ints)).compile()
+        compiled = program.lower(last_step, byte_lengths(corpus.tokenizer)).compile()
     with ledger.time("init"):
         peak = peak_flops(mesh.devices.flat[0], config.model.compute_dtype)
     say(
-        f"model {flops.parameter_count(config.model):,} parameters, {compute.dtype} products, attention by {attention},"
-        f" on {mesh.devices.size} {mesh.devices.flat[0].device_kind} device(s); {last_step} steps of {B} x {T} tokens;"
-        f" {sum(len(m.training.tokens) for m in corpus.members):,} training tokens, rows {rows.fill:.1%} full"
+        f"model {flops.parameter_count(config.model):,} parameters, {config.model.compute_dtype} products, attention by"
+        f" {program.attention}, on {mesh.devices.size} {mesh.devices.flat[0].device_kind} device(s);"
+        f" {last_step} steps of {B} x {T} tokens; {sum(len(m.training.tokens) for m in corpus.members):,} training tokens,"
+        f" rows {rows.fill:.1%} full"
     )
 
     # ------------------------------------------------------------ the loop
@@ -115,7 +99,7 @@ def train(
                     step, batch = next(batches, (None, None))
                     if batch is None:
                         break
-                    batch = jax.device_put(batch, batch_sharding)
+                    batch = jax.device_put(batch, program.batch_sharding)
                 if profile and not tracing and step > profile[0]:
                     jax.profiler.start_trace(str(workdir / "profile"))
                     tracing = True

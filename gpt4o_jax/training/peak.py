@@ -1,4 +1,4 @@
-"""Peak matrix-product rate of a device, the denominator of MFU (model FLOPs utilisation)."""
+"""What a device can do at most: matrix products, the denominator of MFU (model FLOPs utilisation), and reads."""
 
 import time
 
@@ -28,13 +28,24 @@ def peak_flops(device: jax.Device, dtype: str) -> float | None:
     return DATASHEET[max(matches, key=len)] if matches else None
 
 
+def read_rate(device: jax.Device, size: int = 2**28) -> float:
+    """Bytes a second at which `device` reads an array too large for its caches: that of a sum."""
+    x = jax.device_put(jnp.ones(size // 4, jnp.float32), device)
+    return size / _fastest(jax.jit(jnp.sum), x)
+
+
 def _measured(device: jax.Device, dtype: str, n: int = 1024) -> float:
     x = jax.device_put(jnp.ones((n, n), dtype), device)
     dot = jax.jit(lambda a: jnp.dot(a, a, preferred_element_type=jnp.float32))
-    dot(x).block_until_ready()
-    times = []
-    for _ in range(7):
+    return 2 * n**3 / _fastest(dot, x)
+
+
+def _fastest(f, x, times: int = 7) -> float:
+    """Seconds of the fastest of `times` calls, after one that compiles."""
+    f(x).block_until_ready()
+    seconds = []
+    for _ in range(times):
         start = time.perf_counter()
-        dot(x).block_until_ready()
-        times.append(time.perf_counter() - start)
-    return 2 * n**3 / min(times)
+        f(x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

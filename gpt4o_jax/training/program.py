@@ -1,0 +1,74 @@
+"""The training program of a config on a mesh: model, optimizer, state and the compiled step. What the loop runs,
+what `benchmark train` times and what can be compiled for devices that are not here.
+
+K steps per dispatch, B rows, T positions
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gpt4o_jax import parallel
+from gpt4o_jax.config import RunConfig
+from gpt4o_jax.data.batches import Batch
+from gpt4o_jax.model import gpt
+from gpt4o_jax.ops.attention import choose
+from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.training.optimizer import make_optimizer
+from gpt4o_jax.training.state import TrainState, create, state_shardings
+from gpt4o_jax.training.step import make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Built by `build`. Methods need the mesh in force."""
+
+    config: RunConfig
+    mesh: jax.sharding.Mesh
+    model: gpt.GPT
+    attention: str  # the implementation taken
+    optimizer: optax.GradientTransformation
+    shapes: TrainState
+    shardings: TrainState
+    batch_sharding: jax.sharding.NamedSharding
+
+    def fresh(self, key: jax.Array) -> TrainState:
+        """A random state, every leaf born in its shards."""
+        return jax.jit(self._create, out_shardings=self.shardings)(key)
+
+    def lower(self, last_step: int, byte_lengths: np.ndarray) -> jax.stages.Lowered:
+        """The step over K batches, (state, Batch [K, B, T]) -> (state, metrics [K] each), state donated; `.compile()` it."""
+        step = make_step(self.model, self.optimizer, self.config, last_step, byte_lengths)
+        whole = jax.sharding.NamedSharding(self.mesh, jax.P())
+        jitted = jax.jit(
+            step,
+            in_shardings=(self.shardings, self.batch_sharding),
+            out_shardings=(self.shardings, whole),
+            donate_argnums=0,
+        )
+        train = self.config.train
+        shape = (train.steps_per_dispatch, train.batch_size, self.config.model.context_length)
+        ints, floats = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.float32))
+        return jitted.lower(self.shapes, Batch(ints, ints, floats, ints, ints))
+
+    def _create(self, key):
+        return create(lambda k: gpt.init(self.model, k), self.optimizer, key, ema=self.config.optimizer.ema_decay > 0)
+
+
+def build(config: RunConfig, mesh: jax.sharding.Mesh) -> Program:
+    """config: with model.vocab_size and compute_dtype resolved. Raises RunError where attention cannot be had as asked."""
+    m = config.model
+    compute = Compute(mesh.devices.flat[0].platform, m.compute_dtype)
+    attention = choose(m.attention, compute, m.context_length, m.head_width, dropout=m.dropout > 0)
+    model = gpt.GPT(m, compute)
+    with jax.set_mesh(mesh):
+        axes = gpt.logical_axes(model)
+        optimizer = make_optimizer(config.optimizer, axes, compute.operand)
+        batch_sharding = jax.sharding.NamedSharding(mesh, parallel.spec((None, "batch", "seq")))
+        program = Program(config, mesh, model, attention, optimizer, None, None, batch_sharding)
+        shapes = jax.eval_shape(program._create, jax.random.key(0))
+        shardings = state_shardings(shapes, axes, mesh)
+    return dataclasses.replace(program, shapes=shapes, shardings=shardings)
