@@ -216,6 +216,7 @@ class TrainConfig:
 class LogConfig:
     every: int = knob(10, "Steps between metric records.", low=1)
     tensorboard: bool = knob(True, "Also write TensorBoard event files.")
+    wandb: str = knob("", "Weights & Biases project that also gets the records (requirements-wandb.txt); empty: off.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,10 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     from gpt4o_jax.sampling.text import complete
     from gpt4o_jax.training.guards import StopSignal
     from gpt4o_jax.training.loop import train
+    from gpt4o_jax.training.metrics import import_wandb
 
+    if config.log.wandb:
+        import_wandb()  # a missing package is told before anything is written or compiled
     workdir = epath.Path(flags["workdir"]).expanduser()
     mesh = parallel.make_mesh(config.mesh)
     config, corpus = run.open_folder(workdir, config, mesh)

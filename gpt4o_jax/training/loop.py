@@ -155,7 +155,7 @@ class _Logger:
 
     def __init__(self, config, workdir, start, last_step, peak, mesh, ledger):
         self._config, self._last_step, self._ledger = config, last_step, ledger
-        self._writer = MetricsWriter(workdir, start, config.log.tensorboard)
+        self._writer = MetricsWriter(workdir, start, config)
         ledger.add(self._writer.spent)
         tokens_per_step = config.train.batch_size * config.model.context_length
         self._progress = Progress(last_step, start, tokens_per_step)

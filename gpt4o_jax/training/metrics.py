@@ -4,21 +4,23 @@ import contextlib
 import json
 import os
 import time
+import uuid
 
 from etils import epath
 
-from gpt4o_jax.errors import data_error
+from gpt4o_jax.config import RunConfig, flatten, to_dict
+from gpt4o_jax.errors import RunError, data_error
 
 
 class MetricsWriter:
-    """metrics.jsonl, one record a line, and the same numbers as TensorBoard events.
+    """metrics.jsonl, one record a line, and the same numbers as TensorBoard events and to Weights & Biases.
 
     A record is {"kind": "train" | "eval", "step": ..., name: number, ...}. Opening
     at `resume_step` drops what an earlier, killed process wrote beyond it, so that every
     (kind, step) stands in the file once.
     """
 
-    def __init__(self, workdir: epath.Path, resume_step: int, tensorboard: bool):
+    def __init__(self, workdir: epath.Path, resume_step: int, config: RunConfig):
         self._path = workdir / "metrics.jsonl"
         records = read_metrics(workdir)
         kept = [r for r in records if r["step"] <= resume_step]
@@ -28,10 +30,11 @@ class MetricsWriter:
         temporary.replace(self._path)
         self._file = open(os.fspath(self._path), "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
         self._events = None
-        if tensorboard:
+        if config.log.tensorboard:
             from tensorboardX import SummaryWriter
 
             self._events = SummaryWriter(os.fspath(workdir / "tensorboard"), purge_step=resume_step + 1)
+        self._wandb = start_wandb(workdir, config) if config.log.wandb else None
 
     def write(self, kind: str, step: int, values: dict) -> None:
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
@@ -39,11 +42,50 @@ class MetricsWriter:
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(f"{kind}/{name}", value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
     def close(self) -> None:
         self._file.close()
         if self._events is not None:
             self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def import_wandb():
+    """The optional package. Raises RunError where it is missing."""
+    try:
+        import wandb
+    except ImportError as e:
+        raise RunError(
+            f"config.log.wandb: cannot import wandb ({e}); pip install -r requirements-wandb.txt, or leave log.wandb empty"
+        ) from None
+    return wandb
+
+
+def start_wandb(workdir: epath.Path, config: RunConfig):
+    """The run at Weights & Biases: the same one each time this folder's run goes on. Raises RunError.
+
+    Steps that are done again after a kill are left out there: it takes each step once, and they have the same bits.
+    """
+    wandb = import_wandb()
+    path = workdir / "wandb_id"
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex)
+    folder = None if "://" in str(workdir) else str(workdir)
+    try:
+        return wandb.init(
+            project=config.log.wandb,
+            name=workdir.name,
+            id=path.read_text(),
+            resume="allow",
+            dir=folder,
+            config=flatten(to_dict(config)),
+        )
+    except Exception as e:
+        reason = str(e) or type(e).__name__
+        raise RunError(f"config.log.wandb={config.log.wandb}: {reason}; `wandb login`, or set WANDB_MODE=offline") from e
 
 
 def read_metrics(workdir) -> list[dict]:

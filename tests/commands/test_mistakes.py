@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import sys
 
 import jax
 import pytest
@@ -91,6 +92,12 @@ def test_wrong_configs(refused, no_compiling, train_args, tmp_path, code, fragme
     workdir = tmp_path / "run"
     refused(code, fragment, *train_args(workdir, arg))
     assert not workdir.exists()
+
+
+def test_a_missing_package(refused, no_compiling, train_args, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    refused(USAGE, "pip install -r requirements-wandb.txt", *train_args(tmp_path / "run", "--config.log.wandb=project"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

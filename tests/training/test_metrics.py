@@ -1,7 +1,9 @@
 """metrics.jsonl holds each (kind, step) once whatever was killed; shares of time sum to 1; the host reads metrics late."""
 
 import json
+import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -14,6 +16,8 @@ from gpt4o_jax.errors import RunError
 from gpt4o_jax.training import loop
 from gpt4o_jax.training.metrics import Ledger, MetricsWriter, read_metrics
 
+QUIET = RunConfig(log=LogConfig(tensorboard=False))
+
 
 @pytest.fixture
 def workdir(tmp_path):
@@ -25,7 +29,7 @@ def keys(workdir):
 
 
 def write(workdir, resume_step, records):
-    writer = MetricsWriter(workdir, resume_step, tensorboard=False)
+    writer = MetricsWriter(workdir, resume_step, config=QUIET)
     for kind, step, value in records:
         writer.write(kind, step, {"loss": value})
     writer.close()
@@ -73,14 +77,14 @@ def test_ledger_fractions_sum_to_one():
 
 def test_time_goes_on_over_a_kill(workdir):
     """Checkpoint at step 20, 100 s into the run; killed at step 30, after 150 s: 50 s were lost."""
-    writer = MetricsWriter(workdir, 0, tensorboard=False)
+    writer = MetricsWriter(workdir, 0, config=QUIET)
     assert writer.spent == {}
     shares = {"goodput/step": 0.75, "goodput/other": 0.25}
     writer.write("train", 20, {"seconds": 100.0, **shares})
     writer.write("eval", 20, {"loss": 1.0})
     writer.write("train", 30, {"seconds": 150.0, **shares})
     writer.close()
-    writer = MetricsWriter(workdir, 20, tensorboard=False)
+    writer = MetricsWriter(workdir, 20, config=QUIET)
     writer.close()
     ledger = Ledger()
     ledger.add(writer.spent)
@@ -88,6 +92,58 @@ def test_time_goes_on_over_a_kill(workdir):
     assert [ledger.so_far(kind) for kind in ("step", "lost", "init")] == pytest.approx([75, 50, 0])
     shares = ledger.fractions()
     assert shares["other"] == pytest.approx(25 / 150, abs=0.01) and sum(shares.values()) == pytest.approx(1)
+
+
+# ---------------------------------------------------------------- Weights & Biases
+
+
+class FakeWandb(types.ModuleType):
+    """Keeps what it is given."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.runs, self.logged, self.finished = [], [], 0
+
+    def init(self, **how):
+        self.runs.append(how)
+        return self
+
+    def log(self, values, step):
+        self.logged.append((step, values))
+
+    def finish(self):
+        self.finished += 1
+
+
+WANDB = RunConfig(log=LogConfig(tensorboard=False, wandb="my project"))
+
+
+def test_wandb_gets_every_record_of_one_run_across_restarts(workdir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandb())
+    for resume in (0, 10):
+        writer = MetricsWriter(workdir, resume, WANDB)
+        writer.write("train", resume + 10, {"loss": 1.5})
+        writer.write("eval", resume + 10, {"loss": 2.5})
+        writer.close()
+    first, second = fake.runs
+    assert first == second and first["project"] == "my project" and first["resume"] == "allow"
+    assert first["config"]["log.wandb"] == "my project" and first["dir"] == str(workdir)
+    assert fake.logged == [(step, {f"{kind}/loss": v}) for step in (10, 20) for kind, v in (("train", 1.5), ("eval", 2.5))]
+    assert fake.finished == 2 and [r["step"] for r in read_metrics(workdir)] == [10, 10, 20, 20]
+
+
+def test_wandb_that_cannot_start_is_one_line(workdir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandb())
+    monkeypatch.setattr(fake, "init", lambda **_: 1 / 0)
+    with pytest.raises(RunError, match="division by zero; `wandb login`, or set"):
+        MetricsWriter(workdir, 0, WANDB)
+
+
+def test_wandb_is_not_imported_unasked(workdir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    MetricsWriter(workdir, 0, QUIET).close()
+    with pytest.raises(RunError, match="pip install -r requirements-wandb"):
+        MetricsWriter(workdir, 0, WANDB)
 
 
 # ---------------------------------------------------------------- one dispatch late
