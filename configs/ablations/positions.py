@@ -13,8 +13,8 @@ def get_config():
     c = base_config()
     c.model.update(n_layers=2, scan_unroll=2, d_model=128, n_heads=2, context_length=128)
     c.optimizer.update(name="muon", peak_lr=3e-3, schedule="wsd", decay_fraction=0.4, end_lr_fraction=0.0, warmup_steps=20)
-    c.train.update(length="200 steps", batch_size=16)
-    c.eval.update(every=50, max_tokens=10_000)
+    c.train.update(length="200 steps", batch_size=8)
+    c.eval.update(every=100, max_tokens=10_000)
     c.sample.every, c.checkpoint.every = 0, 0
     return c
 
