@@ -67,6 +67,13 @@ class ModelConfig:
     qk_norm_over: str = knob(
         "head", "What qk_norm takes the mean over: each head (Qwen 3), or all heads at once (OLMo 2).", ("head", "projection")
     )
+    layer_pattern: tuple[str, ...] = knob(
+        ("global",), "Kinds of layers, repeated over the depth: local ones see only the window, global ones everything before."
+    )
+    window: int | None = knob(None, "Keys that a token of a local layer sees, its own among them.", low=1)
+    attention_scale: float | None = knob(None, "What scores q k^T are multiplied by; None: 1 / sqrt(head width).", low=0.0)
+    attention_softcap: float = knob(0.0, "Scores become cap * tanh(score / cap) before the softmax (Gemma 2); 0: not.", low=0.0)
+    attention_sinks: bool = knob(False, "One more learned logit in the softmax of each head, for attending to nothing (gpt-oss).")
     bias: bool = knob(False, "Biases in projections and layer norms.")
     qkv_bias: bool | None = knob(None, "Biases on queries, keys and values (Qwen 2: there alone); None: as `bias`.")
     embed_scale: bool = knob(False, "Multiply embeddings by sqrt(d_model) (Gemma).")
@@ -88,7 +95,7 @@ class ModelConfig:
         "Who computes attention in training (ops/attention.py); auto: the fastest for the platform and the shapes.",
         ("auto", "reference", "blocks", "cudnn", "splash"),
     )
-    scan_unroll: int = knob(1, "Layers per iteration of the scan over layers; n_layers unrolls it wholly.", low=1)
+    scan_unroll: int = knob(1, "Periods of layer_pattern per iteration of the scan over them; all of them unroll it.", low=1)
     remat: str = knob(
         "none",
         "What the backward pass recomputes: nothing, whole blocks, or all but matrix products.",
@@ -102,6 +109,15 @@ class ModelConfig:
     @property
     def head_width(self) -> int:
         return self.head_dim or self.d_model // self.n_heads
+
+    @property
+    def periods(self) -> int:
+        return self.n_layers // len(self.layer_pattern)
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Of each layer of one period; None: it sees everything."""
+        return tuple(self.window if kind == "local" else None for kind in self.layer_pattern)
 
     @property
     def gated(self) -> bool:

@@ -7,7 +7,7 @@ import dataclasses
 import math
 
 from gpt4o_jax import config_mixture
-from gpt4o_jax.errors import RunError
+from gpt4o_jax.errors import RunError, did_you_mean
 
 
 def _nearest_divisor(value: int, of: int) -> int:
@@ -83,11 +83,30 @@ def _validate_model(m) -> None:
         _validate_rope(m)
     elif m.rope_scaling != "none":
         raise RunError(f"config.model.rope_scaling={m.rope_scaling} needs positions=rope, got positions={m.positions}")
-    if m.n_layers % m.scan_unroll:
+    _validate_pattern(m)
+
+
+def _validate_pattern(m) -> None:
+    kinds, period = ("global", "local"), len(m.layer_pattern)
+    for kind in m.layer_pattern or ("",):
+        if kind not in kinds:
+            hint = did_you_mean(kind, kinds)
+            raise RunError(f"config.model.layer_pattern={m.layer_pattern}: got {kind!r}, expected {' or '.join(kinds)}{hint}")
+    if m.n_layers % period:
         raise RunError(
-            f"config.model.scan_unroll={m.scan_unroll} does not divide n_layers={m.n_layers};"
-            f" nearest: scan_unroll={_nearest_divisor(m.scan_unroll, m.n_layers)}"
+            f"config.model.n_layers={m.n_layers} is not a multiple of the {period} layers of layer_pattern;"
+            f" nearest: n_layers={_nearest_multiple(m.n_layers, period)}"
         )
+    if m.n_layers // period % m.scan_unroll:
+        of = f"n_layers={m.n_layers}" if period == 1 else f"the {m.n_layers // period} periods of {period} layers"
+        raise RunError(
+            f"config.model.scan_unroll={m.scan_unroll} does not divide {of};"
+            f" nearest: scan_unroll={_nearest_divisor(m.scan_unroll, m.n_layers // period)}"
+        )
+    if "local" in m.layer_pattern and m.window is None:
+        raise RunError("config.model.window=None: local layers in layer_pattern need a width in tokens, such as window=1024")
+    if m.window is not None and "local" not in m.layer_pattern:
+        raise RunError(f"config.model.window={m.window} does nothing without local layers; set layer_pattern=('local',)")
 
 
 def _validate_rope(m) -> None:

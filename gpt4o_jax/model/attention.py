@@ -25,6 +25,7 @@ class Attention(nn.Module):
     config: ModelConfig
     compute: Compute
     output_init: nn.initializers.Initializer
+    window: int | None = None  # keys that a token sees, its own among them; None: all before it
 
     @nn.compact
     def __call__(self, x_BTD, positions_BT, segments_BT, rotation, layer_cache, train: bool):
@@ -57,10 +58,11 @@ class Attention(nn.Module):
         k_BTKH = constrain(k_BTKH, "batch", "seq", "kv_heads", "head_dim")
         v_BTKH = constrain(v_BTKH, "batch", "seq", "kv_heads", "head_dim")
 
+        sinks_N = param(self, "sinks", nn.initializers.zeros, (N,), ("heads",)) if c.attention_sinks else None
         drop = nn.Dropout(c.dropout, deterministic=not train)
         dropout = drop if c.dropout and train else None
         if layer_cache is None:
-            z_BTNH = self._rows(q_BTNH, k_BTKH, v_BTKH, segments_BT, dropout)
+            z_BTNH = self._rows(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N, dropout)
         else:
             valid_BT = segments_BT > 0
             keys = kv.write(layer_cache[0], k_BTKH, positions_BT, valid_BT)
@@ -68,23 +70,35 @@ class Attention(nn.Module):
             layer_cache = (keys, values)
             # A row's slots are filled in order, so whatever lies at or before a query's position is a token of its row.
             slots_BS = jnp.broadcast_to(jnp.arange(keys.shape[1]), keys.shape[:2])
-            mask_BTS = causal_mask(positions_BT, slots_BS, jnp.ones_like(positions_BT), jnp.ones_like(slots_BS))
-            z_BTNH = ops.attention(q_BTNH, keys, values, mask_BTS, self.compute)
+            mask_BTS = causal_mask(positions_BT, slots_BS, jnp.ones_like(positions_BT), jnp.ones_like(slots_BS), self.window)
+            z_BTNH = ops.attention(
+                q_BTNH, keys, values, mask_BTS, self.compute, c.attention_scale, c.attention_softcap or None, sinks_N
+            )
         y_BTD = product("BTNH,NHD->BTD", z_BTNH, o_NHD, self.compute)
         if c.bias:
             y_BTD += param(self, "output_bias", nn.initializers.zeros, (D,), ("embed",))
         return drop(y_BTD), layer_cache
 
-    def _rows(self, q_BTNH, k_BTKH, v_BTKH, segments_BT, dropout):
+    def _rows(self, q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N, dropout):
         """Attention of whole rows to themselves, by the implementation that suits the hardware."""
         c = self.config
-        name = ops.choose(c.attention, self.compute, q_BTNH.shape[1], c.head_width, dropout=dropout is not None)
+        name = ops.choose(
+            c.attention,
+            self.compute,
+            q_BTNH.shape[1],
+            c.head_width,
+            softcap=c.attention_softcap > 0,
+            sinks=c.attention_sinks,
+            dropout=dropout is not None,
+        )
+        knobs = dict(scale=c.attention_scale, window=self.window, softcap=c.attention_softcap or None)
         if name == "reference" or not shards_evenly(q_BTNH, "batch", None, "heads", None):
-            return ops.self_attention("reference", self.compute, q_BTNH, k_BTKH, v_BTKH, segments_BT, None, dropout=dropout)
+            reference = functools.partial(ops.self_attention, "reference", self.compute, **knobs, dropout=dropout)
+            return reference(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N)
         heads, kv_heads = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
-        kernel = functools.partial(ops.self_attention, name, self.compute)
+        kernel = functools.partial(ops.self_attention, name, self.compute, **knobs)
         kernel = per_shard(kernel, [heads, kv_heads, kv_heads, ("batch", None), ("heads",)], heads)
-        return kernel(q_BTNH, k_BTKH, v_BTKH, segments_BT, None)
+        return kernel(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N)
 
     def _normalise(self, name: str, x_BTNH, heads: str):
         """QK-norm of each head, one scale for all (Qwen 3, arXiv:2505.09388), or of all at once (OLMo 2, arXiv:2501.00656)."""

@@ -13,6 +13,8 @@ def parameter_count(c: ModelConfig) -> int:
     per_layer = _matrices_per_layer(c) + norm * (4 if c.norm_position == "sandwich" else 2)
     if c.qk_norm:
         per_layer += 2 * H if c.qk_norm_over == "head" else (N + K) * H
+    if c.attention_sinks:
+        per_layer += N
     if c.biased_qkv:
         per_layer += (N + 2 * K) * H
     if c.bias:
@@ -27,11 +29,12 @@ def _matrices_per_layer(c: ModelConfig) -> int:
 
 
 def forward_flops_per_token(c: ModelConfig, keys: float) -> float:
-    """Operations (a multiply-add is two) of the forward pass for a token that looks at `keys` keys."""
+    """Operations (a multiply-add is two) of the forward pass for a token that looks at `keys` keys, or the window's."""
     matrices = c.n_layers * _matrices_per_layer(c) + c.d_model * c.vocab_size
-    return 2 * matrices + c.n_layers * 4 * c.n_heads * c.head_width * keys
+    seen = c.periods * sum(keys if window is None else min(keys, window) for window in c.windows)
+    return 2 * matrices + 4 * c.n_heads * c.head_width * seen
 
 
 def train_flops_per_token(c: ModelConfig) -> float:
-    """Forward and backward, recomputation not counted, attention over all T keys: the 6N + 12LDT of PaLM (arXiv:2204.02311)."""
+    """Forward and backward, over all T keys, or the window's: the 6N + 12LDT of PaLM (arXiv:2204.02311); remat not counted."""
     return 3 * forward_flops_per_token(c, c.context_length)

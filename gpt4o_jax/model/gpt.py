@@ -5,8 +5,8 @@ B batch, T positions, D model width, V vocabulary, L layers
     hidden_BTD, cache, aux = model.apply({"params": params}, tokens_BT, positions_BT, segments_BT, cache)
     logits_BTV = unembed(params, hidden_BTD, compute)
 
-Parameters are a plain nested dict of float32 arrays; those of the blocks carry a leading
-axis L. `logical_axes(model)` is the tree of the same shape that names every axis.
+Parameters are a plain nested dict of float32 arrays; those of the layers carry a leading
+axis (model/block.py). `logical_axes(model)` is the tree of the same shape that names every axis.
 """
 
 import functools
@@ -16,54 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from gpt4o_jax.config import ModelConfig
-from gpt4o_jax.model.attention import Attention
+from gpt4o_jax.model.block import Shared, layers, make_norm
 from gpt4o_jax.model.cache import Cache
-from gpt4o_jax.model.layers import Norm, normal, param
-from gpt4o_jax.model.mlp import MLP
+from gpt4o_jax.model.layers import normal, param
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.positions import RopeScaling, rotation
 from gpt4o_jax.ops.products import product
 from gpt4o_jax.parallel import constrain
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). Shaped for nn.scan: carry in, carry and cache out.
-
-    norm_position "post": x + norm(attention(x)), x + norm(mlp(x)) (OLMo 2, arXiv:2501.00656); "sandwich":
-    x + norm(attention(norm(x))), x + norm(mlp(norm(x))) (Gemma 2, arXiv:2408.00118). The residual stream itself is never normed.
-    """
-
-    config: ModelConfig
-    compute: Compute
-    train: bool
-
-    @nn.compact
-    def __call__(self, x_BTD, layer_cache, positions_BT, segments_BT, rotation):
-        c = self.config
-        zero = c.output_init == "zero"
-        output_init = nn.initializers.zeros if zero else normal(c.init_std / (2 * c.n_layers) ** 0.5)
-        y_BTD, layer_cache = Attention(c, self.compute, output_init, name="attention")(
-            self._norm("attention_norm", x_BTD, "pre"), positions_BT, segments_BT, rotation, layer_cache, self.train
-        )
-        x_BTD = constrain(x_BTD + self._norm("attention_post_norm", y_BTD, "post"), "batch", "seq", "embed")
-        y_BTD = MLP(c, self.compute, output_init, name="mlp")(self._norm("mlp_norm", x_BTD, "pre"), self.train)
-        return constrain(x_BTD + self._norm("mlp_post_norm", y_BTD, "post"), "batch", "seq", "embed"), layer_cache
-
-    def _norm(self, name: str, x_BTD, position: str):
-        """A norm on the input ("pre") or the output ("post") of a sub-layer, where norm_position wants one there."""
-        if self.config.norm_position not in (position, "sandwich"):
-            return x_BTD
-        return make_norm(self.config, name)(x_BTD)
-
-
-def make_norm(c: ModelConfig, name: str) -> Norm:
-    return Norm(c.norm, c.norm_eps, c.bias, c.norm_unit_offset, name=name)
-
-
-REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
 
 class GPT(nn.Module):
@@ -91,25 +50,13 @@ class GPT(nn.Module):
             x_BTD += jnp.take(param(self, "positions", normal(c.init_std), shape, ("position", "embed")), positions_BT, axis=0)
         x_BTD = constrain(nn.Dropout(c.dropout, deterministic=not train)(x_BTD), "batch", "seq", "embed")
 
-        block = Block
-        if c.remat != "none":
-            block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
-        stack = nn.scan(
-            block,
-            variable_axes={"params": 0, "intermediates": 0},  # the latter for capture_intermediates=True
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=c.n_layers,
-            unroll=c.scan_unroll,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, self.compute, train, name="layers")
-        layer_caches = None if cache is None else (cache.k_LBSKH, cache.v_LBSKH)
         rotations = rotation(positions_BT, c.rotary_width, c.rope_theta, _rope_scaling(c)) if c.positions == "rope" else None
-        x_BTD, layer_caches = stack(x_BTD, layer_caches, positions_BT, segments_BT, rotations)
+        caches = None if cache is None else (cache.k_LBSKH, cache.v_LBSKH)
+        x_BTD, caches = layers(c, self.compute, train, x_BTD, caches, Shared(positions_BT, segments_BT, rotations))
         if not c.tied:  # declared here, used by unembed()
             param(self, "unembedding", normal(c.init_std), (c.d_model, c.vocab_size), ("embed", "vocab"))
         hidden_BTD = make_norm(c, "final_norm")(x_BTD)
-        return hidden_BTD, None if cache is None else Cache(*layer_caches), {}
+        return hidden_BTD, None if cache is None else Cache(*caches), {}
 
 
 def _rope_scaling(c: ModelConfig) -> RopeScaling | None:

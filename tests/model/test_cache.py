@@ -33,6 +33,11 @@ VARIANTS = [dict(zip(CROSS, values, strict=True)) for values in itertools.produc
     dict(rope_scaling="llama3", rope_factor=8.0, rope_original_context=16),
     dict(norm_position="post", norm="rms", qk_norm_over="projection", n_kv_heads=2, mlp="swiglu"),
     dict(norm_position="sandwich", norm="rms", norm_unit_offset=True, embed_scale=True, tied=True, mlp="geglu"),
+    dict(layer_pattern=("local",), window=4),
+    dict(layer_pattern=("local", "global"), window=4, n_layers=4, n_kv_heads=2, scan_unroll=2),
+    dict(layer_pattern=("local", "local", "global"), window=3, n_layers=3, positions="learned"),
+    dict(attention_softcap=1.5, attention_scale=0.7),
+    dict(attention_sinks=True, n_kv_heads=2, layer_pattern=("local", "global"), window=2),
     dict(qkv_bias=True, mlp="gelu_tanh"),
     dict(rope_fraction=0.5, n_kv_heads=2),
 ]

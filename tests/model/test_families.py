@@ -15,14 +15,24 @@ GPT2 = ModelConfig(
 )
 QWEN2 = ModelConfig(**SHAPE, mlp="swiglu", qk_norm=False, qkv_bias=True, tied=True)
 OLMO2 = ModelConfig(**SHAPE, mlp="swiglu", norm_position="post", qk_norm_over="projection")
-GEMMA = ModelConfig(
-    **SHAPE, head_dim=6, mlp="geglu", norm_position="sandwich", norm_unit_offset=True, embed_scale=True, qk_norm=False, tied=True
-)
+GEMMA2 = ModelConfig(
+    **SHAPE, head_dim=6, mlp="geglu", norm_position="sandwich", norm_unit_offset=True, embed_scale=True, qk_norm=False, tied=True,
+    layer_pattern=("local", "global"), window=4, attention_softcap=2.0, attention_scale=0.3,
+)  # fmt: skip
+GPT_OSS = ModelConfig(
+    **SHAPE | dict(n_layers=4), mlp="swiglu", qk_norm=False, bias=True, qkv_bias=True, attention_sinks=True,
+    layer_pattern=("local", "global"), window=4,
+)  # fmt: skip
+MISTRAL = ModelConfig(**SHAPE, mlp="swiglu", qk_norm=False, layer_pattern=("local",), window=3)
 
 
 def layer(params, i):
+    """Of a pattern of two kinds, even layers are block_0 and odd ones block_1."""
+    layers = params["layers"]
+    if "block_0" in layers:
+        layers, i = layers[f"block_{i % 2}"], i // 2
     part = lambda tree: {k: part(v) if isinstance(v, dict) else v[i] for k, v in tree.items()}
-    return part(params["layers"])
+    return part(layers)
 
 
 def rms(x, scale, eps=1e-5):
@@ -49,14 +59,17 @@ def rotate(x, theta=10_000.0):
     return np.concatenate([pairs.real, pairs.imag], axis=-1)
 
 
-def attend(q, k, v, scale=None):
+def attend(q, k, v, scale=None, window=T, cap=None, sinks=None):
     """Heads [T, n, H] -> [T, N, H]; each key/value head serves as many query heads as there are to one."""
     group = q.shape[1] // k.shape[1]
+    ago = np.arange(T)[:, None] - np.arange(T)
     out = []
     for n in range(q.shape[1]):
         scores = q[:, n] @ k[:, n // group].T * (q.shape[-1] ** -0.5 if scale is None else scale)
-        weights = np.exp(np.where(np.tri(T, dtype=bool), scores, -np.inf))
-        out.append(weights / weights.sum(axis=-1, keepdims=True) @ v[:, n // group])
+        scores = scores if cap is None else cap * np.tanh(scores / cap)
+        weights = np.exp(np.where((ago >= 0) & (ago < window), scores, -np.inf))
+        total = weights.sum(axis=-1, keepdims=True) + (0 if sinks is None else np.exp(sinks[n]))
+        out.append(weights / total @ v[:, n // group])
     return np.stack(out, axis=1)
 
 
@@ -108,20 +121,53 @@ def olmo2(params, ids):
     return rms(x, params["final_norm"]["scale"]) @ params["unembedding"]
 
 
-def gemma(params, ids):
-    """arXiv:2408.00118: norms before and after each sub-layer, scales stored as their distance from 1."""
+def gemma2(params, ids):
+    """arXiv:2408.00118: norms before and after each sub-layer, scales stored as their distance from 1, windows in even layers."""
     x = params["embedding"][ids] * np.sqrt(16)
     for i in range(2):
         p = layer(params, i)
         norm = lambda y, name: rms(y, 1 + p[name]["scale"])
         q, k, v = project(norm(x, "attention_norm"), p["attention"], *QKV)
-        x = x + norm(merge(attend(rotate(q), rotate(k), v), p["attention"]), "attention_post_norm")
+        heads = attend(rotate(q), rotate(k), v, scale=0.3, window=(4, T)[i % 2], cap=2.0)
+        x = x + norm(merge(heads, p["attention"]), "attention_post_norm")
         x = x + norm(gated(norm(x, "mlp_norm"), p["mlp"], gelu_tanh), "mlp_post_norm")
     return rms(x, 1 + params["final_norm"]["scale"]) @ params["embedding"].T
 
 
+def mistral(params, ids):
+    """arXiv:2310.06825: a Llama whose tokens see the last three, themselves included."""
+    x = params["embedding"][ids]
+    for i in range(2):
+        p = layer(params, i)
+        q, k, v = project(rms(x, p["attention_norm"]["scale"]), p["attention"], *QKV)
+        x = x + merge(attend(rotate(q), rotate(k), v, window=3), p["attention"])
+        x = x + gated(rms(x, p["mlp_norm"]["scale"]), p["mlp"], silu)
+    return rms(x, params["final_norm"]["scale"]) @ params["unembedding"]
+
+
+def gpt_oss(params, ids):
+    """The attention of arXiv:2508.10925 (biases, sinks, windows in even layers), with a dense feed-forward."""
+    x = params["embedding"][ids]
+    for i in range(4):
+        p = layer(params, i)
+        h = rms(x, p["attention_norm"]["scale"])
+        q, k, v = (y + p["attention"][f"{n}_bias"] for n in QKV for y in project(h, p["attention"], n))
+        heads = attend(rotate(q), rotate(k), v, window=(4, T)[i % 2], sinks=p["attention"]["sinks"])
+        x = x + merge(heads, p["attention"]) + p["attention"]["output_bias"]
+        h, m = rms(x, p["mlp_norm"]["scale"]), p["mlp"]
+        x = x + (silu(h @ m["gate"] + m["gate_bias"]) * (h @ m["up"] + m["up_bias"])) @ m["down"] + m["down_bias"]
+    return rms(x, params["final_norm"]["scale"]) @ params["unembedding"]
+
+
 QKV = ("query", "key", "value")
-FAMILIES = {"gpt2": (GPT2, gpt2), "qwen2": (QWEN2, qwen2), "olmo2": (OLMO2, olmo2), "gemma": (GEMMA, gemma)}
+FAMILIES = {
+    "gpt2": (GPT2, gpt2),
+    "qwen2": (QWEN2, qwen2),
+    "olmo2": (OLMO2, olmo2),
+    "gemma2": (GEMMA2, gemma2),
+    "mistral": (MISTRAL, mistral),
+    "gpt_oss": (GPT_OSS, gpt_oss),
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

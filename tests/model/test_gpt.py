@@ -28,6 +28,7 @@ from gpt4o_jax.training.step import loss_sum
 SMALL = ModelConfig(
     vocab_size=64, context_length=16, n_layers=3, d_model=16, n_heads=4, n_kv_heads=2, output_init="scaled", init_std=0.3
 )
+PATTERN = dict(n_layers=4, layer_pattern=("local", "global"), window=3, attention_sinks=True)
 FLOAT32 = Compute("cpu", "float32")
 
 
@@ -69,9 +70,9 @@ def test_gradients_flow_from_earlier_tokens_of_the_same_document_only(one_device
         assert flows == visible, f"row {row}: the loss at {t} and the token at {s} of row {other}"
 
 
-@pytest.mark.parametrize("positions", ["rope", "learned", "none"])
-def test_a_packed_row_is_its_documents_one_by_one(one_device, positions):
-    model, params = make(positions=positions)
+@pytest.mark.parametrize("changes", [dict(positions=p) for p in ("rope", "learned", "none")] + [PATTERN])
+def test_a_packed_row_is_its_documents_one_by_one(one_device, changes):
+    model, params = make(**changes)
     lengths = [6, 2, 5]
     ids, segments = documents(*lengths)
     packed = make_batch([(np.pad(ids, (0, 4)), np.pad(segments, (0, 4)))])
@@ -96,14 +97,14 @@ CROSSES = {
         n_kv_heads=[None, 2, 1], qk_norm=[False, True], bias=[False, True], positions=["rope", "none"], head_dim=[None, 6]
     ),
     "attention's options": dict(
-        n_kv_heads=[None, 2], qk_norm_over=["head", "projection"], qkv_bias=[None, False, True], bias=[False, True]
+        qk_norm_over=["head", "projection"],
+        qkv_bias=[None, False, True],
+        attention_sinks=[False, True],
+        layer_pattern=[("global",), ("local", "global")],
+        window=[16],
     ),
     "feed-forward and norms": dict(
-        mlp=["gelu", "relu2", "swiglu", "geglu"],
-        norm=["rms", "layer"],
-        bias=[False, True],
-        d_ff=[None, 40],
-        norm_position=["pre", "sandwich"],
+        mlp=["gelu", "relu2", "swiglu", "geglu"], norm=["rms", "layer"], bias=[False, True], norm_position=["pre", "sandwich"]
     ),
     "tables": dict(tied=[False, True], positions=["rope", "learned", "none"], norm=["rms", "layer"], bias=[False, True]),
 }
@@ -148,10 +149,21 @@ def test_training_takes_three_times_the_forward_products(one_device):
     assert flops.train_flops_per_token(model.config) * 2 * 8 == products(program.jaxpr)
 
 
+def test_local_layers_count_the_keys_of_their_window():
+    pure = lambda kind: dataclasses.replace(SMALL, n_layers=4, window=3, layer_pattern=(kind,))
+    wide, narrow = (flops.forward_flops_per_token(pure(kind), keys=8) for kind in ("global", "local"))
+    assert wide - narrow == 4 * (8 - 3) * 4 * SMALL.n_heads * SMALL.head_width
+    mixed = dataclasses.replace(SMALL, n_layers=4, window=3, layer_pattern=("local", "global"))
+    assert flops.forward_flops_per_token(mixed, keys=8) == (wide + narrow) / 2
+    assert flops.forward_flops_per_token(pure("local"), keys=2) == flops.forward_flops_per_token(pure("global"), keys=2)
+
+
 # ---------------------------------------------------------------- axes and sharding
 
 
-@pytest.mark.parametrize("changes", [{}, {"tied": True, "positions": "learned", "bias": True, "norm": "layer", "mlp": "swiglu"}])
+@pytest.mark.parametrize(
+    "changes", [{}, PATTERN, {"tied": True, "positions": "learned", "bias": True, "norm": "layer", "mlp": "swiglu"}]
+)
 def test_every_axis_has_a_name_with_a_rule(one_device, changes):
     model, params = make(**changes)
     axes = gpt.logical_axes(model)
@@ -161,7 +173,7 @@ def test_every_axis_has_a_name_with_a_rule(one_device, changes):
         assert len(names) == leaf.ndim and set(names) <= set(RULES)
         assert leaf.dtype == jnp.float32
         assert (names[0] == "layers") == (path[0].key == "layers")
-        assert path[0].key != "layers" or leaf.shape[0] == model.config.n_layers
+        assert path[0].key != "layers" or leaf.shape[0] == model.config.periods
 
 
 def test_constrain_needs_a_mesh():
@@ -183,17 +195,27 @@ def test_the_program_of_the_model_holds_its_constraints(one_device):
 # ---------------------------------------------------------------- same numbers, other ways
 
 
-def test_remat_and_unrolling_change_no_result(one_device):
+@pytest.mark.parametrize("base, unroll", [({}, 3), (PATTERN, 2)])
+def test_remat_and_unrolling_change_no_result(one_device, base, unroll):
     row = (np.arange(13, dtype=np.int32), np.ones(13, np.int32))
     batch = make_batch([row])
 
     def run(**changes):
-        model, params = make(**changes)
+        model, params = make(**base | changes)
         return jax.jit(jax.value_and_grad(lambda p: loss_sum(model, p, batch, 8)))(params)
 
     wanted = run()
-    for changes in ({"remat": "full"}, {"remat": "dots"}, {"scan_unroll": 3}, {"scan_unroll": 3, "remat": "full"}):
+    for changes in ({"remat": "full"}, {"remat": "dots"}, {"scan_unroll": unroll}, {"scan_unroll": unroll, "remat": "full"}):
         jax.tree.map(close, run(**changes), wanted)
+
+
+def test_a_pattern_with_wide_windows_is_the_model_without(one_device):
+    """Layer l is entry l // P of block_(l % P)."""
+    plain, params = make(n_layers=4)
+    model, _ = make(n_layers=4, layer_pattern=("local", "global"), window=16)
+    blocks = {f"block_{i}": jax.tree.map(lambda x: x[i::2], params["layers"]) for i in range(2)}
+    row = (np.arange(13, dtype=np.int32), np.ones(13, np.int32))
+    close(score(model, {**params, "layers": blocks}, make_batch([row])), score(plain, params, make_batch([row])))
 
 
 # ---------------------------------------------------------------- dropout
