@@ -79,7 +79,16 @@ class ModelConfig:
     embed_scale: bool = knob(False, "Multiply embeddings by sqrt(d_model) (Gemma).")
     tied: bool = knob(False, "Use the embedding table, transposed, as the output head.")
     dropout: float = knob(0.0, "Dropout on embeddings, attention weights and sub-layer outputs.", low=0.0, high=0.99)
+    logit_softcap: float = knob(0.0, "Logits z become softcap * tanh(z / softcap), as in Gemma 2 with 30; 0: off.", low=0.0)
     init_std: float = knob(0.02, "Standard deviation of the normal initialisation.", low=0.0)
+    mup_base_width: int = knob(
+        0,
+        "muP: the d_model whose learning rates and init_std hold at this width too (arXiv:2203.03466); 0: off.",
+        low=0,
+    )
+    mup_base_head_dim: int | None = knob(
+        None, "muP: head width of the base model; None: this model's, so that a wider one has more heads.", low=1
+    )
     output_init: str = knob(
         "zero",
         "Projections that write to the residual stream: zeros, or init_std / sqrt(2 * n_layers).",
@@ -140,6 +149,23 @@ class ModelConfig:
     @property
     def ff_width(self) -> int:
         return self.d_ff or 4 * self.d_model
+
+    @property
+    def width_ratio(self) -> float:
+        """muP: base width / width, by which logits and Adam's learning rate of hidden matrices are multiplied; else 1."""
+        return self.mup_base_width / self.d_model if self.mup_base_width else 1.0
+
+    @property
+    def score_scale(self) -> float | None:
+        """attention_scale; under muP as 1 / head width, which at the base's head width is the usual 1 / sqrt."""
+        if self.attention_scale is None and self.mup_base_width:
+            return (self.mup_base_head_dim or self.head_width) ** 0.5 / self.head_width
+        return self.attention_scale
+
+    @property
+    def hidden_std(self) -> float:
+        """Standard deviation of hidden matrices at the start: under muP the variance is as 1 / fan-in."""
+        return self.init_std * self.width_ratio**0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +250,7 @@ class TrainConfig:
     batch_size: int = knob(8, "Rows of the global batch.", low=1)
     accumulate: int = knob(1, "Micro-batches that one step is computed in; divides batch_size.", low=1)
     steps_per_dispatch: int = knob(10, "Optimizer steps compiled into one call; cadences are multiples of it.", low=1)
+    z_loss: float = knob(0.0, "Weight of the squared log-normaliser in the objective (PaLM: 1e-4); 0: off.", low=0.0)
     loss_chunk: int = knob(512, "Positions of a row whose logits exist at once in the loss.", low=1)
     max_skipped_in_a_row: int = knob(10, "Stop as diverged after this many non-finite steps in a row.", low=1)
 

@@ -83,6 +83,15 @@ def _validate_model(m) -> None:
         _validate_rope(m)
     elif m.rope_scaling != "none":
         raise RunError(f"config.model.rope_scaling={m.rope_scaling} needs positions=rope, got positions={m.positions}")
+    if m.mup_base_head_dim and not m.mup_base_width:
+        raise RunError(
+            f"config.model.mup_base_head_dim={m.mup_base_head_dim} does nothing without muP; set mup_base_width, or leave it None"
+        )
+    if m.mup_base_head_dim and m.attention_scale is not None:
+        raise RunError(
+            f"config.model.mup_base_head_dim={m.mup_base_head_dim} does nothing with attention_scale={m.attention_scale:g};"
+            " set one of them to None"
+        )
     _validate_pattern(m)
 
 

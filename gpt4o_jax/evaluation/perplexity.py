@@ -51,7 +51,8 @@ def _scorer(model: GPT, loss_chunk: int):
 
     def score(params, batch: Batch):
         hidden_BTD, _, _ = model.apply({"params": params}, batch.tokens, batch.positions, batch.segments)
-        nll_BT, first_BT = token_scores(hidden_BTD, unembedding(params), batch.targets, loss_chunk, model.compute)
+        how = (loss_chunk, model.compute, model.config.logit_softcap)
+        nll_BT, first_BT = token_scores(hidden_BTD, unembedding(params), batch.targets, *how)
         return jnp.sum(nll_BT * batch.weights, axis=1), jnp.sum(first_BT * batch.weights, axis=1)
 
     return jax.jit(score)

@@ -35,7 +35,7 @@ class Attention(nn.Module):
         """
         c = self.config
         D, N, K, H = c.d_model, c.n_heads, c.kv_heads, c.head_width
-        init = normal(c.init_std)
+        init = normal(c.hidden_std)
         q_DNH = param(self, "query", init, (D, N, H), ("embed", "heads", "head_dim"))
         k_DKH = param(self, "key", init, (D, K, H), ("embed", "kv_heads", "head_dim"))
         v_DKH = param(self, "value", init, (D, K, H), ("embed", "kv_heads", "head_dim"))
@@ -72,7 +72,7 @@ class Attention(nn.Module):
             slots_BS = jnp.broadcast_to(jnp.arange(keys.shape[1]), keys.shape[:2])
             mask_BTS = causal_mask(positions_BT, slots_BS, jnp.ones_like(positions_BT), jnp.ones_like(slots_BS), self.window)
             z_BTNH = ops.attention(
-                q_BTNH, keys, values, mask_BTS, self.compute, c.attention_scale, c.attention_softcap or None, sinks_N
+                q_BTNH, keys, values, mask_BTS, self.compute, c.score_scale, c.attention_softcap or None, sinks_N
             )
         y_BTD = product("BTNH,NHD->BTD", z_BTNH, o_NHD, self.compute)
         if c.bias:
@@ -91,7 +91,7 @@ class Attention(nn.Module):
             sinks=c.attention_sinks,
             dropout=dropout is not None,
         )
-        knobs = dict(scale=c.attention_scale, window=self.window, softcap=c.attention_softcap or None)
+        knobs = dict(scale=c.score_scale, window=self.window, softcap=c.attention_softcap or None)
         if name == "reference" or not shards_evenly(q_BTNH, "batch", None, "heads", None):
             reference = functools.partial(ops.self_attention, "reference", self.compute, **knobs, dropout=dropout)
             return reference(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N)

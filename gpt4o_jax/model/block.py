@@ -42,7 +42,7 @@ class Block(nn.Module):
     def __call__(self, x_BTD, layer_cache, shared: Shared):
         c = self.config
         zero = c.output_init == "zero"
-        output_init = nn.initializers.zeros if zero else normal(c.init_std / (2 * c.n_layers) ** 0.5)
+        output_init = nn.initializers.zeros if zero else normal(c.hidden_std / (2 * c.n_layers) ** 0.5)
         y_BTD, layer_cache = Attention(c, self.compute, output_init, self.window, name="attention")(
             self._norm("attention_norm", x_BTD, "pre"), *shared, layer_cache, self.train
         )

@@ -3,7 +3,7 @@
 B batch, T positions, D model width, V vocabulary, L layers
 
     hidden_BTD, cache, aux = model.apply({"params": params}, tokens_BT, positions_BT, segments_BT, cache)
-    logits_BTV = unembed(params, hidden_BTD, compute)
+    logits_BTV = unembed(model, params, hidden_BTD)
 
 Parameters are a plain nested dict of float32 arrays; those of the layers carry a leading
 axis (model/block.py). `logical_axes(model)` is the tree of the same shape that names every axis.
@@ -20,8 +20,8 @@ from gpt4o_jax.model.block import Shared, layers, make_norm
 from gpt4o_jax.model.cache import Cache
 from gpt4o_jax.model.layers import normal, param
 from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.ops.cross_entropy import capped_logits
 from gpt4o_jax.ops.positions import RopeScaling, rotation
-from gpt4o_jax.ops.products import product
 from gpt4o_jax.parallel import constrain
 
 
@@ -38,13 +38,14 @@ class GPT(nn.Module):
         tokens_BT, positions_BT, segments_BT: int32; positions count within each segment, segment 0 is padding.
         cache: None, or what `empty_cache` or the last call returned; then segments only tell tokens from padding.
         train: applies dropout, with the rng stream "dropout".
-        Returns (hidden_BTD float32 after the final norm, the cache with these tokens in it, auxiliary losses by name).
+        Returns (hidden_BTD float32, what the head reads: after the final norm, under muP times base width / width; cache with
+        these tokens in it, auxiliary losses by name).
         """
         c = self.config
         table_VD = param(self, "embedding", normal(c.init_std), (c.vocab_size, c.d_model), ("vocab", "embed"))
         x_BTD = jnp.take(table_VD, tokens_BT, axis=0)
         if c.embed_scale:
-            x_BTD *= c.d_model**0.5
+            x_BTD *= (c.d_model * c.width_ratio) ** 0.5  # under muP as in the base model
         if c.positions == "learned":
             shape = (c.context_length, c.d_model)
             x_BTD += jnp.take(param(self, "positions", normal(c.init_std), shape, ("position", "embed")), positions_BT, axis=0)
@@ -56,6 +57,8 @@ class GPT(nn.Module):
         if not c.tied:  # declared here, used by unembed()
             param(self, "unembedding", normal(c.init_std), (c.d_model, c.vocab_size), ("embed", "vocab"))
         hidden_BTD = make_norm(c, "final_norm")(x_BTD)
+        if c.mup_base_width:  # muP's multiplier of the logits, here so that whoever reads them finds it applied
+            hidden_BTD *= c.width_ratio
         return hidden_BTD, None if cache is None else Cache(*caches), {}
 
 
@@ -70,9 +73,9 @@ def unembedding(params) -> jax.Array:
     return params["unembedding"] if "unembedding" in params else params["embedding"].T
 
 
-def unembed(params, hidden_BTD: jax.Array, compute: Compute) -> jax.Array:
+def unembed(model: GPT, params, hidden_BTD: jax.Array) -> jax.Array:
     """Logits [B, T, V], float32."""
-    return product("BTD,DV->BTV", hidden_BTD, unembedding(params), compute)
+    return capped_logits(hidden_BTD, unembedding(params), model.compute, model.config.logit_softcap)
 
 
 def init(model: GPT, key: jax.Array) -> dict:

@@ -44,7 +44,7 @@ class MLP(nn.Module):
         return nn.Dropout(c.dropout, deterministic=not train)(y_BTD)
 
     def _in(self, name: str, x_BTD: jax.Array, D: int, F: int) -> jax.Array:
-        w_DF = param(self, name, normal(self.config.init_std), (D, F), ("embed", "mlp"))
+        w_DF = param(self, name, normal(self.config.hidden_std), (D, F), ("embed", "mlp"))
         y_BTF = product("BTD,DF->BTF", x_BTD, w_DF, self.compute)
         if self.config.bias:
             y_BTF += param(self, f"{name}_bias", nn.initializers.zeros, (F,), ("mlp",))

@@ -121,7 +121,7 @@ def _functions(model: GPT, sampling: Sampling, B: int, T: int, S: int, vocab_siz
     banned[EOS] = False
 
     def pick(params, hidden_BD, keys_B, positions_B):
-        logits_BV = unembed(params, hidden_BD[:, None], model.compute)[:, 0]
+        logits_BV = unembed(model, params, hidden_BD[:, None])[:, 0]
         logits_BV = jnp.where(banned, -jnp.inf, logits_BV)
         keys_B = jax.vmap(jax.random.fold_in)(keys_B, positions_B)
         token_B = choose(logits_BV, keys_B, sampling)

@@ -182,12 +182,14 @@ class _Logger:
         guards.check_divergence(int(m["skipped_in_a_row"].max()), step, self._config.train.max_skipped_in_a_row)
         if step % self._config.log.every and step != self._last_step:
             return
-        nats = float(np.sum(m["loss"] * m["weight"]))
+        total = lambda name: float(np.sum(m[name] * m["weight"]))
+        nats, weight = total("loss"), max(float(m["weight"].sum()), 1.0)
         (seen, busy_then), busy_now = self._window, self._ledger.so_far("step", "data")
         self._window = (step, busy_now)
         steps_per_second = (step - seen) / max(busy_now - busy_then, 1e-9)
         record = {
-            "loss": nats / max(float(m["weight"].sum()), 1.0),
+            "loss": nats / weight,
+            **{name: total(name) / weight for name in m if name.endswith("_loss")},  # what else is minimised
             "bits_per_byte": nats / math.log(2) / max(float(m["bytes"].sum()), 1.0),
             "grad_norm": float(m["grad_norm"].mean()),
             "update_norm": float(m["update_norm"].mean()),

@@ -15,14 +15,21 @@ from gpt4o_jax.training.matrices import hidden_matrix, is_names
 from gpt4o_jax.training.muon import scale_by_muon
 
 
-def make_optimizer(config: OptimizerConfig, axes, dtype=jnp.float32) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(
+    config: OptimizerConfig, axes, dtype=jnp.float32, width_ratio: float = 1.0
+) -> optax.GradientTransformationExtraArgs:
     """Clipping by the global norm, then what config.name says.
 
     axes: tree of the parameters' logical axis names (model.gpt.logical_axes). dtype: operands of Muon's products.
+    width_ratio: muP's base width / width. Adam's learning rate of hidden matrices is multiplied by it (arXiv:2203.03466,
+    Table 8), and so is that of the others whose updates are as large as Adam's, entry by entry: Lion, Adafactor.
+    Weight decay is not, so that its strength does not depend on the width (arXiv:2407.17465). Muon's needs no factor:
+    its updates have a spectral norm of sqrt(fan-out / fan-in) up to a constant, which is what feature learning asks for
+    at any width (arXiv:2310.17813), as long as the matrices keep their proportions.
     update(grads, state, params, lr_factor=f) multiplies the learning rate of that one step by f.
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(clip, OPTIMIZERS[config.name](config, axes, dtype))
+    return optax.chain(clip, OPTIMIZERS[config.name](config, axes, dtype, width_ratio))
 
 
 def eval_params(config: OptimizerConfig, state):
@@ -32,21 +39,21 @@ def eval_params(config: OptimizerConfig, state):
     return state.params if state.ema is None else state.ema
 
 
-# ---------------------------------------------------------------- (config, axes, dtype of Muon's products) -> transformation
+# ---------------------------------------------------------------- (config, axes, dtype, width_ratio) -> transformation
 
 
-def _adamw(config, axes, dtype):
+def _adamw(config, axes, dtype, width_ratio):
     direction = optax.scale_by_adam(config.b1, config.b2, config.eps)
-    return optax.chain(direction, _decay(config, axes), optax.scale(-config.peak_lr), _scale_by_factor())
+    return optax.chain(direction, _decay(config, axes, width_ratio), optax.scale(-config.peak_lr), _scale_by_factor())
 
 
-def _lion(config, axes, dtype):
+def _lion(config, axes, dtype, width_ratio):
     """The sign of a momentum (arXiv:2302.06675): of AdamW's state only one moment."""
     direction = optax.scale_by_lion(config.b1, config.b2)
-    return optax.chain(direction, _decay(config, axes), optax.scale(-config.peak_lr), _scale_by_factor())
+    return optax.chain(direction, _decay(config, axes, width_ratio), optax.scale(-config.peak_lr), _scale_by_factor())
 
 
-def _adafactor(config, axes, dtype):
+def _adafactor(config, axes, dtype, width_ratio):
     """Second moments as row and column means (arXiv:1804.04235), updates not scaled by the size of the weights.
 
     As in Scaling Vision Transformers (arXiv:2106.04560, 3.4), a learning rate then means what AdamW's does, and a
@@ -54,10 +61,10 @@ def _adafactor(config, axes, dtype):
     """
     direction = factored_direction(axes)
     momentum = optax.ema(config.b1, debias=False) if config.b1 else optax.identity()
-    return optax.chain(direction, momentum, _decay(config, axes), optax.scale(-config.peak_lr), _scale_by_factor())
+    return optax.chain(direction, momentum, _decay(config, axes, width_ratio), optax.scale(-config.peak_lr), _scale_by_factor())
 
 
-def _schedule_free(config, axes, dtype):
+def _schedule_free(config, axes, dtype, width_ratio):
     """AdamW without momentum, and an average in its place that makes a decaying learning rate unnecessary (arXiv:2405.15682).
 
     The parameters are the points where gradients are taken; `eval_params` gives the average.
@@ -65,7 +72,7 @@ def _schedule_free(config, axes, dtype):
 
     def at(learning_rate):
         direction = optax.scale_by_rms(config.b2, config.eps, eps_in_sqrt=False, bias_correction=True)
-        base = optax.chain(direction, _decay(config, axes), optax.scale(-learning_rate))
+        base = optax.chain(direction, _decay(config, axes, width_ratio), optax.scale(-learning_rate))
         return optax.contrib.schedule_free(base, learning_rate, config.b1)
 
     def update(grads, state, params=None, *, lr_factor=1.0, **_):
@@ -78,7 +85,7 @@ def _schedule_free(config, axes, dtype):
 _schedule_free_average = jax.jit(optax.contrib.schedule_free_eval_params)
 
 
-def _muon(config, axes, dtype):
+def _muon(config, axes, dtype, width_ratio):
     """Muon for hidden matrices, AdamW for the rest."""
     matrices = jax.tree.map(lambda names: hidden_matrix(names) or optax.MaskedNode(), axes, is_leaf=is_names)
     muon = optax.chain(
@@ -87,14 +94,19 @@ def _muon(config, axes, dtype):
         optax.scale(-config.muon_lr),
         _scale_by_factor(),
     )
-    return optax.partition({"muon": muon, "adamw": _adamw(config, axes, dtype)}, optimizer_labels(axes))
+    return optax.partition({"muon": muon, "adamw": _adamw(config, axes, dtype, 1.0)}, optimizer_labels(axes))
 
 
 OPTIMIZERS = {"adamw": _adamw, "muon": _muon, "lion": _lion, "adafactor": _adafactor, "schedule_free": _schedule_free}
 
 
-def _decay(config, axes):
-    return optax.add_decayed_weights(config.weight_decay, decay_mask(config, axes))
+def _decay(config, axes, width_ratio):
+    """muP's factor of hidden matrices, then weight decay."""
+    decay = optax.add_decayed_weights(config.weight_decay, decay_mask(config, axes))
+    if width_ratio == 1.0:
+        return decay
+    factors = jax.tree.map(lambda names: width_ratio if hidden_matrix(names) else 1.0, axes, is_leaf=is_names)
+    return optax.chain(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors)), decay)
 
 
 def _scale_by_factor() -> optax.GradientTransformationExtraArgs:

@@ -66,7 +66,7 @@ def build(config: RunConfig, mesh: jax.sharding.Mesh) -> Program:
     model = gpt.GPT(m, compute)
     with jax.set_mesh(mesh):
         axes = gpt.logical_axes(model)
-        optimizer = make_optimizer(config.optimizer, axes, compute.operand)
+        optimizer = make_optimizer(config.optimizer, axes, compute.operand, m.width_ratio)
         batch_sharding = jax.sharding.NamedSharding(mesh, parallel.spec((None, "batch", "seq")))
         program = Program(config, mesh, model, attention, optimizer, None, None, batch_sharding)
         shapes = jax.eval_shape(program._create, jax.random.key(0))

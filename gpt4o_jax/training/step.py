@@ -3,8 +3,6 @@
 K steps per dispatch, A micro-batches per step, B rows, T positions
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +17,11 @@ from gpt4o_jax.training.schedules import schedule_factor
 from gpt4o_jax.training.state import TrainState
 
 
-def loss_sum(model: GPT, params, batch: Batch, loss_chunk: int, key=None) -> jax.Array:
-    """Sum of weight * negative log-likelihood over a batch [B, T], in nats. key: enables dropout."""
+def loss_sum(model: GPT, params, batch: Batch, loss_chunk: int, key=None, z_loss: float = 0.0):
+    """(what is minimised, its parts by name), summed over the weighted targets of a batch [B, T]. key: enables dropout.
+
+    Parts: "loss", the negative log-likelihood in nats; "z_loss" where its coefficient is not 0. Differentiate the first.
+    """
     train = key is not None and model.config.dropout > 0
     hidden_BTD, _, _ = model.apply(
         {"params": params},
@@ -30,33 +31,38 @@ def loss_sum(model: GPT, params, batch: Batch, loss_chunk: int, key=None) -> jax
         train=train,
         rngs={"dropout": key} if train else {},
     )
-    return cross_entropy(hidden_BTD, unembedding(params), batch.targets, batch.weights, loss_chunk, model.compute)
+    how = (loss_chunk, model.compute, model.config.logit_softcap, z_loss)
+    sums = cross_entropy(hidden_BTD, unembedding(params), batch.targets, batch.weights, *how)
+    return sums.total, {"loss": sums.nll} | ({"z_loss": sums.z_loss} if z_loss else {})
 
 
 def gradients(model: GPT, params, batch: Batch, config: RunConfig, key: jax.Array):
-    """(mean loss per weighted target, its gradient, sum of weights), over train.accumulate micro-batches.
+    """(mean parts of the loss per weighted target, gradient of the whole, sum of weights), over train.accumulate micro-batches.
 
     Sums are divided once, by the weight of the whole batch: unevenly padded micro-batches count by their tokens.
     """
     A = config.train.accumulate
     # Row i goes to micro-batch i % A, so that every micro-batch has rows of every data shard.
     micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, A, *x.shape[1:]), 1, 0), batch)
-    grad = jax.value_and_grad(functools.partial(loss_sum, model), argnums=0)
+    t = config.train
+    grad = jax.grad(lambda p, b, k: loss_sum(model, p, b, t.loss_chunk, k, t.z_loss), has_aux=True)
 
     def add(carry, xs):
         index, part = xs
         part = jax.tree.map(lambda x: parallel.constrain(x, "batch", "seq"), part)
-        new = grad(params, part, config.train.loss_chunk, jax.random.fold_in(key, index))
+        new = grad(params, part, jax.random.fold_in(key, index))
         return jax.tree.map(jnp.add, carry, new), None
 
     if A == 1:
-        total, grads = grad(params, batch, config.train.loss_chunk, key)
+        grads, parts = grad(params, batch, key)
     else:
-        zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
-        (total, grads), _ = jax.lax.scan(add, zero, (jnp.arange(A), micro))
+        first = jax.tree.map(lambda x: x[0], micro)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, params, first, key))
+        (grads, parts), _ = jax.lax.scan(add, zero, (jnp.arange(A), micro))
     weight = jnp.sum(batch.weights)
     scale = 1 / jnp.maximum(weight, 1)
-    return total * scale, jax.tree.map(lambda g: g * scale, grads), weight
+    parts, grads = jax.tree.map(lambda x: x * scale, (parts, grads))
+    return parts, grads, weight
 
 
 def make_step(
@@ -66,7 +72,7 @@ def make_step(
     bytes_V = jnp.asarray(byte_lengths, jnp.float32)
 
     def one_step(state: TrainState, batch: Batch):
-        loss, grads, weight = gradients(model, state.params, batch, config, jax.random.fold_in(state.rng, state.step))
+        losses, grads, weight = gradients(model, state.params, batch, config, jax.random.fold_in(state.rng, state.step))
         grad_norm = optax.tree.norm(grads)
         factor = schedule_factor(config.optimizer, total_steps, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, lr_factor=factor)
@@ -77,7 +83,7 @@ def make_step(
             ema = jax.tree.map(lambda e, p: e * decay + p * (1 - decay), ema, params)
 
         # A non-finite step changes nothing but the counters: the data moves on.
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        finite = jnp.isfinite(losses["loss"]) & jnp.isfinite(grad_norm)
         old, new = (state.params, state.opt_state, state.ema), (params, opt_state, ema)
         params, opt_state, ema = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         skipped = jnp.where(finite, 0, 1)
@@ -91,7 +97,7 @@ def make_step(
             skipped_in_a_row=(state.skipped_in_a_row + skipped) * skipped,
         )
         metrics = {
-            "loss": loss,
+            **losses,
             "weight": weight,
             "bytes": jnp.sum(bytes_V[batch.targets] * batch.weights),
             "grad_norm": grad_norm,

@@ -23,7 +23,9 @@ TEXTS = ["naïve €5 fits", "x", "", "a much longer text, over several windows 
 TOKENIZER = byte_tokenizer()
 DOCUMENTS = [text_document(text, TOKENIZER) for text in TEXTS]
 SHAPE = dict(vocab_size=288, context_length=T, n_layers=1, d_model=16, n_heads=2)
-MODEL = gpt.GPT(ModelConfig(**SHAPE, positions="learned", output_init="scaled", init_std=0.5), Compute("cpu", "float32"))
+MODEL = gpt.GPT(
+    ModelConfig(**SHAPE, positions="learned", output_init="scaled", init_std=0.5, logit_softcap=3.0), Compute("cpu", "float32")
+)
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def brute_force(params, stride):
     index = np.broadcast_to(np.arange(T), tokens.shape)
     hidden, _, _ = jax.jit(lambda *x: MODEL.apply({"params": params}, *x))(tokens, index, (index < lengths[:, None]).astype(int))
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-    logprobs = np.asarray(jax.nn.log_softmax(gpt.unembed(params, last, MODEL.compute)[:, 0]), np.float64)
+    logprobs = np.asarray(jax.nn.log_softmax(gpt.unembed(MODEL, params, last)[:, 0]), np.float64)
     nats = -logprobs[np.arange(len(targets)), targets].sum()
     return nats, int(np.sum(logprobs.argmax(axis=1) == targets)), len(targets)
 

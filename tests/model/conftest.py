@@ -31,7 +31,7 @@ def run(one_device):
         @jax.jit
         def forward(params):
             out, inside = model.apply({"params": params}, tokens, positions, np.ones_like(tokens), capture_intermediates=True)
-            return gpt.unembed(params, out[0], FLOAT32), inside["intermediates"]
+            return gpt.unembed(model, params, out[0]), inside["intermediates"]
 
         logits, inside = forward(params)
         return jax.tree.map(lambda x: x.astype(np.float64), params), tokens, logits, inside

@@ -84,7 +84,7 @@ def test_a_packed_row_is_its_documents_one_by_one(one_device, changes):
     for n, end, loss in zip(lengths, ends, wanted, strict=True):
         np.testing.assert_allclose(np.sum(per_token[end - n : end - 1]), loss, rtol=1e-5)
     only_text = dataclasses.replace(packed, weights=packed.weights * (packed.segments > 0))
-    total = jax.jit(lambda p, b: loss_sum(model, p, b, 5))(params, only_text)
+    total = jax.jit(lambda p, b: loss_sum(model, p, b, 5)[0])(params, only_text)
     np.testing.assert_allclose(total, np.sum(wanted), rtol=1e-5)
 
 
@@ -124,7 +124,7 @@ def test_counts_are_exact(one_device, cross):
 
 def logits(model, params, tokens):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return gpt.unembed(params, model.apply({"params": params}, tokens, positions, jnp.ones_like(tokens))[0], FLOAT32)
+    return gpt.unembed(model, params, model.apply({"params": params}, tokens, positions, jnp.ones_like(tokens))[0])
 
 
 def products(jaxpr) -> int:
@@ -145,7 +145,7 @@ def test_training_takes_three_times_the_forward_products(one_device):
     """Without remat: the loss and its gradient, all T keys counted for every token."""
     model, params = make(context_length=8, attention="reference")  # the others skip hidden keys, or compute scores again
     row = (np.arange(9, dtype=np.int32), np.ones(9, np.int32))
-    program = jax.make_jaxpr(jax.value_and_grad(lambda p: loss_sum(model, p, make_batch([row, row]), 8)))(params)
+    program = jax.make_jaxpr(jax.value_and_grad(lambda p: loss_sum(model, p, make_batch([row, row]), 8)[0]))(params)
     assert flops.train_flops_per_token(model.config) * 2 * 8 == products(program.jaxpr)
 
 
@@ -202,7 +202,7 @@ def test_remat_and_unrolling_change_no_result(one_device, base, unroll):
 
     def run(**changes):
         model, params = make(**base | changes)
-        return jax.jit(jax.value_and_grad(lambda p: loss_sum(model, p, batch, 8)))(params)
+        return jax.jit(jax.value_and_grad(lambda p: loss_sum(model, p, batch, 8)[0]))(params)
 
     wanted = run()
     for changes in ({"remat": "full"}, {"remat": "dots"}, {"scan_unroll": unroll}, {"scan_unroll": unroll, "remat": "full"}):

@@ -24,7 +24,14 @@ PIECES = [b"a", b"b", b"c", b"ab", b"ba", b"cab", b" ", b"\xc3", b"\xa9", b"\xe2
 TOKENIZER = Tokenizer("test", [b""] * RESERVED + PIECES, b"", lambda text: [RESERVED + PIECES.index(c.encode()) for c in text])
 LIMIT = 64
 CONFIG = ModelConfig(
-    vocab_size=TOKENIZER.vocab_size, context_length=LIMIT, n_layers=2, d_model=16, n_heads=2, output_init="scaled", init_std=0.5
+    vocab_size=TOKENIZER.vocab_size,
+    context_length=LIMIT,
+    n_layers=2,
+    d_model=16,
+    n_heads=2,
+    output_init="scaled",
+    init_std=0.5,
+    logit_softcap=3.0,
 )
 MODEL = gpt.GPT(CONFIG, Compute("cpu", "float32"))
 PROMPTS = [[BOS, 40], [BOS, 33, 35, 41, 36, 32, 37], [BOS], [BOS, *[34] * 20]]
@@ -45,7 +52,7 @@ def next_logits(params):
     def full(tokens, length):
         index = jnp.arange(LIMIT)[None]
         hidden, _, _ = MODEL.apply({"params": params}, tokens, index, (index < length).astype(jnp.int32))
-        logits = gpt.unembed(params, hidden, MODEL.compute)[0, length - 1]
+        logits = gpt.unembed(MODEL, params, hidden)[0, length - 1]
         return jnp.where((jnp.arange(logits.size) < RESERVED) & (jnp.arange(logits.size) != EOS), -jnp.inf, logits)
 
     return lambda ids: full(np.pad(np.array(ids, np.int32), (0, LIMIT - len(ids)))[None], len(ids))

@@ -73,13 +73,13 @@ def test_accumulation_changes_no_gradient(start):
         config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, accumulate=accumulate))
         return jax.jit(lambda p: gradients(MODEL, p, batch, config, jax.random.key(0)))(params)
 
-    loss, grads, weight = run(1)
-    total = jax.jit(lambda p: loss_sum(MODEL, p, batch, T))(params)
-    np.testing.assert_allclose(loss, total / batch.weights.sum(), rtol=1e-6)
+    losses, grads, weight = run(1)
+    total = jax.jit(lambda p: loss_sum(MODEL, p, batch, T)[0])(params)
+    np.testing.assert_allclose(losses["loss"], total / batch.weights.sum(), rtol=1e-6)
     assert weight == batch.weights.sum()
     for accumulate in (2, 4):
-        other_loss, other, other_weight = run(accumulate)
-        np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
+        other_losses, other, other_weight = run(accumulate)
+        np.testing.assert_allclose(other_losses["loss"], losses["loss"], rtol=1e-6)
         assert other_weight == weight
         jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=1e-5 * np.abs(a).max(), rtol=0), grads, other)
 
@@ -135,9 +135,9 @@ def test_metrics_say_what_happened(start):
     after, metrics = step(state, data)
     np.testing.assert_array_equal(metrics["weight"], data.weights.sum(axis=(1, 2)))
     np.testing.assert_array_equal(metrics["bytes"], (BYTES[data.targets] * data.weights).sum(axis=(1, 2)))
-    loss, grads, _ = jax.jit(lambda p: gradients(MODEL, p, part(data, 0), CONFIG, jax.random.key(0)))(state.params)
+    losses, grads, _ = jax.jit(lambda p: gradients(MODEL, p, part(data, 0), CONFIG, jax.random.key(0)))(state.params)
     norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
-    np.testing.assert_allclose([metrics["loss"][0], metrics["grad_norm"][0]], [loss, norm], rtol=1e-5)
+    np.testing.assert_allclose([metrics["loss"][0], metrics["grad_norm"][0]], [losses["loss"], norm], rtol=1e-5)
     first, _ = step(state, part(data, np.s_[:1]))
     moved = sum(np.sum(np.square(a - b)) for a, b in zip(*map(jax.tree.leaves, (first.params, state.params)), strict=True))
     np.testing.assert_allclose(metrics["update_norm"][0], np.sqrt(moved), rtol=1e-4)
@@ -153,3 +153,25 @@ def test_every_buffer_of_the_state_can_be_donated(start):
     assert compiled.memory_analysis().alias_size_in_bytes >= size
     compiled(state, batches(1))
     assert all(x.is_deleted() for x in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_z_loss_is_minimised_and_told_apart(start, accumulate):
+    """loss stays the negative log-likelihood; the gradient is that of both, as autodiff finds it on dense logits."""
+    params, batch, z = start[0].params, part(batches(1), 0), 0.1
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, z_loss=z, accumulate=accumulate))
+
+    def dense(p):
+        hidden, _, _ = MODEL.apply({"params": p}, batch.tokens, batch.positions, batch.segments)
+        logits = hidden @ p["unembedding"]
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        nll = normaliser - jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
+        mean = lambda x: jnp.sum(x * batch.weights) / batch.weights.sum()
+        return mean(nll) + mean(z * normaliser**2), {"loss": mean(nll), "z_loss": mean(z * normaliser**2)}
+
+    with jax.set_mesh(parallel.make_mesh(devices=jax.devices()[:1])):
+        losses, grads, _ = jax.jit(lambda p: gradients(MODEL, p, batch, config, jax.random.key(0)))(params)
+        wanted, parts = jax.jit(jax.grad(dense, has_aux=True))(params)
+    assert set(losses) == {"loss", "z_loss"}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), losses, parts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=1e-5 * np.abs(a).max(), rtol=0), wanted, grads)

@@ -1,0 +1,128 @@
+"""muP: what the width changes in a model and its optimizer, formula by formula.
+
+Tensor Programs V, arXiv:2203.03466, Table 8. B batch, T positions, D model width
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt4o_jax.config import ModelConfig, OptimizerConfig
+from gpt4o_jax.model import gpt
+from gpt4o_jax.model.cache import empty_cache
+from gpt4o_jax.ops import attention as ops
+from gpt4o_jax.ops.attention import attention
+from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.training.matrices import hidden_matrix
+from gpt4o_jax.training.optimizer import OPTIMIZERS, make_optimizer
+
+FLOAT32 = Compute("cpu", "float32")
+B, T, V = 4, 16, 64
+
+
+def model_of(width: int, base: int = 0, **more) -> gpt.GPT:
+    shape = dict(vocab_size=V, context_length=T, n_layers=2, d_model=width, n_heads=width // 16, output_init="scaled")
+    return gpt.GPT(ModelConfig(**(shape | {"init_std": 0.1, "mup_base_width": base} | more)), FLOAT32)
+
+
+def initial(model):
+    return jax.jit(functools.partial(gpt.init, model))(jax.random.key(0))
+
+
+def named(tree):
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def tokens_and_targets():
+    tokens = np.random.default_rng(0).integers(4, V, (B, T + 1)).astype(np.int32)
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def hidden(model, params, tokens, **more):
+    positions = jnp.broadcast_to(jnp.arange(T), tokens.shape)
+    return model.apply({"params": params}, tokens, positions, jnp.ones_like(tokens), **more)
+
+
+def test_unembed_is_the_product_with_the_head_under_a_soft_cap(one_device):
+    params = initial(model_of(32))
+    x = np.random.default_rng(0).normal(size=(2, 3, 32)).astype(np.float32) * 10
+    raw = x @ np.asarray(params["unembedding"])
+    np.testing.assert_allclose(gpt.unembed(model_of(32), params, x), raw, rtol=1e-4, atol=1e-4)
+    capped = gpt.unembed(model_of(32, logit_softcap=2.0), params, x)
+    np.testing.assert_allclose(capped, 2 * np.tanh(raw / 2), rtol=1e-4, atol=1e-4)
+    assert np.abs(raw).max() > 5
+
+
+def test_at_the_base_width_nothing_changes(one_device):
+    params, mup = initial(model_of(64)), initial(model_of(64, base=64))
+    jax.tree.map(np.testing.assert_array_equal, params, mup)
+    tokens, _ = tokens_and_targets()
+    run = lambda model: jax.jit(lambda p: hidden(model, p, tokens)[0])(params)
+    np.testing.assert_array_equal(run(model_of(64)), run(model_of(64, base=64)))
+
+
+def test_hidden_matrices_start_smaller_and_logits_are_multiplied(one_device):
+    """At four times the base width: half the standard deviation, a quarter of the logits; tables stay."""
+    wide = model_of(128, base=32)
+    params, standard, axes = initial(wide), initial(model_of(128)), gpt.logical_axes(wide)
+    is_names = lambda x: isinstance(x, tuple)
+    for (name, p), s, names in zip(
+        named(params).items(), jax.tree.leaves(standard), jax.tree.leaves(axes, is_leaf=is_names), strict=True
+    ):
+        np.testing.assert_allclose(p, s * (0.5 if hidden_matrix(names) else 1.0), rtol=1e-6, err_msg=name)
+    tokens, _ = tokens_and_targets()
+    out, ref = (hidden(m, params, tokens)[0] for m in (wide, model_of(128)))
+    np.testing.assert_allclose(out, ref / 4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("base_head, factor", [(None, 16**-0.5), (4, 4**0.5 / 16)])
+def test_attention_scores_are_as_one_over_the_head_width(one_device, base_head, factor):
+    """In training, with a cache, and in the reference: sqrt(base head width) / head width."""
+    shape = dict(base=32, mup_base_head_dim=base_head, qk_norm=False, positions="none", init_std=0.5, attention="reference")
+    model, params = model_of(64, **shape), initial(model_of(64, **shape))
+    (tokens, _), scales = tokens_and_targets(), []
+
+    def spy(q, k, v, mask, compute, scale=None, *rest):
+        scales.append(scale)
+        return attention(q, k, v, mask, compute, scale, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "attention", spy)
+        whole = hidden(model, params, tokens)[0]
+        cached = hidden(model, params, tokens, cache=empty_cache(model.config, B, T))[0]
+    assert len(scales) >= 2 and scales == [pytest.approx(factor)] * len(scales)
+    np.testing.assert_allclose(cached, whole, rtol=1e-4, atol=1e-5)
+    by_blocks = hidden(model_of(64, **(shape | {"attention": "blocks"})), params, tokens)[0]
+    np.testing.assert_allclose(by_blocks, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_learning_rates_of_hidden_matrices_follow_the_width(one_device, name):
+    """A quarter at four times the base width, without weight decay; Muon's need no factor."""
+    model = model_of(64)
+    params, axes = initial(model), gpt.logical_axes(model)
+    config = OptimizerConfig(name=name, schedule="constant", weight_decay=0.0, clip_norm=0.0)
+    grads = jax.tree.map(lambda p: jnp.asarray(np.random.default_rng(0).normal(size=p.shape), jnp.float32), params)
+
+    def first(ratio):
+        optimizer = make_optimizer(config, axes, jnp.float32, ratio)
+        return named(jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0])
+
+    full, quarter = first(1.0), first(0.25)
+    for (leaf, update), names in zip(full.items(), jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)), strict=True):
+        factor = 0.25 if hidden_matrix(names) and name != "muon" else 1.0
+        scale = np.abs(update).max()
+        np.testing.assert_allclose(quarter[leaf], factor * update, atol=1e-4 * scale, err_msg=leaf)
+
+
+def test_weight_decay_does_not_follow_the_width(one_device):
+    model = model_of(64)
+    params, axes = initial(model), gpt.logical_axes(model)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    optimizer = make_optimizer(OptimizerConfig(peak_lr=0.1, weight_decay=0.3), axes, jnp.float32, 0.25)
+    updates, _ = optimizer.update(nothing, optimizer.init(params), params)
+    query = params["layers"]["attention"]["query"]
+    np.testing.assert_allclose(updates["layers"]["attention"]["query"], -0.03 * query, rtol=1e-5)
