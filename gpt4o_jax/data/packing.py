@@ -54,5 +54,6 @@ def first_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
             block_tops[room // side] = min(block_tops[room // side], row)
         found.append(row)
     rows[~whole] = found
-    rows[whole] = len(free) + np.arange(np.count_nonzero(whole))
-    return rows, len(free) + np.count_nonzero(whole)
+    n_whole = int(np.count_nonzero(whole))
+    rows[whole] = len(free) + np.arange(n_whole)
+    return rows, len(free) + n_whole

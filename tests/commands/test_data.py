@@ -7,6 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gpt4o_jax.checkpoint.store import Store
+from gpt4o_jax.errors import ExitCode
+
 
 @pytest.fixture
 def bottles(text, tmp_path):
@@ -44,3 +47,69 @@ def test_a_mixture_goes_on_where_it_stopped(command, train_args, bottles, text, 
     assert "continuing from step 10 of 20" in log
     scores = [command("evaluate", f"--workdir={w}")[0] for w in (straight, stopped)]
     assert scores[0]["loss"] == scores[1]["loss"] and scores[0]["tokens"] == scores[1]["tokens"] > 0
+
+
+# ---------------------------------------------------------------- data prepare, data report
+
+
+def report_args(train_args, action, *more):
+    """data ACTION with the config of the tiny run."""
+    return ["data", action, *(a for a in train_args("", *more)[1:] if not a.startswith("--workdir"))]
+
+
+def test_a_report_counts_what_is_there(command, train_args, tmp_path):
+    lines = [f"{i} blue bottles stand on the shelf" for i in range(100)]
+    (tmp_path / "x.txt").write_text("\n".join([*lines, *lines[:7], " ", "y" * 500]))
+    more = (f"--config.data.path={tmp_path}/x.txt", "--config.tokenizer.kind=byte")
+    report, log = command(*report_args(train_args, "report", *more))
+    (source,) = report["sources"]
+    assert source["documents"] == 108 and source["exact_duplicates"] == 7 and source["longest_document_bytes"] == 500
+    assert source["bytes"] == sum(map(len, lines + lines[:7])) + 500 == source["kept_bytes"]
+    assert source["training_documents"] + source["holdout_documents"] == 108
+    assert source["tokens"] == source["bytes"] + 2 * 108, "<bos> and <eos>"
+    assert report["total"] == {k: source[k] for k in report["total"]}
+    assert "exact duplicates" in log and "108" in log
+
+
+def test_a_report_of_a_mixture_adds_up(command, train_args, bottles, text):
+    members = f"('text:{text}=0.25', 'jsonl:{bottles}/x.jsonl@body=0.75')"
+    more = (
+        "--config.data.source=mixture",
+        f"--config.data.mixture={members}",
+        "--config.data.path=",
+        "--config.data.rows=first_fit",
+    )
+    report, _ = command(*report_args(train_args, "report", *more, "--config.data.shingle_bytes=20"))
+    first, second = report["sources"]
+    assert first["documents"] == second["documents"] == second["exact_duplicates"] == 120 and first["exact_duplicates"] == 0
+    assert (first["share_of_rows"], second["share_of_rows"]) == (0.25, 0.75)
+    for key in ("documents", "tokens", "training_tokens", "holdout_documents"):
+        assert report["total"][key] == first[key] + second[key]
+    assert 0.8 < report["rows_fill"] <= 1
+
+
+def test_what_was_prepared_is_trained_on_without_reading_it_again(command, train_args, bottles, tmp_path):
+    more = ("--config.data.source=jsonl", f"--config.data.path={bottles}/x.jsonl", "--config.data.field=body")
+    cache = f"--config.data.cache_dir={tmp_path}/cache"
+    report, _ = command(*report_args(train_args, "prepare", *more, cache))
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*")}
+    command(*train_args(tmp_path / "run", *more, cache))
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*")} == before and len(before) > 6
+    assert Store(tmp_path / "run" / "checkpoints").meta(20)["corpus"] == report["corpus"]
+
+
+@pytest.mark.parametrize(
+    ("fragment", "args"),
+    [
+        ("data: expected one of prepare, report, got ''", []),
+        ("got 'prepar' (did you mean prepare?)", ["prepar"]),
+        ("expected either --config=FILE or --tfds=NAME/CONFIG", ["prepare"]),
+        ("expected either --config=FILE or --tfds=NAME/CONFIG", ["prepare", "--config=x.py", "--tfds=y"]),
+        ("--config.seed is for --config=FILE; with --tfds give --data_dir", ["prepare", "--tfds=y", "--config.seed=1"]),
+        ("--data_dir is for --tfds; a config has --config.data.tfds_dir", ["prepare", "--config=x.py", "--data_dir=y"]),
+        ("--config is missing", ["report"]),
+        ("--config=nowhere.py: no such file", ["report", "--config=nowhere.py"]),
+    ],
+)
+def test_wrong_flags(refused, fragment, args):
+    refused(ExitCode.USAGE, fragment, "data", *args)
