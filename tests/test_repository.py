@@ -39,7 +39,7 @@ def test_documented_command_is_understood(line, monkeypatch):
     values, overrides = flags.parse(command, table, arguments, takes_config)
     if command == "sweep":
         sweep.plan(values["sweep"], Path(values["workdir"]), values["seeds"], overrides)
-    elif takes_config:
+    elif takes_config and values["config"]:
         config_file.read(values["config"], overrides)
 
 
