@@ -13,8 +13,7 @@ Length: 20 tokens a parameter (Chinchilla, arXiv:2203.15556).
 """
 
 from gpt4o_jax.config import base_config, to_dict
-from gpt4o_jax.errors import RunError, did_you_mean
-from gpt4o_jax.model.families import GPT4O
+from gpt4o_jax.model.families import GPT4O, pick
 
 # size: (rows of a batch, micro-batches, steps in one dispatch, training tokens, peak learning rate of AdamW)
 RECIPES = {
@@ -29,10 +28,8 @@ RECIPES = {
 
 
 def get_config(size="nano"):
-    if size not in GPT4O:
-        raise RunError(f"configs/gpt4o.py:{size}: no such size{did_you_mean(size, GPT4O)}; sizes: {', '.join(GPT4O)}")
     c = base_config()
-    c.model.update(to_dict(GPT4O[size]))
+    c.model.update(to_dict(pick("gpt4o.py", GPT4O, size)))
     c.tokenizer.vocab_size = c.model.vocab_size
     rows, micro_batches, dispatch, length, peak_lr = RECIPES[size]
     c.train.batch_size = rows

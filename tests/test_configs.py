@@ -15,7 +15,7 @@ from gpt4o_jax.config import total_steps
 from gpt4o_jax.data.tokenizer import RESERVED
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.model import flops, gpt
-from gpt4o_jax.model.families import ARTICLE, GPT4O
+from gpt4o_jax.model.families import ARTICLE, GEMMA2, GPT2, GPT4O, LLAMA, MISTRAL, OLMO2, QWEN3
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.training.loop import train
 from gpt4o_jax.training.metrics import read_metrics
@@ -23,10 +23,16 @@ from gpt4o_jax.training.optimizer import decay_mask
 from gpt4o_jax.training.schedules import schedule_factor
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-ARGUMENTS = {"gpt4o": tuple(GPT4O), "shakespeare": ("char_cpu", "char_cpu_fast", "char_gpu")}
+FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "qwen3": QWEN3, "gemma2": GEMMA2, "mistral": MISTRAL, "olmo2": OLMO2}
+ARGUMENTS = {name: tuple(sizes) for name, sizes in FAMILIES.items()} | {
+    "gpt4o": tuple(GPT4O),
+    "shakespeare": ("char_cpu", "char_cpu_fast", "char_gpu"),
+}
 FILES = sorted(CONFIGS.glob("*.py"))
 SWEEPS = sorted((CONFIGS / "ablations").glob("*.py"))
 SPECS = [f"{path.name}:{a}" if a else path.name for path in FILES for a in ARGUMENTS.get(path.stem, ("",))]
+# Shrunk, the sizes of a published family are one model: the smallest stands for all.
+STEPPED = [spec for spec in SPECS if (stem := spec.split(".py")[0]) not in FAMILIES or spec.endswith(f":{ARGUMENTS[stem][0]}")]
 NOMINAL = {"nano": 4e6, "tiny": 25e6, "small": 124e6, "medium": 350e6, "large": 1.3e9, "xl": 8e9, "xxl": 70e9}
 
 
@@ -37,7 +43,7 @@ def read(spec: str, **overrides: str):
 
 def shrunk(spec: str, text: Path):
     """The config at a size that compiles in seconds; what it is made of stays."""
-    kv = read(spec).model.n_kv_heads
+    model = read(spec).model
     return read(
         spec,
         data__source="text",
@@ -50,11 +56,12 @@ def shrunk(spec: str, text: Path):
         sample__prompts="('',)",
         model__vocab_size="None",
         model__n_layers="2",
-        model__scan_unroll="2",
+        model__scan_unroll=str(2 // len(model.layer_pattern)),
         model__d_model="32",
         model__n_heads="4",
-        model__n_kv_heads="None" if kv is None else "2",
+        model__n_kv_heads="None" if model.n_kv_heads is None else "2",
         model__d_ff="64",
+        model__window="None" if model.window is None else "8",
         model__context_length="16",
         train__batch_size="4",
         train__accumulate="2" if read(spec).train.accumulate > 1 else "1",
@@ -89,7 +96,7 @@ def test_config_is_valid(spec):
     assert total_steps(config, tokens_per_epoch=1_000_000) > 0  # its length is whole dispatches
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", STEPPED)
 def test_config_trains_a_step_shrunk(spec, text, tmp_path):
     config = shrunk(spec, text)
     mesh = parallel.make_mesh(config.mesh, jax.devices()[:1])
@@ -111,7 +118,7 @@ def test_sweep_varies_what_its_base_leaves_alone(path, tmp_path):
     assert len({total_steps(job.config, 1) * job.config.train.batch_size * job.config.model.context_length for job in jobs}) == 1
 
 
-@pytest.mark.parametrize("spec", ["gpt4o.py:smal", "shakespeare.py:char", "article.py:big"])
+@pytest.mark.parametrize("spec", ["gpt4o.py:smal", "shakespeare.py:char", "article.py:big", "llama.py:2b"])
 def test_unknown_argument_is_one_line(spec):
     with pytest.raises(RunError) as error:
         read(spec)

@@ -7,6 +7,14 @@ A config file copies one of them and may go on from there:
 """
 
 from gpt4o_jax.config import ModelConfig
+from gpt4o_jax.errors import RunError, did_you_mean
+
+
+def pick(file: str, sizes: dict[str, ModelConfig], size: str) -> ModelConfig:
+    """sizes[size]. Raises RunError where there is no such size."""
+    if size not in sizes:
+        raise RunError(f"configs/{file}:{size}: no such size{did_you_mean(size, sizes)}; sizes: {', '.join(sizes)}")
+    return sizes[size]
 
 
 def _gpt4o(n_layers: int, d_model: int, vocab_size: int, context_length: int, n_kv_heads: int | None = None, **more):
@@ -56,3 +64,129 @@ ARTICLE = ModelConfig(
     tied=False,
     output_init="scaled",
 )
+
+
+# ---------------------------------------------------------------- published families
+#
+# Architecture as in the named checkpoints' own configuration files; how they were initialised is not published in
+# full, so output_init and init_std are GPT-2's throughout.
+
+
+def _gpt2(n_layers: int, d_model: int, n_heads: int) -> ModelConfig:
+    """Radford et al. 2019. Heads of width 64, biases everywhere, a tied table, the tanh form of GELU."""
+    return ModelConfig(
+        vocab_size=50_257,
+        context_length=1024,
+        n_layers=n_layers,
+        d_model=d_model,
+        n_heads=n_heads,
+        mlp="gelu_tanh",
+        norm="layer",
+        norm_eps=1e-5,
+        positions="learned",
+        qk_norm=False,
+        bias=True,
+        tied=True,
+        output_init="scaled",
+    )
+
+
+GPT2: dict[str, ModelConfig] = {
+    "124m": _gpt2(12, 768, 12),
+    "355m": _gpt2(24, 1024, 16),
+    "774m": _gpt2(36, 1280, 20),
+    "1558m": _gpt2(48, 1600, 25),
+}
+
+
+def _llama(n_layers, d_model, n_heads, n_kv_heads, d_ff, norm_eps=1e-5, **more) -> ModelConfig:
+    """The frame that Llama (arXiv:2302.13971) set: RMSNorm, RoPE, SwiGLU, no biases; heads of width 128 unless told."""
+    return ModelConfig(
+        n_layers=n_layers,
+        d_model=d_model,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        d_ff=d_ff,
+        norm_eps=norm_eps,
+        output_init="scaled",
+        **dict(head_dim=128, mlp="swiglu", norm="rms", positions="rope", qk_norm=False) | more,
+    )
+
+
+def _llama3(n_layers, d_model, n_heads, d_ff, rope_factor=8.0, **more) -> ModelConfig:
+    """Llama 3.1 and 3.2 (arXiv:2407.21783): trained on 8,192 tokens, stretched to 131,072."""
+    stretch = dict(rope_theta=500_000.0, rope_scaling="llama3", rope_factor=rope_factor, rope_original_context=8192)
+    return _llama(n_layers, d_model, n_heads, 8, d_ff, vocab_size=128_256, context_length=131_072, **stretch, **more)
+
+
+LLAMA: dict[str, ModelConfig] = {
+    "1b": _llama3(16, 2048, 32, 8192, rope_factor=32.0, head_dim=64, tied=True),  # 3.2
+    "3b": _llama3(28, 3072, 24, 8192, rope_factor=32.0, tied=True),  # 3.2
+    "8b": _llama3(32, 4096, 32, 14_336),
+    "70b": _llama3(80, 8192, 64, 28_672),
+    "405b": _llama3(126, 16_384, 128, 53_248),
+}
+
+
+def _qwen3(n_layers, d_model, n_heads, d_ff, tied=False) -> ModelConfig:
+    """Qwen 3 (arXiv:2505.09388): QK-norm per head, no biases."""
+    size = dict(vocab_size=151_936, context_length=40_960, rope_theta=1e6, tied=tied)
+    return _llama(n_layers, d_model, n_heads, 8, d_ff, norm_eps=1e-6, qk_norm=True, **size)
+
+
+QWEN3: dict[str, ModelConfig] = {
+    "0.6b": _qwen3(28, 1024, 16, 3072, tied=True),
+    "1.7b": _qwen3(28, 2048, 16, 6144, tied=True),
+    "4b": _qwen3(36, 2560, 32, 9728, tied=True),
+    "8b": _qwen3(36, 4096, 32, 12_288),
+    "14b": _qwen3(40, 5120, 40, 17_408),
+    "32b": _qwen3(64, 5120, 64, 25_600),
+}
+
+
+def _gemma2(n_layers, d_model, n_heads, n_kv_heads, d_ff, head_dim, query_scalar) -> ModelConfig:
+    """Gemma 2 (arXiv:2408.00118): local and global layers in turn, norms on both sides, soft-caps, GeGLU, a tied table."""
+    return _llama(
+        n_layers,
+        d_model,
+        n_heads,
+        n_kv_heads,
+        d_ff,
+        norm_eps=1e-6,
+        vocab_size=256_000,
+        context_length=8192,
+        head_dim=head_dim,
+        mlp="geglu",
+        norm_position="sandwich",
+        norm_unit_offset=True,
+        layer_pattern=("local", "global"),
+        window=4096,
+        attention_scale=query_scalar**-0.5,
+        attention_softcap=50.0,
+        logit_softcap=30.0,
+        embed_scale=True,
+        tied=True,
+    )
+
+
+GEMMA2: dict[str, ModelConfig] = {
+    "2b": _gemma2(26, 2304, 8, 4, 9216, 256, 256),
+    "9b": _gemma2(42, 3584, 16, 8, 14_336, 256, 256),
+    "27b": _gemma2(46, 4608, 32, 16, 36_864, 128, 144),
+}
+
+# Mistral 7B v0.1 (arXiv:2310.06825): every layer sees the last 4,096 tokens.
+_WINDOW = dict(layer_pattern=("local",), window=4096)
+MISTRAL: dict[str, ModelConfig] = {
+    "7b": _llama(32, 4096, 32, 8, 14_336, vocab_size=32_000, context_length=32_768, **_WINDOW),
+}
+
+
+def _olmo2(n_layers, d_model, n_heads, d_ff) -> ModelConfig:
+    """OLMo 2 (arXiv:2501.00656): norms on the sub-layers' outputs, QK-norm over the whole projection."""
+    size = dict(vocab_size=100_352, context_length=4096, rope_theta=500_000.0)
+    norms = dict(norm_eps=1e-6, norm_position="post", qk_norm=True, qk_norm_over="projection")
+    return _llama(n_layers, d_model, n_heads, n_heads, d_ff, **size, **norms)
+
+
+OLMO2: dict[str, ModelConfig] = {"7b": _olmo2(32, 4096, 32, 11_008), "13b": _olmo2(40, 5120, 40, 13_824)}

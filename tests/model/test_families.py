@@ -18,6 +18,7 @@ OLMO2 = ModelConfig(**SHAPE, mlp="swiglu", norm_position="post", qk_norm_over="p
 GEMMA2 = ModelConfig(
     **SHAPE, head_dim=6, mlp="geglu", norm_position="sandwich", norm_unit_offset=True, embed_scale=True, qk_norm=False, tied=True,
     layer_pattern=("local", "global"), window=4, attention_softcap=2.0, attention_scale=0.3,
+    logit_softcap=5.0,
 )  # fmt: skip
 GPT_OSS = ModelConfig(
     **SHAPE | dict(n_layers=4), mlp="swiglu", qk_norm=False, bias=True, qkv_bias=True, attention_sinks=True,
@@ -131,7 +132,7 @@ def gemma2(params, ids):
         heads = attend(rotate(q), rotate(k), v, scale=0.3, window=(4, T)[i % 2], cap=2.0)
         x = x + norm(merge(heads, p["attention"]), "attention_post_norm")
         x = x + norm(gated(norm(x, "mlp_norm"), p["mlp"], gelu_tanh), "mlp_post_norm")
-    return rms(x, 1 + params["final_norm"]["scale"]) @ params["embedding"].T
+    return 5 * np.tanh(rms(x, 1 + params["final_norm"]["scale"]) @ params["embedding"].T / 5)
 
 
 def mistral(params, ids):

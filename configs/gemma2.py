@@ -1,0 +1,30 @@
+"""Gemma 2's architecture from scratch, by size: 2b, 9b or 27b (gpt4o_jax/model/families.py).
+
+Hardware: meant for, but not tried on: 16 GPUs of 80 GB for 2b, 64 for 9b, 128 for 27b.
+Time: not measured here.
+Expected: not measured here; Google trained on 2e12 to 13e12 tokens, 2b and 9b by distillation (arXiv:2408.00118).
+    The learning rates are starting points, tuned for no size.
+Command: python -m gpt4o_jax train --config=configs/gemma2.py:2b --workdir=runs/gemma2
+    --config.data.source=text --config.data.path=FOLDER
+    A tokenizer of the published size is trained on that text; it is not the published one.
+"""
+
+from gpt4o_jax.config import base_config, to_dict
+from gpt4o_jax.model.families import GEMMA2, pick
+
+# size: (rows of a batch, training tokens at 20 a parameter, peak learning rate)
+RECIPES = {"2b": (256, "52e9 tokens", 5e-4), "9b": (512, "185e9 tokens", 3e-4), "27b": (1024, "545e9 tokens", 2e-4)}
+
+
+def get_config(size="2b"):
+    c = base_config()
+    c.model.update(to_dict(pick("gemma2.py", GEMMA2, size)))
+    c.tokenizer.vocab_size = c.model.vocab_size
+    c.train.batch_size, c.train.length, c.optimizer.peak_lr = RECIPES[size]
+    c.optimizer.warmup_steps = 2000
+    c.eval.max_tokens = 500_000
+    c.model.remat = "full"
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+    c.train.steps_per_dispatch = 1
+    return c

@@ -1,0 +1,39 @@
+"""Qwen 3's dense architecture from scratch, by size: 0.6b, 1.7b, 4b, 8b, 14b or 32b (gpt4o_jax/model/families.py).
+
+Hardware: meant for, but not tried on: 8 GPUs of 80 GB for 0.6b and 1.7b, 16 for 4b, 64 for 8b and 14b, 128 for 32b.
+Time: not measured here.
+Expected: not measured here; Qwen trained on 36e12 tokens that are not public (arXiv:2505.09388). The learning
+    rates are starting points, tuned for no size.
+Command: python -m gpt4o_jax train --config=configs/qwen3.py:0.6b --workdir=runs/qwen3
+    --config.data.source=text --config.data.path=FOLDER
+    A tokenizer of the published size is trained on that text; it is not the published one.
+    Rows are of 4,096 tokens, as in the first stage of the paper.
+"""
+
+from gpt4o_jax.config import base_config, to_dict
+from gpt4o_jax.model.families import QWEN3, pick
+
+# size: (rows of a batch, training tokens at 20 a parameter, peak learning rate)
+RECIPES = {
+    "0.6b": (256, "12e9 tokens", 8e-4),
+    "1.7b": (512, "34e9 tokens", 6e-4),
+    "4b": (512, "80e9 tokens", 4e-4),
+    "8b": (1024, "164e9 tokens", 3e-4),
+    "14b": (1024, "295e9 tokens", 2e-4),
+    "32b": (2048, "655e9 tokens", 1.5e-4),
+}
+
+
+def get_config(size="0.6b"):
+    c = base_config()
+    c.model.update(to_dict(pick("qwen3.py", QWEN3, size)))
+    c.tokenizer.vocab_size = c.model.vocab_size
+    c.model.context_length = 4096
+    c.train.batch_size, c.train.length, c.optimizer.peak_lr = RECIPES[size]
+    c.optimizer.warmup_steps = 2000
+    c.eval.max_tokens = 500_000
+    c.model.remat = "full"
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+    c.train.steps_per_dispatch = 1
+    return c

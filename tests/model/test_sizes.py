@@ -1,0 +1,57 @@
+"""Published families have the published number of parameters, by shapes alone."""
+
+import functools
+import math
+
+import jax
+import pytest
+
+from gpt4o_jax.model import flops, gpt
+from gpt4o_jax.model.families import GEMMA2, GPT2, LLAMA, MISTRAL, OLMO2, QWEN3
+from gpt4o_jax.ops.compute import Compute
+
+# Parameters of the classes of transformers 5.23 (GPT2LMHeadModel, LlamaForCausalLM, Qwen3ForCausalLM, Gemma2ForCausalLM,
+# MistralForCausalLM, Olmo2ForCausalLM) on torch's meta device, shared tables counted once, with the sizes of the
+# checkpoints' own configuration files. Where a model card or paper gives a count, it is this one, rounded.
+PUBLISHED = {
+    "gpt2": (GPT2, {"124m": 124_439_808, "355m": 354_823_168, "774m": 774_030_080, "1558m": 1_557_611_200}),
+    "llama": (
+        LLAMA,
+        {
+            "1b": 1_235_814_400,
+            "3b": 3_212_749_824,
+            "8b": 8_030_261_248,
+            "70b": 70_553_706_496,
+            "405b": 405_853_388_800,
+        },
+    ),
+    "qwen3": (
+        QWEN3,
+        {
+            "0.6b": 596_049_920,
+            "1.7b": 1_720_574_976,
+            "4b": 4_022_468_096,
+            "8b": 8_190_735_360,
+            "14b": 14_768_307_200,
+            "32b": 32_762_123_264,
+        },
+    ),
+    "gemma2": (GEMMA2, {"2b": 2_614_341_888, "9b": 9_241_705_984, "27b": 27_227_128_320}),
+    "mistral": (MISTRAL, {"7b": 7_241_732_096}),
+    "olmo2": (OLMO2, {"7b": 7_298_617_344, "13b": 13_716_198_400}),
+}
+SIZES = [(family, size) for family, (_, counts) in PUBLISHED.items() for size in counts]
+
+
+def test_every_size_has_its_number():
+    for sizes, counts in PUBLISHED.values():
+        assert set(sizes) == set(counts)
+
+
+@pytest.mark.parametrize("family, size", SIZES, ids="-".join)
+def test_parameters_are_the_published_number(one_device, family, size):
+    sizes, counts = PUBLISHED[family]
+    model = gpt.GPT(sizes[size], Compute("cpu", "float32"))
+    shapes = jax.eval_shape(functools.partial(gpt.init, model), jax.random.key(0))
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == counts[size]
+    assert flops.parameter_count(sizes[size]) == counts[size]
