@@ -11,11 +11,13 @@ from gpt4o_jax.config import base_config
 
 def get_config():
     c = base_config()
-    c.model.update(n_layers=2, scan_unroll=2, d_model=128, n_heads=2, context_length=128)
+    c.tokenizer.vocab_size = 1024
+    c.model.update(n_layers=2, scan_unroll=2, d_model=64, n_heads=2, context_length=128)
     c.optimizer.update(name="muon", peak_lr=3e-3, schedule="wsd", decay_fraction=0.4, end_lr_fraction=0.0, warmup_steps=20)
-    c.train.update(length="200 steps", batch_size=8)
+    c.train.update(length="300 steps", batch_size=8)
     c.eval.update(every=100, max_tokens=10_000)
-    c.sample.every, c.checkpoint.every = 0, 0
+    c.sample.update(every=0, max_new_tokens=20)
+    c.checkpoint.every = 0
     return c
 
 

@@ -1,0 +1,32 @@
+"""Does the best learning rate of width 32 hold at width 128: as it is, and under muP (arXiv:2203.03466) with base width 32?
+
+Heads stay 16 wide, so that the wider model has more of them. At the base width both rules are the same model.
+
+Hardware: 2 CPU cores.
+Time: not measured yet (36 runs with --seeds=3).
+Expected: not measured yet.
+Command: python -m gpt4o_jax sweep --sweep=configs/ablations/mup.py --workdir=runs/ablations/mup
+"""
+
+from gpt4o_jax.config import base_config
+
+RATES = (4e-3, 8e-3, 16e-3, 32e-3)
+
+
+def get_config():
+    c = base_config()
+    c.tokenizer.vocab_size = 1024
+    c.model.update(n_layers=2, scan_unroll=2, d_model=32, n_heads=2, context_length=128)
+    c.optimizer.update(name="adamw", peak_lr=RATES[0], schedule="wsd", decay_fraction=0.4, end_lr_fraction=0.0, warmup_steps=20)
+    c.train.update(length="300 steps", batch_size=8)
+    c.eval.update(every=100, max_tokens=10_000)
+    c.sample.update(every=0, max_new_tokens=20)
+    c.checkpoint.every = 0
+    return c
+
+
+def sweep():
+    wide = {"model.d_model": 128, "model.n_heads": 8}
+    for rule, knobs in (("32", {}), ("128", wide), ("128_mup", wide | {"model.mup_base_width": 32})):
+        for lr in RATES:
+            yield f"{rule}_lr{lr:g}", knobs | {"optimizer.peak_lr": lr}
