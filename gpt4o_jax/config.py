@@ -13,7 +13,7 @@ import typing
 from typing import Any
 
 from gpt4o_jax.config_mixture import SOURCES
-from gpt4o_jax.config_rules import parse_length, validate
+from gpt4o_jax.config_rules import validate
 from gpt4o_jax.errors import RunError, did_you_mean
 
 
@@ -235,12 +235,12 @@ class OptimizerConfig:
         ("matrices", "hidden", "all"),
     )
     clip_norm: float = knob(1.0, "Global gradient norm is clipped to this; 0: no clipping.", low=0.0)
-    schedule: str = knob("cosine", "Shape of the learning rate after warm-up.", ("cosine", "wsd", "constant"))
+    schedule: str = knob("cosine", "Shape of the learning rate after warm-up.", ("cosine", "wsd", "inverse_sqrt", "constant"))
     warmup_steps: int = knob(100, "Steps of linear warm-up from 0.", low=0)
     decay_fraction: float = knob(
         0.2, "wsd: share of all steps, at the end, over which the rate falls linearly.", low=0.0, high=1.0
     )
-    end_lr_fraction: float = knob(0.1, "Learning rate at the last step, as a share of the peak.", low=0.0, high=1.0)
+    end_lr_fraction: float = knob(0.1, "cosine, wsd: learning rate at the last step, as a share of the peak.", low=0.0, high=1.0)
     ema_decay: float = knob(0.0, "Exponential moving average of the weights, used for evaluation; 0: off.", low=0.0, high=0.99999)
 
 
@@ -249,6 +249,10 @@ class TrainConfig:
     length: str = knob("2000 steps", "How long: 'N steps', 'N tokens' or 'N epochs'.")
     batch_size: int = knob(8, "Rows of the global batch.", low=1)
     accumulate: int = knob(1, "Micro-batches that one step is computed in; divides batch_size.", low=1)
+    batch_warmup_steps: int = knob(
+        0, "Steps over which the batch grows, micro-batch by micro-batch, to batch_size; 0: whole from the start.", low=0
+    )
+    batch_warmup_start: int = knob(1, "Micro-batches in the batch of the first steps, where it grows.", low=1)
     steps_per_dispatch: int = knob(10, "Optimizer steps compiled into one call; cadences are multiples of it.", low=1)
     z_loss: float = knob(0.0, "Weight of the squared log-normaliser in the objective (PaLM: 1e-4); 0: off.", low=0.0)
     loss_chunk: int = knob(512, "Positions of a row whose logits exist at once in the loss.", low=1)
@@ -461,12 +465,3 @@ def _checked(name: str, field: dataclasses.Field, value: Any) -> Any:
             legal = f"at least {low}" if high is None else f"from {low} to {high}"
             raise RunError(f"config.{name}: got {value}, expected a number {legal}")
     return value
-
-
-def total_steps(config: RunConfig, tokens_per_epoch: int) -> int:
-    """Optimizer steps of the whole run: train.length, tokens and epochs rounded up to whole dispatches."""
-    number, unit = parse_length(config.train.length)
-    tokens_per_step = config.train.batch_size * config.model.context_length
-    steps = {"steps": number, "tokens": number / tokens_per_step, "epochs": number * tokens_per_epoch / tokens_per_step}[unit]
-    k = config.train.steps_per_dispatch
-    return math.ceil(steps / k) * k

@@ -42,6 +42,20 @@ def validate(c) -> None:
             f"config.train.accumulate={t.accumulate} does not divide batch_size={t.batch_size};"
             f" nearest: accumulate={_nearest_divisor(t.accumulate, t.batch_size)}"
         )
+    if t.batch_warmup_steps and t.batch_warmup_start >= t.accumulate:
+        nearest = (
+            f"batch_warmup_start={t.accumulate - 1}"
+            if t.accumulate > 1
+            else f"accumulate={next((d for d in range(2, t.batch_size + 1) if t.batch_size % d == 0), 2)}"
+        )
+        raise RunError(
+            f"config.train.batch_warmup_start={t.batch_warmup_start} leaves no micro-batch to add: the batch grows from it to"
+            f" accumulate={t.accumulate} of them; nearest: {nearest}"
+        )
+    if t.batch_warmup_start > 1 and not t.batch_warmup_steps:
+        raise RunError(
+            f"config.train.batch_warmup_start={t.batch_warmup_start} does nothing with batch_warmup_steps=0; set both, or neither"
+        )
     _validate_optimizer(c.optimizer)
     k = t.steps_per_dispatch
     for name, every in (

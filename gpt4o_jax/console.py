@@ -17,24 +17,24 @@ def say(message: str) -> None:
 class Progress:
     """A bar with rate and ETA on a terminal; elsewhere nothing (the log lines tell the same)."""
 
-    def __init__(self, total: int, done: int, tokens_per_step: int):
+    def __init__(self, total: int, done: int):
+        """Of tokens."""
         from tqdm import tqdm
 
         self._bar = tqdm(
-            total=total * tokens_per_step,
-            initial=done * tokens_per_step,
+            total=total,
+            initial=done,
             unit="tok",
             unit_scale=True,
             file=sys.stderr,
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
-        self._tokens_per_step = tokens_per_step
         self.on_terminal = not self._bar.disable
 
-    def update(self, step: int, note: str) -> None:
+    def update(self, tokens: int, note: str) -> None:
         self._bar.set_postfix_str(note, refresh=False)
-        self._bar.update(step * self._tokens_per_step - self._bar.n)
+        self._bar.update(tokens - self._bar.n)
 
     def close(self) -> None:
         self._bar.close()

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt4o_jax.commands import config_file
-from gpt4o_jax.config import RunConfig, base_config, flatten, freeze, knobs, parse_length, parse_value, to_dict, total_steps
+from gpt4o_jax.config import RunConfig, base_config, flatten, freeze, knobs, parse_value, to_dict
+from gpt4o_jax.config_rules import parse_length
 from gpt4o_jax.errors import ExitCode, RunError
+from gpt4o_jax.length import total_steps
 from gpt4o_jax.parallel.mesh import AXES
 
 ROOT = Path(__file__).parent.parent
@@ -189,6 +191,9 @@ def test_any_text_is_a_value_or_one_clear_line(name, text):
         ({"model": {"layer_pattern": ["local"]}}, "window=None: local layers in layer_pattern need a width"),
         ({"model": {"window": 8}}, "window=8 does nothing without local layers"),
         ({"train": {"batch_size": 8, "accumulate": 3}}, "accumulate=3 does not divide batch_size=8; nearest: accumulate=2"),
+        ({"train": {"batch_warmup_steps": 9}}, "accumulate=1 of them; nearest: accumulate=2"),
+        ({"train": {"batch_warmup_steps": 9, "accumulate": 4, "batch_warmup_start": 4}}, "nearest: batch_warmup_start=3"),
+        ({"train": {"accumulate": 4, "batch_warmup_start": 2}}, "batch_warmup_start=2 does nothing with batch_warmup_steps=0"),
         ({"log": {"every": 7}}, "config.log.every=7 is not a multiple of train.steps_per_dispatch=10; nearest: log.every=10"),
         ({"eval": {"every": 26}}, "nearest: eval.every=30"),
         ({"sample": {"every": 5}}, "nearest: sample.every=10"),

@@ -11,9 +11,9 @@ from etils import epath
 
 from gpt4o_jax import parallel, run
 from gpt4o_jax.commands import config_file, sweep
-from gpt4o_jax.config import total_steps
 from gpt4o_jax.data.tokenizer import RESERVED
 from gpt4o_jax.errors import ExitCode, RunError
+from gpt4o_jax.length import total_steps
 from gpt4o_jax.model import flops, gpt
 from gpt4o_jax.model.families import ARTICLE, GEMMA2, GPT2, GPT4O, LLAMA, MISTRAL, OLMO2, QWEN3
 from gpt4o_jax.ops.compute import Compute

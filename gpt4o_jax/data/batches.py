@@ -41,14 +41,16 @@ def stack(batches: list[Batch]) -> Batch:
     return jax.tree.map(lambda *x: np.stack(x), *batches)
 
 
-def dispatches(rows, first_step: int, last_step: int, K: int, B: int, prefetch: int):
+def dispatches(rows, first_step: int, last_step: int, K: int, B: int, prefetch: int, numbers=None):
     """Yields (step after the dispatch, Batch [K, B, T]) from first_step to last_step, built ahead by a thread.
 
-    rows: a row function of data/rows.py. Row i of step s is rows[s * B + i].
+    rows: a row function of data/rows.py. numbers: step -> which of its rows stand in the B places, None for an empty one
+    (length.row_numbers); without it row i of step s is rows[s * B + i].
     """
+    numbers = numbers or (lambda s: range(s * B, s * B + B))
 
     def build(step: int) -> Batch:
-        return stack([make_batch([rows[s * B + i] for i in range(B)]) for s in range(step, step + K)])
+        return stack([make_batch(_rows_of(rows, numbers(s))) for s in range(step, step + K)])
 
     starts = iter(range(first_step, last_step, K))
     with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
@@ -57,3 +59,9 @@ def dispatches(rows, first_step: int, last_step: int, K: int, B: int, prefetch: 
             step, future = waiting.pop(0)
             yield step + K, future.result()
             waiting += [(s, pool.submit(build, s)) for s in itertools.islice(starts, 1)]
+
+
+def _rows_of(rows, numbers) -> list[tuple[np.ndarray, np.ndarray]]:
+    found = [None if n is None else rows[n] for n in numbers]
+    empty = tuple(np.zeros_like(x) for x in next(row for row in found if row is not None))
+    return [empty if row is None else row for row in found]

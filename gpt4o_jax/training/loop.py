@@ -1,6 +1,7 @@
 """The training loop: one compiled call, K steps each, read top to bottom."""
 
 import collections
+import functools
 import math
 from collections.abc import Callable
 
@@ -10,12 +11,13 @@ import numpy as np
 from etils import epath
 
 from gpt4o_jax.checkpoint.store import Store
-from gpt4o_jax.config import RunConfig, total_steps
+from gpt4o_jax.config import RunConfig
 from gpt4o_jax.console import Progress, say
 from gpt4o_jax.data.batches import dispatches
 from gpt4o_jax.data.corpus import Corpus, training_rows
 from gpt4o_jax.data.tokenizer import byte_lengths
 from gpt4o_jax.errors import ExitCode, RunError
+from gpt4o_jax.length import row_numbers, tokens_before, total_steps
 from gpt4o_jax.model import flops, gpt
 from gpt4o_jax.training import guards
 from gpt4o_jax.training.metrics import Ledger, MetricsWriter
@@ -93,7 +95,7 @@ def train(
     tracing = False
     try:
         with jax.set_mesh(mesh):
-            batches = dispatches(rows, start, last_step, K, B, config.data.prefetch)
+            batches = dispatches(rows, start, last_step, K, B, config.data.prefetch, functools.partial(row_numbers, config.train))
             while True:
                 with ledger.time("data"):
                     step, batch = next(batches, (None, None))
@@ -157,15 +159,13 @@ class _Logger:
         self._config, self._last_step, self._ledger = config, last_step, ledger
         self._writer = MetricsWriter(workdir, start, config)
         ledger.add(self._writer.spent)
-        tokens_per_step = config.train.batch_size * config.model.context_length
-        self._progress = Progress(last_step, start, tokens_per_step)
-        self._tokens_per_step = tokens_per_step
-        self._flops_per_step = flops.train_flops_per_token(config.model) * tokens_per_step
+        self._progress = Progress(tokens_before(config, last_step), tokens_before(config, start))
+        self._flops_per_token = flops.train_flops_per_token(config.model)
         # Fake CPU devices share one machine, whose peak was measured whole.
         devices = 1 if mesh.devices.flat[0].platform == "cpu" else mesh.devices.size
         self._peak = peak and peak * devices
         self._waiting = collections.deque()
-        self._window = (start, ledger.so_far("step", "data"))
+        self._window = (tokens_before(config, start), ledger.so_far("step", "data"))
 
     def receive(self, step: int, metrics: dict) -> None:
         """Takes the metrics of a dispatch that was just sent off, and reads those of the one before."""
@@ -184,9 +184,10 @@ class _Logger:
             return
         total = lambda name: float(np.sum(m[name] * m["weight"]))
         nats, weight = total("loss"), max(float(m["weight"].sum()), 1.0)
+        tokens = tokens_before(self._config, step)
         (seen, busy_then), busy_now = self._window, self._ledger.so_far("step", "data")
-        self._window = (step, busy_now)
-        steps_per_second = (step - seen) / max(busy_now - busy_then, 1e-9)
+        self._window = (tokens, busy_now)
+        tokens_per_second = (tokens - seen) / max(busy_now - busy_then, 1e-9)
         record = {
             "loss": nats / weight,
             **{name: total(name) / weight for name in m if name.endswith("_loss")},  # what else is minimised
@@ -194,18 +195,18 @@ class _Logger:
             "grad_norm": float(m["grad_norm"].mean()),
             "update_norm": float(m["update_norm"].mean()),
             "learning_rate": float(m["lr_factor"][-1]) * self._config.optimizer.peak_lr,
-            "tokens": step * self._tokens_per_step,
+            "tokens": tokens,
             "total_steps": self._last_step,
             "seconds": round(self._ledger.total(), 2),
             "skipped_steps": int(m["skipped_steps"][-1]),
         }
-        record["tokens_per_second"] = steps_per_second * self._tokens_per_step
+        record["tokens_per_second"] = tokens_per_second
         if self._peak:
-            record["mfu"] = steps_per_second * self._flops_per_step / self._peak
+            record["mfu"] = tokens_per_second * self._flops_per_token / self._peak
         record |= {f"goodput/{kind}": round(share, 4) for kind, share in self._ledger.fractions().items()}
         self._writer.write("train", step, record)
         note = f"loss {record['loss']:.3f}"
-        self._progress.update(step, note)
+        self._progress.update(tokens, note)
         if not self._progress.on_terminal:
             say(
                 f"step {step}/{self._last_step}  {note}  {record['bits_per_byte']:.3f} bits/byte"

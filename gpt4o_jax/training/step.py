@@ -11,6 +11,7 @@ import optax
 from gpt4o_jax import parallel
 from gpt4o_jax.config import RunConfig
 from gpt4o_jax.data.batches import Batch
+from gpt4o_jax.length import micro_batches
 from gpt4o_jax.model.gpt import GPT, unembedding
 from gpt4o_jax.ops.cross_entropy import cross_entropy
 from gpt4o_jax.training.schedules import schedule_factor
@@ -36,10 +37,11 @@ def loss_sum(model: GPT, params, batch: Batch, loss_chunk: int, key=None, z_loss
     return sums.total, {"loss": sums.nll} | ({"z_loss": sums.z_loss} if z_loss else {})
 
 
-def gradients(model: GPT, params, batch: Batch, config: RunConfig, key: jax.Array):
+def gradients(model: GPT, params, batch: Batch, config: RunConfig, key: jax.Array, count: jax.Array | None = None):
     """(mean parts of the loss per weighted target, gradient of the whole, sum of weights), over train.accumulate micro-batches.
 
     Sums are divided once, by the weight of the whole batch: unevenly padded micro-batches count by their tokens.
+    count: compute only so many micro-batches, the first; the rows of the others are empty.
     """
     A = config.train.accumulate
     # Row i goes to micro-batch i % A, so that every micro-batch has rows of every data shard.
@@ -58,7 +60,11 @@ def gradients(model: GPT, params, batch: Batch, config: RunConfig, key: jax.Arra
     else:
         first = jax.tree.map(lambda x: x[0], micro)
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, params, first, key))
-        (grads, parts), _ = jax.lax.scan(add, zero, (jnp.arange(A), micro))
+        if count is None:
+            (grads, parts), _ = jax.lax.scan(add, zero, (jnp.arange(A), micro))
+        else:
+            at = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), micro)
+            grads, parts = jax.lax.fori_loop(0, count, lambda i, carry: add(carry, (i, at(i)))[0], zero)
     weight = jnp.sum(batch.weights)
     scale = 1 / jnp.maximum(weight, 1)
     parts, grads = jax.tree.map(lambda x: x * scale, (parts, grads))
@@ -72,7 +78,8 @@ def make_step(
     bytes_V = jnp.asarray(byte_lengths, jnp.float32)
 
     def one_step(state: TrainState, batch: Batch):
-        losses, grads, weight = gradients(model, state.params, batch, config, jax.random.fold_in(state.rng, state.step))
+        count = micro_batches(config.train, state.step) if config.train.batch_warmup_steps else None
+        losses, grads, weight = gradients(model, state.params, batch, config, jax.random.fold_in(state.rng, state.step), count)
         grad_norm = optax.tree.norm(grads)
         factor = schedule_factor(config.optimizer, total_steps, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, lr_factor=factor)

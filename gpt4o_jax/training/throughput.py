@@ -1,5 +1,6 @@
 """How fast the training step of a config is on this machine, and what bounds it. No data, tokenizer or run folder needed."""
 
+import dataclasses
 import resource
 import statistics
 import sys
@@ -24,6 +25,7 @@ def measure(config: RunConfig, mesh: jax.sharding.Mesh, dispatches: int) -> dict
     """
     K, B, T = config.train.steps_per_dispatch, config.train.batch_size, config.model.context_length
     device = mesh.devices.flat[0]
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_warmup_steps=0))  # whole batches only
     program = build(config, mesh)
     with jax.set_mesh(mesh):
         begin = time.perf_counter()

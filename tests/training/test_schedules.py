@@ -1,4 +1,4 @@
-"""Learning-rate shapes: nanoGPT's cosine, warm-up-stable-decay, constant; their ends are where the config says."""
+"""Learning-rate shapes: nanoGPT's cosine, warm-up-stable-decay, inverse root, constant; their ends are where the config says."""
 
 import math
 
@@ -44,7 +44,15 @@ def test_constant_stays():
     np.testing.assert_allclose(curve(schedule="constant", warmup_steps=3), [0.25, 0.5, 0.75] + [1.0] * 48, rtol=1e-6)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
+@pytest.mark.parametrize("warmup", [0, 1, 10, 49, 100])
+def test_inverse_sqrt_is_the_transformers(warmup):
+    """min(step^-0.5, step * warmup^-1.5) of arXiv:1706.03762, 5.3, as a share of its peak; steps count from 1 there."""
+    W = warmup + 1
+    wanted = [min(s**-0.5, s * W**-1.5) / W**-0.5 for s in range(1, TOTAL + 2)]
+    np.testing.assert_allclose(curve(schedule="inverse_sqrt", warmup_steps=warmup), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "inverse_sqrt", "constant"])
 @pytest.mark.parametrize("total, warmup", [(1, 0), (1, 1), (1, 100), (20, 100), (20, 20)])
 def test_short_runs_stay_within_zero_and_the_peak(schedule, total, warmup):
     """Also where the warm-up is longer than the run."""

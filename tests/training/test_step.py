@@ -14,8 +14,10 @@ import pytest
 from gpt4o_jax import parallel
 from gpt4o_jax.config import ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from gpt4o_jax.data.batches import Batch
+from gpt4o_jax.length import micro_batches, row_numbers
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.training import step as training_step
 from gpt4o_jax.training.optimizer import make_optimizer
 from gpt4o_jax.training.schedules import schedule_factor
 from gpt4o_jax.training.state import create
@@ -175,3 +177,49 @@ def test_z_loss_is_minimised_and_told_apart(start, accumulate):
     assert set(losses) == {"loss", "z_loss"}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), losses, parts)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=1e-5 * np.abs(a).max(), rtol=0), wanted, grads)
+
+
+GROWING = dataclasses.replace(CONFIG, train=TrainConfig(batch_size=B, loss_chunk=4, accumulate=4, batch_warmup_steps=6))
+
+
+def growing_batches(steps: int) -> Batch:
+    """The rows of batches(), where the batch is not yet whole without those of the absent micro-batches."""
+    data = batches(steps)
+    absent = np.array([[number is None for number in row_numbers(GROWING.train, s)] for s in range(steps)])
+    return jax.tree.map(lambda x: np.where(absent[..., None], np.zeros_like(x), x), data)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_a_growing_batch_gives_the_gradients_of_its_rows_alone(start, count):
+    params = start[0].params
+    step = next(s for s in range(7) if micro_batches(GROWING.train, s) == count)
+    batch = part(growing_batches(7), step)
+    alone = jax.tree.map(lambda x: x[np.arange(B) % 4 < count], batch)
+    got = jax.jit(lambda p, n: gradients(MODEL, p, batch, GROWING, jax.random.key(0), n))(params, count)
+    wanted = jax.jit(lambda p: gradients(MODEL, p, alone, CONFIG, jax.random.key(0)))(params)
+    assert got[2] == wanted[2] == batch.weights.sum()
+    np.testing.assert_allclose(got[0]["loss"], wanted[0]["loss"], rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=1e-5 * np.abs(a).max(), rtol=0), wanted[1], got[1])
+
+
+def test_absent_micro_batches_cost_nothing_and_no_new_compilation(start, monkeypatch):
+    """Forward passes are counted as they run; one compiled step serves every size of the batch."""
+    counted, original = [], training_step.loss_sum
+
+    def counting(*args):
+        jax.debug.callback(lambda: counted.append(1))
+        return original(*args)
+
+    monkeypatch.setattr(training_step, "loss_sum", counting)
+    optimizer = make_optimizer(GROWING.optimizer, gpt.logical_axes(MODEL))
+    step, state, data = jax.jit(make_step(MODEL, optimizer, GROWING, TOTAL, BYTES)), start[0], growing_batches(8)
+    for s in range(8):
+        counted.clear()
+        state, metrics = step(state, part(data, np.s_[s : s + 1]))
+        jax.block_until_ready(state.params)
+        jax.effects_barrier()
+        assert len(counted) == micro_batches(GROWING.train, s) == [1, 1, 2, 2, 3, 3, 4, 4][s]
+        assert metrics["weight"][0] == data.weights[s].sum() and np.isfinite(metrics["loss"][0])
+    assert step._cache_size() == 1
+    # The schedule counts steps, whatever their size.
+    np.testing.assert_allclose(metrics["lr_factor"][0], schedule_factor(GROWING.optimizer, TOTAL, 7), rtol=1e-6)

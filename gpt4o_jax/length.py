@@ -1,0 +1,61 @@
+"""How much a run reads: rows of each step, rows and tokens before it, steps in all.
+
+The batch may grow (`train.batch_warmup_steps`): step s computes n(s) of its A = train.accumulate micro-batches of b rows,
+n rising in a line from train.batch_warmup_start to A. Rows are numbered through the run without gaps, so that no text is
+left out while the batch is small.
+"""
+
+import math
+
+from gpt4o_jax.config import RunConfig, TrainConfig
+from gpt4o_jax.config_rules import parse_length
+
+
+def micro_batches(t: TrainConfig, step):
+    """Micro-batches of 0-based `step`, an int or an int32 array."""
+    return t.accumulate - sum((step < joins) * 1 for joins in _joins(t))
+
+
+def rows_before(t: TrainConfig, step: int) -> int:
+    """Rows that steps 0 to step - 1 read together."""
+    return t.batch_size // t.accumulate * (t.accumulate * step - sum(min(step, joins) for joins in _joins(t)))
+
+
+def tokens_before(config: RunConfig, step: int) -> int:
+    """Tokens that steps 0 to step - 1 read together."""
+    return rows_before(config.train, step) * config.model.context_length
+
+
+def row_numbers(t: TrainConfig, step: int) -> list[int | None]:
+    """For each of the batch_size places of a step, the number of its row in the run; None: empty.
+
+    Place p belongs to micro-batch p % accumulate (training/step.py).
+    """
+    A, n, first = t.accumulate, micro_batches(t, step), rows_before(t, step)
+    return [first + p // A * n + p % A if p % A < n else None for p in range(t.batch_size)]
+
+
+def total_steps(config: RunConfig, tokens_per_epoch: int) -> int:
+    """Optimizer steps of the whole run: train.length, tokens and epochs rounded up to whole dispatches."""
+    number, unit = parse_length(config.train.length)
+    if unit == "steps":
+        steps = number
+    else:
+        tokens = number * (tokens_per_epoch if unit == "epochs" else 1)
+        rows = math.ceil(tokens / config.model.context_length)
+        # Once the batch is whole, every step reads batch_size rows; before, look for the step.
+        whole = max(_joins(config.train), default=0)
+        left = rows - rows_before(config.train, whole)
+        steps = whole + math.ceil(left / config.train.batch_size)
+        if left < 0:
+            steps = next(s for s in range(whole + 1) if rows_before(config.train, s) >= rows)
+    k = config.train.steps_per_dispatch
+    return math.ceil(steps / k) * k
+
+
+def _joins(t: TrainConfig) -> list[int]:
+    """For each micro-batch that is not there from the start, the step from which on it is."""
+    if not t.batch_warmup_steps:
+        return []
+    later = t.accumulate - t.batch_warmup_start
+    return [-(-t.batch_warmup_steps * j // later) for j in range(1, later + 1)]
