@@ -139,12 +139,23 @@ def help_text(folder: Path) -> dict:
     return {"help_seconds": (statistics.median(times), {"all": times})}
 
 
+def mup_transfer(folder: Path) -> dict:
+    """By how many factors of 2 the best learning rate falls from width 64 to 256, with and without muP."""
+    import mup_transfer as transfer
+
+    losses = transfer.table()
+    mup, standard = transfer.shifts(losses).values()
+    details = {"rates": transfer.RATES, "losses": losses}
+    return {"mup_rate_shift": (abs(mup), details), "standard_rate_shift": (standard, {})}
+
+
 MEASUREMENTS = {
     "quickstart": quickstart,
     "char_cpu": char("char_cpu"),
     "char_cpu_fast": char("char_cpu_fast"),
     "first_step": first_step,
     "help": help_text,
+    "mup_transfer": mup_transfer,
 }
 
 

@@ -55,6 +55,13 @@ TARGETS = {
         5.0, "seconds", "the same with a warm compilation cache; median of 3", "20 % on a quiet machine"
     ),
     "help_seconds": Target(1.0, "seconds", "python -m gpt4o_jax train --help, median of 5", "20 %"),
+    "mup_rate_shift": Target(
+        1.0, "factors of 2", "best learning rate at width 64 against 256 under muP, grid in factors of 2"
+        " (benchmarks/mup_transfer.py)", "the grid",
+    ),
+    "standard_rate_shift": Target(
+        2.0, "factors of 2", "the same without muP: what there is to mend", "the grid", at_least=True
+    ),
     "kills_survived": Target(
         20.0, "of 20", "SIGKILLs at random moments of a 300-step run after which the final digest is the uninterrupted run's"
         " (tests/system/test_resume.py)", "none", at_least=True,
