@@ -77,6 +77,11 @@ class ModelConfig:
     bias: bool = knob(False, "Biases in projections and layer norms.")
     qkv_bias: bool | None = knob(None, "Biases on queries, keys and values (Qwen 2: there alone); None: as `bias`.")
     embed_scale: bool = knob(False, "Multiply embeddings by sqrt(d_model) (Gemma).")
+    residual_mix: bool = knob(False, "Each layer starts from a learned mixture of the stream and what entered the first layer.")
+    value_embeddings: int = knob(
+        0, "Tables n of embeddings mixed into attention's values: in the first n layers, and again in the last n.", low=0
+    )
+    mtp_heads: int = knob(0, "Heads that predict the tokens after the next one while training (DeepSeek-V3).", low=0)
     tied: bool = knob(False, "Use the embedding table, transposed, as the output head.")
     dropout: float = knob(0.0, "Dropout on embeddings, attention weights and sub-layer outputs.", low=0.0, high=0.99)
     logit_softcap: float = knob(0.0, "Logits z become softcap * tanh(z / softcap), as in Gemma 2 with 30; 0: off.", low=0.0)
@@ -255,6 +260,7 @@ class TrainConfig:
     batch_warmup_start: int = knob(1, "Micro-batches in the batch of the first steps, where it grows.", low=1)
     steps_per_dispatch: int = knob(10, "Optimizer steps compiled into one call; cadences are multiples of it.", low=1)
     z_loss: float = knob(0.0, "Weight of the squared log-normaliser in the objective (PaLM: 1e-4); 0: off.", low=0.0)
+    mtp_weight: float = knob(0.3, "Weight of the mean loss of model.mtp_heads in the objective.", low=0.0)
     loss_chunk: int = knob(512, "Positions of a row whose logits exist at once in the loss.", low=1)
     max_skipped_in_a_row: int = knob(10, "Stop as diverged after this many non-finite steps in a row.", low=1)
 

@@ -57,6 +57,8 @@ def validate(c) -> None:
             f"config.train.batch_warmup_start={t.batch_warmup_start} does nothing with batch_warmup_steps=0; set both, or neither"
         )
     _validate_optimizer(c.optimizer)
+    if m.mtp_heads and not t.mtp_weight:
+        raise RunError(f"config.model.mtp_heads={m.mtp_heads} does nothing with train.mtp_weight=0; such as 0.3 (DeepSeek-V3)")
     k = t.steps_per_dispatch
     for name, every in (
         ("log.every", c.log.every),
@@ -85,6 +87,16 @@ def _validate_model(m) -> None:
         raise RunError(
             f"config.model.n_kv_heads={m.kv_heads} does not divide n_heads={m.n_heads};"
             f" nearest: n_kv_heads={_nearest_divisor(m.kv_heads, m.n_heads)}"
+        )
+    if 2 * m.value_embeddings > m.n_layers:
+        raise RunError(
+            f"config.model.value_embeddings={m.value_embeddings}: the first and the last as many layers overlap with"
+            f" n_layers={m.n_layers}; nearest: value_embeddings={m.n_layers // 2}"
+        )
+    if m.mtp_heads >= m.context_length:
+        raise RunError(
+            f"config.model.mtp_heads={m.mtp_heads} looks beyond context_length={m.context_length};"
+            f" nearest: mtp_heads={m.context_length - 1}"
         )
     if not m.qk_norm and m.qk_norm_over != "head":
         raise RunError(f"config.model.qk_norm_over={m.qk_norm_over} does nothing with qk_norm=false; set qk_norm=true, or head")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from gpt4o_jax.config import ModelConfig
 from gpt4o_jax.model import cache as kv
-from gpt4o_jax.model.layers import normal, param, rms_normalise, scale
+from gpt4o_jax.model.layers import constant, normal, param, rms_normalise, scale
 from gpt4o_jax.ops import attention as ops
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.masks import causal_mask
@@ -28,9 +28,10 @@ class Attention(nn.Module):
     window: int | None = None  # keys that a token sees, its own among them; None: all before it
 
     @nn.compact
-    def __call__(self, x_BTD, positions_BT, segments_BT, rotation, layer_cache, train: bool):
+    def __call__(self, x_BTD, positions_BT, segments_BT, rotation, layer_cache, train: bool, more_BTKH=None):
         """x_BTD: normalised input. rotation: rotary cosines and sines, or None. layer_cache: None or (k_BSKH, v_BSKH).
 
+        more_BTKH: what values are mixed with, in learned shares; None: with nothing.
         Returns (y_BTD, layer_cache).
         """
         c = self.config
@@ -49,6 +50,9 @@ class Attention(nn.Module):
             q_BTNH += param(self, "query_bias", zeros, (N, H), ("heads", "head_dim"))
             k_BTKH += param(self, "key_bias", zeros, (K, H), ("kv_heads", "head_dim"))
             v_BTKH += param(self, "value_bias", zeros, (K, H), ("kv_heads", "head_dim"))
+        if more_BTKH is not None:
+            a, b = param(self, "value_mix", constant(0.5, 0.5), (2,), ("mix",))
+            v_BTKH = a * v_BTKH + b * more_BTKH
         if c.qk_norm:
             q_BTNH = self._normalise("query_scale", q_BTNH, "heads")
             k_BTKH = self._normalise("key_scale", k_BTKH, "kv_heads")

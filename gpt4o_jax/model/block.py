@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from gpt4o_jax.config import ModelConfig
 from gpt4o_jax.model.attention import Attention
-from gpt4o_jax.model.layers import Norm, normal
+from gpt4o_jax.model.layers import Norm, constant, normal, param
 from gpt4o_jax.model.mlp import MLP
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.positions import Rotation
@@ -24,6 +24,8 @@ class Shared(NamedTuple):
     positions_BT: jax.Array
     segments_BT: jax.Array
     rotation: Rotation | None
+    first_BTD: jax.Array | None = None  # what entered the first layer, for residual_mix
+    values_nBTKH: jax.Array | None = None  # value embeddings
 
 
 class Block(nn.Module):
@@ -31,6 +33,10 @@ class Block(nn.Module):
 
     norm_position "post": x + norm(attention(x)), x + norm(mlp(x)) (OLMo 2, arXiv:2501.00656); "sandwich":
     x + norm(attention(norm(x))), x + norm(mlp(norm(x))) (Gemma 2, arXiv:2408.00118). The residual stream itself is never normed.
+
+    residual_mix: before all that x becomes a * x + b * x_0, x_0 what entered the first layer, (a, b) learned from (1, 0).
+    value_embeddings: in attention v becomes a * v + b * embedding of the token, (a, b) learned from (1/2, 1/2); in
+    layers without a table there is nothing to add. Both as in Jordan's modded-nanogpt (github.com/KellerJordan).
     """
 
     config: ModelConfig
@@ -39,12 +45,20 @@ class Block(nn.Module):
     window: int | None = None
 
     @nn.compact
-    def __call__(self, x_BTD, layer_cache, shared: Shared):
+    def __call__(self, x_BTD, per_layer, shared: Shared):
+        """per_layer: (the layer's keys and values in the cache or None, number of its value embedding, -1 for none, or None)."""
         c = self.config
+        layer_cache, table = per_layer
+        if shared.first_BTD is not None:
+            a, b = param(self, "residual_mix", constant(1.0, 0.0), (2,), ("mix",))
+            x_BTD = a * x_BTD + b * shared.first_BTD
+        more_BTKH = None
+        if shared.values_nBTKH is not None:
+            more_BTKH = jnp.where(table < 0, 0.0, shared.values_nBTKH[table])
         zero = c.output_init == "zero"
         output_init = nn.initializers.zeros if zero else normal(c.hidden_std / (2 * c.n_layers) ** 0.5)
         y_BTD, layer_cache = Attention(c, self.compute, output_init, self.window, name="attention")(
-            self._norm("attention_norm", x_BTD, "pre"), *shared, layer_cache, self.train
+            self._norm("attention_norm", x_BTD, "pre"), *shared[:3], layer_cache, self.train, more_BTKH
         )
         x_BTD = constrain(x_BTD + self._norm("attention_post_norm", y_BTD, "post"), "batch", "seq", "embed")
         y_BTD = MLP(c, self.compute, output_init, name="mlp")(self._norm("mlp_norm", x_BTD, "pre"), self.train)
@@ -67,26 +81,32 @@ REMAT_POLICIES = {
 }
 
 
-def _block(c: ModelConfig):
+def remat_block(c: ModelConfig):
     """Block, recomputed in the backward pass as the config wants it."""
     return Block if c.remat == "none" else nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
 
 
 class Period(nn.Module):
-    """The layers of one period of the pattern, one after another: block_0, block_1, ...; caches [layers, ...]."""
+    """The layers of one period of the pattern, one after another: block_0, block_1, ...; arrays per layer [layers, ...]."""
 
     config: ModelConfig
     compute: Compute
     train: bool
 
     @nn.compact
-    def __call__(self, x_BTD, caches, shared: Shared):
+    def __call__(self, x_BTD, per_layer, shared: Shared):
         out = []
         for i, window in enumerate(self.config.windows):
-            block = _block(self.config)(self.config, self.compute, self.train, window, name=f"block_{i}")
-            x_BTD, layer_cache = block(x_BTD, jax.tree.map(lambda leaf, i=i: leaf[i], caches), shared)
+            block = remat_block(self.config)(self.config, self.compute, self.train, window, name=f"block_{i}")
+            x_BTD, layer_cache = block(x_BTD, jax.tree.map(lambda leaf, i=i: leaf[i], per_layer), shared)
             out.append(layer_cache)
         return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *out)
+
+
+def value_tables(c: ModelConfig) -> jax.Array:
+    """For each layer the number of its value embedding: 0, 1, .. in the first n, again in the last n, -1 in between. [L]."""
+    n, between = c.value_embeddings, c.n_layers - 2 * c.value_embeddings
+    return jnp.array([*range(n), *[-1] * between, *range(n)], jnp.int32)
 
 
 def layers(c: ModelConfig, compute: Compute, train: bool, x_BTD, caches, shared: Shared):
@@ -96,9 +116,10 @@ def layers(c: ModelConfig, compute: Compute, train: bool, x_BTD, caches, shared:
     layers/attention/query [L, ...]. One of P kinds has a block for each of its places, and layer l is entry
     l // P of block_(l % P): layers/block_0/attention/query [L / P, ...].
     """
+    per_layer = (caches, None if shared.values_nBTKH is None else value_tables(c))
     single = len(c.layer_pattern) == 1
     scan = nn.scan(
-        _block(c) if single else Period,
+        remat_block(c) if single else Period,
         variable_axes={"params": 0, "intermediates": 0},  # the latter for capture_intermediates=True
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast),
@@ -107,7 +128,7 @@ def layers(c: ModelConfig, compute: Compute, train: bool, x_BTD, caches, shared:
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     if single:
-        return scan(c, compute, train, c.windows[0], name="layers")(x_BTD, caches, shared)
-    caches = jax.tree.map(lambda leaf: leaf.reshape(c.periods, -1, *leaf.shape[1:]), caches)
-    x_BTD, caches = scan(c, compute, train, name="layers")(x_BTD, caches, shared)
+        return scan(c, compute, train, c.windows[0], name="layers")(x_BTD, per_layer, shared)
+    per_layer = jax.tree.map(lambda leaf: leaf.reshape(c.periods, -1, *leaf.shape[1:]), per_layer)
+    x_BTD, caches = scan(c, compute, train, name="layers")(x_BTD, per_layer, shared)
     return x_BTD, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), caches)

@@ -10,6 +10,8 @@ def parameter_count(c: ModelConfig) -> int:
     """Every number that training changes."""
     D, N, K, H, F, V = c.d_model, c.n_heads, c.kv_heads, c.head_width, c.ff_width, c.vocab_size
     norm = D * (2 if c.norm == "layer" and c.bias else 1)
+    tables = V * D * (1 if c.tied else 2) + (c.context_length * D if c.positions == "learned" else 0)
+    mixes = c.n_layers * 2 * (c.residual_mix + (c.value_embeddings > 0)) + c.value_embeddings * V * K * H
     per_layer = _matrices_per_layer(c) + norm * (4 if c.norm_position == "sandwich" else 2)
     if c.qk_norm:
         per_layer += 2 * H if c.qk_norm_over == "head" else (N + K) * H
@@ -19,8 +21,8 @@ def parameter_count(c: ModelConfig) -> int:
         per_layer += (N + 2 * K) * H
     if c.bias:
         per_layer += D + F * (2 if c.gated else 1) + D
-    tables = V * D * (1 if c.tied else 2) + (c.context_length * D if c.positions == "learned" else 0)
-    return c.n_layers * per_layer + norm + tables
+    head_ahead = per_layer + 2 * D * D + 3 * norm
+    return c.n_layers * per_layer + norm + tables + mixes + c.mtp_heads * head_ahead
 
 
 def _matrices_per_layer(c: ModelConfig) -> int:
@@ -37,4 +39,7 @@ def forward_flops_per_token(c: ModelConfig, keys: float) -> float:
 
 def train_flops_per_token(c: ModelConfig) -> float:
     """Forward and backward, over all T keys, or the window's: the 6N + 12LDT of PaLM (arXiv:2204.02311); remat not counted."""
-    return 3 * forward_flops_per_token(c, c.context_length)
+    T, D = c.context_length, c.d_model
+    keys = T if c.windows[-1] is None else min(T, c.windows[-1])
+    head_ahead = 2 * (_matrices_per_layer(c) + 2 * D * D + D * c.vocab_size) + 4 * c.n_heads * c.head_width * keys
+    return 3 * (forward_flops_per_token(c, T) + c.mtp_heads * head_ahead)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt4o_jax.config import ModelConfig
+from gpt4o_jax.model.ahead import look_ahead
 from gpt4o_jax.model.block import Shared, layers, make_norm
 from gpt4o_jax.model.cache import Cache
 from gpt4o_jax.model.layers import normal, param
@@ -32,20 +33,23 @@ class GPT(nn.Module):
     compute: Compute
 
     @nn.compact
-    def __call__(self, tokens_BT, positions_BT, segments_BT, cache: Cache | None = None, train: bool = False):
+    def __call__(
+        self, tokens_BT, positions_BT, segments_BT, cache: Cache | None = None, train: bool = False, ahead: bool = False
+    ):
         """Embeds and transforms token ids.
 
         tokens_BT, positions_BT, segments_BT: int32; positions count within each segment, segment 0 is padding.
         cache: None, or what `empty_cache` or the last call returned; then segments only tell tokens from padding.
-        train: applies dropout, with the rng stream "dropout".
+        train: applies dropout, with the rng stream "dropout". ahead: runs the heads of multi-token prediction too.
         Returns (hidden_BTD float32, what the head reads: after the final norm, under muP times base width / width; cache with
-        these tokens in it, auxiliary losses by name).
+        these tokens in it; what else was asked for, by name: "ahead_nBTD", what the head reads for later targets).
         """
         c = self.config
         table_VD = param(self, "embedding", normal(c.init_std), (c.vocab_size, c.d_model), ("vocab", "embed"))
         x_BTD = jnp.take(table_VD, tokens_BT, axis=0)
         if c.embed_scale:
             x_BTD *= (c.d_model * c.width_ratio) ** 0.5  # under muP as in the base model
+        embedded_BTD = x_BTD
         if c.positions == "learned":
             shape = (c.context_length, c.d_model)
             x_BTD += jnp.take(param(self, "positions", normal(c.init_std), shape, ("position", "embed")), positions_BT, axis=0)
@@ -53,13 +57,30 @@ class GPT(nn.Module):
 
         rotations = rotation(positions_BT, c.rotary_width, c.rope_theta, _rope_scaling(c)) if c.positions == "rope" else None
         caches = None if cache is None else (cache.k_LBSKH, cache.v_LBSKH)
-        x_BTD, caches = layers(c, self.compute, train, x_BTD, caches, Shared(positions_BT, segments_BT, rotations))
+        first_BTD = x_BTD if c.residual_mix else None
+        shared = Shared(positions_BT, segments_BT, rotations, first_BTD, self._value_embeddings(tokens_BT))
+        x_BTD, caches = layers(c, self.compute, train, x_BTD, caches, shared)
+        aux = {}
+        if c.mtp_heads and (ahead or self.is_initializing()):
+            later_nBTD = look_ahead(c, self.compute, train, x_BTD, embedded_BTD, shared)
+            aux["ahead_nBTD"] = later_nBTD * c.width_ratio if c.mup_base_width else later_nBTD
         if not c.tied:  # declared here, used by unembed()
             param(self, "unembedding", normal(c.init_std), (c.d_model, c.vocab_size), ("embed", "vocab"))
         hidden_BTD = make_norm(c, "final_norm")(x_BTD)
         if c.mup_base_width:  # muP's multiplier of the logits, here so that whoever reads them finds it applied
             hidden_BTD *= c.width_ratio
-        return hidden_BTD, None if cache is None else Cache(*caches), {}
+        return hidden_BTD, None if cache is None else Cache(*caches), aux
+
+    def _value_embeddings(self, tokens_BT):
+        """[n, B, T, K, H], or None without tables; at the start of the size of the values that they are mixed with."""
+        c = self.config
+        if not c.value_embeddings:
+            return None
+        init, axes = normal(c.hidden_std * c.d_model**0.5), ("vocab", "kv_heads", "head_dim")
+        shape = (c.vocab_size, c.kv_heads, c.head_width)
+        tables = [param(self, f"value_embedding_{i}", init, shape, axes) for i in range(c.value_embeddings)]
+        values_nBTKH = jnp.stack([jnp.take(table_VKH, tokens_BT, axis=0) for table_VKH in tables])
+        return constrain(values_nBTKH, None, "batch", "seq", "kv_heads", "head_dim")
 
 
 def _rope_scaling(c: ModelConfig) -> RopeScaling | None:

@@ -15,6 +15,11 @@ def normal(std: float):
     return nn.initializers.normal(std)
 
 
+def constant(*values: float):
+    """An initialiser that gives these numbers."""
+    return lambda key, shape, dtype: jnp.array(values, dtype)
+
+
 def rms_normalise(x: jax.Array, eps: float, axes: int | tuple[int, ...] = -1) -> jax.Array:
     """x / root-mean-square of its last axis (or of `axes`), without parameters (arXiv:1910.07467)."""
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=axes, keepdims=True) + eps)

@@ -19,6 +19,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "position": (),
     "norm": (),
+    "mix": (),
     "layers": (),
 }
 

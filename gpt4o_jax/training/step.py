@@ -18,23 +18,37 @@ from gpt4o_jax.training.schedules import schedule_factor
 from gpt4o_jax.training.state import TrainState
 
 
-def loss_sum(model: GPT, params, batch: Batch, loss_chunk: int, key=None, z_loss: float = 0.0):
+def loss_sum(model: GPT, params, batch: Batch, loss_chunk: int, key=None, z_loss: float = 0.0, mtp_weight: float = 0.0):
     """(what is minimised, its parts by name), summed over the weighted targets of a batch [B, T]. key: enables dropout.
 
-    Parts: "loss", the negative log-likelihood in nats; "z_loss" where its coefficient is not 0. Differentiate the first.
+    Parts: "loss", the negative log-likelihood in nats; "z_loss" where its coefficient is not 0; "mtp_loss", the mean over
+    the heads of multi-token prediction, where there are any and their weight is not 0. Differentiate the first.
     """
+    heads = model.config.mtp_heads if mtp_weight else 0
     train = key is not None and model.config.dropout > 0
-    hidden_BTD, _, _ = model.apply(
+    hidden_BTD, _, aux = model.apply(
         {"params": params},
         batch.tokens,
         batch.positions,
         batch.segments,
         train=train,
+        ahead=heads > 0,
         rngs={"dropout": key} if train else {},
     )
     how = (loss_chunk, model.compute, model.config.logit_softcap, z_loss)
     sums = cross_entropy(hidden_BTD, unembedding(params), batch.targets, batch.weights, *how)
-    return sums.total, {"loss": sums.nll} | ({"z_loss": sums.z_loss} if z_loss else {})
+    total, parts = sums.total, {"loss": sums.nll} | ({"z_loss": sums.z_loss} if z_loss else {})
+    for k in range(1, heads + 1):
+        later = cross_entropy(aux["ahead_nBTD"][k - 1], unembedding(params), *targets_ahead(batch, k), *how)
+        total += mtp_weight / heads * later.total
+        parts["mtp_loss"] = parts.get("mtp_loss", 0.0) + later.nll / heads
+    return total, parts
+
+
+def targets_ahead(batch: Batch, k: int):
+    """(targets, weights) [B, T] of the k-th head of multi-token prediction: those k places on, within the document."""
+    later = lambda x: jnp.pad(x[:, k:], [(0, 0), (0, k)])
+    return later(batch.targets), later(batch.weights) * (later(batch.segments) == batch.segments)
 
 
 def gradients(model: GPT, params, batch: Batch, config: RunConfig, key: jax.Array, count: jax.Array | None = None):
@@ -47,7 +61,7 @@ def gradients(model: GPT, params, batch: Batch, config: RunConfig, key: jax.Arra
     # Row i goes to micro-batch i % A, so that every micro-batch has rows of every data shard.
     micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, A, *x.shape[1:]), 1, 0), batch)
     t = config.train
-    grad = jax.grad(lambda p, b, k: loss_sum(model, p, b, t.loss_chunk, k, t.z_loss), has_aux=True)
+    grad = jax.grad(lambda p, b, k: loss_sum(model, p, b, t.loss_chunk, k, t.z_loss, t.mtp_weight), has_aux=True)
 
     def add(carry, xs):
         index, part = xs

@@ -38,6 +38,8 @@ VARIANTS = [dict(zip(CROSS, values, strict=True)) for values in itertools.produc
     dict(layer_pattern=("local", "local", "global"), window=3, n_layers=3, positions="learned"),
     dict(attention_softcap=1.5, attention_scale=0.7),
     dict(attention_sinks=True, n_kv_heads=2, layer_pattern=("local", "global"), window=2),
+    dict(residual_mix=True, value_embeddings=2, n_layers=4, n_kv_heads=2, layer_pattern=("local", "global"), window=4),
+    dict(residual_mix=True, value_embeddings=1, n_layers=3, mtp_heads=2),
     dict(qkv_bias=True, mlp="gelu_tanh"),
     dict(rope_fraction=0.5, n_kv_heads=2),
 ]

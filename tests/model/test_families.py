@@ -24,6 +24,7 @@ GPT_OSS = ModelConfig(
     **SHAPE | dict(n_layers=4), mlp="swiglu", qk_norm=False, bias=True, qkv_bias=True, attention_sinks=True,
     layer_pattern=("local", "global"), window=4,
 )  # fmt: skip
+SPEEDRUN = ModelConfig(**SHAPE | dict(n_layers=3), mlp="relu2", residual_mix=True, value_embeddings=1)
 MISTRAL = ModelConfig(**SHAPE, mlp="swiglu", qk_norm=False, layer_pattern=("local",), window=3)
 
 
@@ -160,6 +161,22 @@ def gpt_oss(params, ids):
     return rms(x, params["final_norm"]["scale"]) @ params["unembedding"]
 
 
+def speedrun(params, ids):
+    """modded-nanogpt's lambdas and value embeddings (first and last layer share a table), in a block with QK-norm."""
+    x = start = params["embedding"][ids]
+    for i in range(3):
+        p = layer(params, i)
+        x = p["residual_mix"][0] * x + p["residual_mix"][1] * start
+        q, k, v = project(rms(x, p["attention_norm"]["scale"]), p["attention"], *QKV)
+        q, k = rms(q, p["attention"]["query_scale"]), rms(k, p["attention"]["key_scale"])
+        v = p["attention"]["value_mix"][0] * v
+        if i in (0, 2):
+            v = v + p["attention"]["value_mix"][1] * params["value_embedding_0"][ids]
+        x = x + merge(attend(rotate(q), rotate(k), v), p["attention"])
+        x = x + np.maximum(rms(x, p["mlp_norm"]["scale"]) @ p["mlp"]["up"], 0) ** 2 @ p["mlp"]["down"]
+    return rms(x, params["final_norm"]["scale"]) @ params["unembedding"]
+
+
 QKV = ("query", "key", "value")
 FAMILIES = {
     "gpt2": (GPT2, gpt2),
@@ -168,6 +185,7 @@ FAMILIES = {
     "gemma2": (GEMMA2, gemma2),
     "mistral": (MISTRAL, mistral),
     "gpt_oss": (GPT_OSS, gpt_oss),
+    "speedrun": (SPEEDRUN, speedrun),
 }
 
 

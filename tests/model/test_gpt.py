@@ -29,6 +29,7 @@ SMALL = ModelConfig(
     vocab_size=64, context_length=16, n_layers=3, d_model=16, n_heads=4, n_kv_heads=2, output_init="scaled", init_std=0.3
 )
 PATTERN = dict(n_layers=4, layer_pattern=("local", "global"), window=3, attention_sinks=True)
+EXTRAS = dict(residual_mix=True, value_embeddings=1, mtp_heads=2)
 FLOAT32 = Compute("cpu", "float32")
 
 
@@ -70,7 +71,7 @@ def test_gradients_flow_from_earlier_tokens_of_the_same_document_only(one_device
         assert flows == visible, f"row {row}: the loss at {t} and the token at {s} of row {other}"
 
 
-@pytest.mark.parametrize("changes", [dict(positions=p) for p in ("rope", "learned", "none")] + [PATTERN])
+@pytest.mark.parametrize("changes", [dict(positions=p) for p in ("rope", "learned", "none")] + [PATTERN, EXTRAS])
 def test_a_packed_row_is_its_documents_one_by_one(one_device, changes):
     model, params = make(**changes)
     lengths = [6, 2, 5]
@@ -105,6 +106,9 @@ CROSSES = {
     ),
     "feed-forward and norms": dict(
         mlp=["gelu", "relu2", "swiglu", "geglu"], norm=["rms", "layer"], bias=[False, True], norm_position=["pre", "sandwich"]
+    ),
+    "speedruns and multi-token prediction": dict(
+        residual_mix=[False, True], value_embeddings=[0, 1], mtp_heads=[0, 2], norm=["rms", "layer"], bias=[False, True]
     ),
     "tables": dict(tied=[False, True], positions=["rope", "learned", "none"], norm=["rms", "layer"], bias=[False, True]),
 }
@@ -141,11 +145,14 @@ def products(jaxpr) -> int:
     return total
 
 
-def test_training_takes_three_times_the_forward_products(one_device):
+@pytest.mark.parametrize("heads", [0, 2])
+def test_training_takes_three_times_the_forward_products(one_device, heads):
     """Without remat: the loss and its gradient, all T keys counted for every token."""
-    model, params = make(context_length=8, attention="reference")  # the others skip hidden keys, or compute scores again
+    # Other implementations of attention skip hidden keys, or compute scores again.
+    model, params = make(context_length=8, attention="reference", mtp_heads=heads)
     row = (np.arange(9, dtype=np.int32), np.ones(9, np.int32))
-    program = jax.make_jaxpr(jax.value_and_grad(lambda p: loss_sum(model, p, make_batch([row, row]), 8)[0]))(params)
+    loss = lambda p: loss_sum(model, p, make_batch([row, row]), 8, mtp_weight=0.3)[0]
+    program = jax.make_jaxpr(jax.value_and_grad(loss))(params)
     assert flops.train_flops_per_token(model.config) * 2 * 8 == products(program.jaxpr)
 
 
@@ -162,7 +169,7 @@ def test_local_layers_count_the_keys_of_their_window():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, PATTERN, {"tied": True, "positions": "learned", "bias": True, "norm": "layer", "mlp": "swiglu"}]
+    "changes", [{}, PATTERN, EXTRAS, {"tied": True, "positions": "learned", "bias": True, "norm": "layer", "mlp": "swiglu"}]
 )
 def test_every_axis_has_a_name_with_a_rule(one_device, changes):
     model, params = make(**changes)
@@ -172,7 +179,7 @@ def test_every_axis_has_a_name_with_a_rule(one_device, changes):
         names = functools.reduce(lambda tree, key: tree[key.key], path, axes)
         assert len(names) == leaf.ndim and set(names) <= set(RULES)
         assert leaf.dtype == jnp.float32
-        assert (names[0] == "layers") == (path[0].key == "layers")
+        assert (names[0] == "layers") == (path[0].key in ("layers", "ahead"))
         assert path[0].key != "layers" or leaf.shape[0] == model.config.periods
 
 
