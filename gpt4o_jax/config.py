@@ -211,7 +211,8 @@ class DataConfig:
         " windows: random contiguous windows.",
         ("packed", "first_fit", "windows"),
     )
-    prefetch: int = knob(2, "Dispatches of batches built ahead by a background thread.", low=1, high=64)
+    prefetch: int = knob(2, "Dispatches of batches built ahead.", low=1, high=64)
+    workers: int = knob(1, "Threads that build batches, at most data.prefetch.", low=1, high=64)
     cache_dir: str = knob("", "Folder of tokenised corpora; empty: gpt4o_jax/ in the user's cache folder.")
 
 

@@ -214,6 +214,11 @@ def _validate_data(d) -> None:
     elif d.source != "python_docs" and not d.path:
         example = "NAME/CONFIG:SPLIT" if d.source == "tfds" else "FILE"
         raise RunError(f"config.data.path is empty; data.source={d.source} needs it: --config.data.path={example}")
+    if d.workers > d.prefetch:
+        raise RunError(
+            f"config.data.workers={d.workers} is more than data.prefetch={d.prefetch}: the rest would have nothing to build;"
+            f" nearest: data.prefetch={d.workers}"
+        )
     if d.holdout == "tail" and d.shingle_bytes:
         raise RunError(
             f"config.data.shingle_bytes={d.shingle_bytes}: near-duplicates can be dropped only with"

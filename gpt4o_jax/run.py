@@ -191,9 +191,10 @@ def _check_corpus(workdir: epath.Path, corpus: Corpus) -> None:
 
 
 # What may differ between two commands that go on with one run: how it is watched, kept and fed, not what it computes.
+# Another text or share under data.path or data.mixture is another corpus, and told as that.
 _FREE = (
     "log.", "eval.", "sample.", "checkpoint.", "mesh.",
-    "data.prefetch", "data.cache_dir", "data.path", "data.tfds_dir", "data.mixture",  # another text or share: another corpus
+    "data.prefetch", "data.workers", "data.cache_dir", "data.path", "data.tfds_dir", "data.mixture",
 )  # fmt: skip
 
 

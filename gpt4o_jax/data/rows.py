@@ -69,9 +69,6 @@ class PackedRows:
         self.tokens_per_epoch = self.rows_per_epoch * T
         self._epoch = functools.lru_cache(maxsize=2)(self._order)
 
-    def __reduce__(self):  # for worker processes: everything else follows from these
-        return type(self), (self.cache, self.T, self.seed)
-
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """(document numbers in this epoch's order, where each starts in this epoch's stream)."""
         order = _shuffled(self.seed, epoch, self.cache.documents)
@@ -113,9 +110,6 @@ class FirstFitRows:
         self.tokens_per_epoch = self.rows_per_epoch * T
         self.fill = float(length.sum() / (self.rows_per_epoch * (T + 1)))
         self._epoch = functools.lru_cache(maxsize=2)(lambda epoch: _shuffled(seed, epoch, self.rows_per_epoch))
-
-    def __reduce__(self):  # for worker processes: everything else follows from these
-        return type(self), (self.cache, self.T, self.seed)
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Row number `row` of the run: (T + 1 tokens, and for each the number of its document, from 1; 0: padding)."""

@@ -22,12 +22,6 @@ class TokenCache:
     offsets: np.ndarray  # int64, one more than documents
     text_bytes: int  # UTF-8 bytes of all documents
 
-    def __reduce__(self):
-        """In another process the files are mapped again, not copied."""
-        if isinstance(self.tokens, np.memmap):
-            return open_cache, (Path(self.tokens.filename).parent,)
-        return TokenCache, (self.tokens, self.offsets, self.text_bytes)
-
     @property
     def documents(self) -> int:
         return len(self.offsets) - 1

@@ -95,7 +95,8 @@ def train(
     tracing = False
     try:
         with jax.set_mesh(mesh):
-            batches = dispatches(rows, start, last_step, K, B, config.data.prefetch, functools.partial(row_numbers, config.train))
+            numbers = functools.partial(row_numbers, config.train)
+            batches = dispatches(rows, start, last_step, K, B, config.data.prefetch, numbers, config.data.workers)
             while True:
                 with ledger.time("data"):
                     step, batch = next(batches, (None, None))

@@ -1,0 +1,135 @@
+"""The batches of a run: the same bytes from every source, at every position, for any prefetch, workers and processes."""
+
+import json
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gpt4o_jax.config import freeze
+from gpt4o_jax.data import corpus
+from gpt4o_jax.data.batches import build, dispatches
+from gpt4o_jax.data.rows import ROWS
+from gpt4o_jax.errors import RunError
+
+tfds = pytest.importorskip("tensorflow_datasets")
+TEXTS = [f"{i} bottles " + "and another one " * (i % 11) for i in range(150)]  # shorter and longer than a row
+T, K, B = 32, 2, 4
+
+
+class StreamTexts(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i, text in enumerate(TEXTS):
+            yield i, {"text": text}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The same documents in every kind of source."""
+    path = tmp_path_factory.mktemp("sources")
+    (path / "x.txt").write_text("\n".join(TEXTS))
+    (path / "x.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
+    pq.write_table(pa.table({"text": TEXTS}), path / "x.parquet", row_group_size=40)
+    tfds.disable_progress_bar()
+    tfds.builder("stream_texts", data_dir=path / "tfds", file_format="array_record").download_and_prepare()
+    return path
+
+
+SOURCES = ("text", "jsonl", "parquet", "tfds", "mixture")
+PATHS = {"text": "x.txt", "jsonl": "x.jsonl", "parquet": "x.parquet"}
+
+
+@pytest.fixture(scope="module")
+def rows_of(folder):
+    def make(source, kind):
+        data = {"source": source, "path": str(folder / PATHS.get(source, "")), "tfds_dir": str(folder / "tfds")}
+        if source == "tfds":
+            data["path"] = "stream_texts:train"
+        if source == "mixture":
+            data |= {"path": "", "mixture": (f"text:{folder}/x.txt=0.3", f"parquet:{folder}/x.parquet=0.7")}
+        data |= {"separator": "\n", "rows": kind, "shingle_bytes": 0, "cache_dir": str(folder / "cache")}
+        config = freeze({"seed": 5, "model": {"context_length": T}, "tokenizer": {"kind": "byte"}, "data": data})
+        return corpus.training_rows(config, corpus.prepare(config))
+
+    return make
+
+
+def stream(rows, first, last, prefetch=2, workers=1):
+    return list(dispatches(rows, first, last, K, B, prefetch, workers=workers))
+
+
+def assert_same(a, b):
+    assert [step for step, _ in a] == [step for step, _ in b] and a
+    for (_, x), (_, y) in zip(a, b, strict=True):
+        assert [(leaf.dtype, leaf.tobytes()) for leaf in jax.tree.leaves(x)] == [
+            (leaf.dtype, leaf.tobytes()) for leaf in jax.tree.leaves(y)
+        ]
+
+
+def positions(rows):
+    """Steps at the start, in the middle of a document, around the end of an epoch, and far out."""
+    epoch = rows.tokens_per_epoch // T // B // K * K  # the last dispatch that begins within the first epoch
+    return [0, K, 3 * K, epoch - K, epoch, epoch + K, 10**6]
+
+
+# ---------------------------------------------------------------- any position
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_rest_is_the_same_from_any_position(rows_of, source, kind):
+    rows = rows_of(source, kind)
+    for first in positions(rows):
+        whole = stream(rows, max(first - 3 * K, 0), first + 3 * K)
+        for prefetch in (1, 5):
+            rest = stream(rows_of(source, kind), first, first + 3 * K, prefetch)
+            assert_same(rest, whole[-3:])
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_the_kind_of_file_does_not_matter(rows_of, kind):
+    expected = stream(rows_of("text", kind), 0, 20)
+    for source in ("jsonl", "parquet", "tfds"):
+        assert_same(stream(rows_of(source, kind), 0, 20), expected)
+
+
+# ---------------------------------------------------------------- any number of workers, any number of processes
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("source", ["text", "mixture"])
+@pytest.mark.parametrize("workers", [2, 4])
+def test_any_number_of_workers_builds_the_same(rows_of, source, kind, workers):
+    rows = rows_of(source, kind)
+    for first in positions(rows):
+        expected = stream(rows, first, first + 20 * K)
+        for prefetch in (workers, 3 * workers):
+            assert_same(stream(rows_of(source, kind), first, first + 20 * K, prefetch, workers), expected)
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_of_a_pod_build_parts_of_the_same_batch(rows_of, kind, processes):
+    rows = rows_of("mixture", kind)
+    for step in (0, 7, 10**6):
+        numbers = [range(s * B, s * B + B) for s in range(step, step + K)]
+        share = B // processes
+        parts = [build(rows, [n[p * share : (p + 1) * share] for n in numbers]) for p in range(processes)]
+        together = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
+        assert_same([(step + K, together)], stream(rows, step, step + K))
+
+
+def test_workers_without_work_are_refused():
+    with pytest.raises(RunError, match=r"nearest: data\.prefetch=4"):
+        freeze({"data": {"workers": 4, "prefetch": 2}})
