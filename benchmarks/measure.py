@@ -6,6 +6,7 @@ machine) to results.jsonl. Stop other work on the machine first: these are small
 
 import concurrent.futures
 import datetime
+import functools
 import json
 import lzma
 import os
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+import training_speed
 from targets import TARGETS
 
 from gpt4o_jax.config import DataConfig
@@ -88,6 +90,19 @@ def char(variant: str):
     return measure
 
 
+def torch_char(folder: Path) -> dict:
+    """The recipe of char_cpu in torch, scored alike: what the reference itself reaches. PEERS_PYTHON: an interpreter for it."""
+
+    def run(seed: int) -> float:
+        program = [os.environ.get("PEERS_PYTHON", sys.executable), "benchmarks/torch_char.py", os.environ["TINY_SHAKESPEARE"]]
+        out = subprocess.run([*program, str(seed)], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+        return json.loads(out)["loss"]
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        losses = list(pool.map(run, range(3)))
+    return {"torch_char_loss": (statistics.mean(losses), {"losses": losses, "stdev": statistics.stdev(losses)})}
+
+
 def first_step(folder: Path) -> dict:
     """Seconds from the start of the process to the first finished step of nano, with the compilation cache cold and warm."""
     run = folder / "run"
@@ -149,10 +164,16 @@ def mup_transfer(folder: Path) -> dict:
     return {"mup_rate_shift": (abs(mup), details), "standard_rate_shift": (standard, {})}
 
 
+def _speed(shape: str, folder: Path) -> dict:
+    return training_speed.measure(shape)
+
+
 MEASUREMENTS = {
     "quickstart": quickstart,
     "char_cpu": char("char_cpu"),
     "char_cpu_fast": char("char_cpu_fast"),
+    "torch_char": torch_char,
+    **{shape: functools.partial(_speed, shape) for shape in training_speed.SHAPES},
     "first_step": first_step,
     "help": help_text,
     "mup_transfer": mup_transfer,
@@ -227,7 +248,32 @@ def report() -> str:
             met = "yes" if (entry["value"] >= t.number if t.at_least else entry["value"] <= t.number) else "**no**"
             where = [entry["date"], entry["commit"], entry["machine"]]
         lines.append("| " + " | ".join([name, f"{sign} {t.number:g} {t.unit}", measured, met, t.how, t.noise, *where]) + " |")
+    for name, entry in newest.items():
+        if name not in TARGETS:
+            said = ", ".join(f"{k} {v}" for k, v in entry["details"].items())
+            lines += ["", f"For comparison, {name}: {entry['value']:.4g} ({said}; {entry['date']}, {entry['commit']})."]
+    for shape in training_speed.SHAPES:
+        if f"{shape}_over_torch" in newest:
+            lines += ["", *_speed_table(shape, newest[f"{shape}_over_torch"])]
     return "\n".join(lines) + "\n"
+
+
+def _speed_table(shape: str, entry: dict) -> list[str]:
+    d = entry["details"]
+    names = {mode: f"torch {mode}" for mode in training_speed.PEER_MODES} | {"ours": f"gpt4o_jax {d['compute_dtype']}"}
+    memory = d["peak_gigabytes"]
+    products = d["product_gflops"]
+    return [
+        f"## {shape}: training, medians of {training_speed.ROUNDS} runs in turns",
+        "",
+        "| | tokens/s | peak memory, GB |",
+        "|---|---|---|",
+        *(f"| {names[mode]} | {rate:,.0f} | {memory[mode]} |" for mode, rate in d["tokens_per_second"].items()),
+        "",
+        f"gpt4o_jax: {d['achieved_gflops']:.0f} GFLOP/s (6N + 12LdT), attention by {d['attention']}. The machine in the same"
+        f" processes: products {products['float32']:.0f} GFLOP/s in float32 and {products['bfloat16']:.0f} in bfloat16, reads"
+        f" {d['read_gigabytes_per_second']:.0f} GB/s. {entry['date']}, {entry['commit']}, {entry['machine']}.",
+    ]
 
 
 def main(names: list[str]) -> None:
@@ -242,7 +288,8 @@ def main(names: list[str]) -> None:
         with tempfile.TemporaryDirectory(prefix="gpt4o_jax_") as folder:
             for target, (value, details) in MEASUREMENTS[name](Path(folder)).items():
                 record(target, value, details, commit)
-                print(f"{target}: {value:.4g} (target {TARGETS[target].number:g} {TARGETS[target].unit})")
+                promise = f" (target {TARGETS[target].number:g} {TARGETS[target].unit})" if target in TARGETS else ""
+                print(f"{target}: {value:.4g}{promise}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,13 @@ class Target:
     at_least: bool = False
 
 
+_SHAPES = {  # name: (description, times torch's tokens/s, times the float32 product rate)
+    "gpt2_124m": ("GPT-2 124M, T=1024, B=1", 1.3, 0.8),
+    "wide_384": ("6 layers, 6 heads, 384 wide, T=256, B=16", 1.15, 0.75),
+    "narrow_128": ("4 layers, 4 heads, 128 wide, T=64, B=12", 2.0, 0.5),
+}
+_NOISE = "20 % between runs on a shared machine"
+
 TARGETS = {
     "quickstart_bits_per_byte": Target(
         1.56,
@@ -37,7 +44,8 @@ TARGETS = {
     "char_cpu_loss": Target(
         1.895,
         "nats/character",
-        "configs/shakespeare.py:char_cpu, whole validation split, mean of seeds 0, 1, 2; nanoGPT: 1.886",
+        "configs/shakespeare.py:char_cpu, whole validation split, mean of seeds 0, 1, 2; nanoGPT: 1.886 over 20"
+        " random batches of one seed",
         "standard deviation over seeds in the record",
     ),
     "char_cpu_fast_loss": Target(
@@ -71,3 +79,23 @@ TARGETS = {
         " (tests/model/test_cache.py)", "none",
     ),
 }  # fmt: skip
+
+for _name, (_shape, _times, _share) in _SHAPES.items():
+    TARGETS[f"{_name}_over_torch"] = Target(
+        _times,
+        "times",
+        "training tokens/s over those of transformers' GPT2LMHeadModel in the best of torch's modes (float32 or bfloat16,"
+        f" eager or compiled), in turns, medians of 3; {_shape}",
+        _NOISE,
+        at_least=True,
+    )
+    TARGETS[f"{_name}_over_float32_products"] = Target(
+        _share,
+        "times",
+        f"(6N + 12LdT) FLOP/s over the float32 rate of a 1024^3 product in the same process; {_shape}",
+        _NOISE,
+        at_least=True,
+    )
+TARGETS["gpt2_124m_memory_over_torch"] = Target(
+    0.8, "times", "peak memory of the process over that of torch's leanest mode; GPT-2 124M, T=1024, B=1", "a few percent"
+)

@@ -3,6 +3,8 @@
 K steps per dispatch, A micro-batches per step, B rows, T positions
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,10 +56,13 @@ def targets_ahead(batch: Batch, k: int):
 def gradients(model: GPT, params, batch: Batch, config: RunConfig, key: jax.Array, count: jax.Array | None = None):
     """(mean parts of the loss per weighted target, gradient of the whole, sum of weights), over train.accumulate micro-batches.
 
-    Sums are divided once, by the weight of the whole batch: unevenly padded micro-batches count by their tokens.
+    The weights are divided by their sum over the whole batch first: unevenly padded micro-batches count by their tokens,
+    and no pass over the gradient is needed afterwards.
     count: compute only so many micro-batches, the first; the rows of the others are empty.
     """
     A = config.train.accumulate
+    weight = jnp.sum(batch.weights)
+    batch = dataclasses.replace(batch, weights=batch.weights / jnp.maximum(weight, 1))
     # Row i goes to micro-batch i % A, so that every micro-batch has rows of every data shard.
     micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, A, *x.shape[1:]), 1, 0), batch)
     t = config.train
@@ -79,9 +84,6 @@ def gradients(model: GPT, params, batch: Batch, config: RunConfig, key: jax.Arra
         else:
             at = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), micro)
             grads, parts = jax.lax.fori_loop(0, count, lambda i, carry: add(carry, (i, at(i)))[0], zero)
-    weight = jnp.sum(batch.weights)
-    scale = 1 / jnp.maximum(weight, 1)
-    parts, grads = jax.tree.map(lambda x: x * scale, (parts, grads))
     return parts, grads, weight
 
 

@@ -1,12 +1,13 @@
 """The commands from the outside: what they leave behind and print; stdout ends with one JSON object."""
 
 import json
+import math
 import re
 
 import pytest
 
 from gpt4o_jax.__main__ import COMMANDS, main
-from gpt4o_jax.commands import evaluate, generate, report, runs, sweep, tokenizer, train, verify
+from gpt4o_jax.commands import benchmark, evaluate, generate, report, runs, sweep, tokenizer, train, verify
 from gpt4o_jax.errors import ExitCode
 
 # ---------------------------------------------------------------- what works
@@ -117,6 +118,14 @@ def test_a_run_can_start_from_the_weights_of_another(run, train_args, tmp_path, 
     assert result["step"] == 10 and f"weights from {run} at step 20" in err
 
 
+def test_benchmark_times_the_training_step(train_args, command):
+    flags = [a for a in train_args("unused") if a.startswith("--config")]
+    result, _ = command("benchmark", "train", "--dispatches=2", *flags)
+    assert result["tokens_per_second"] > 0 and result["achieved_gflops"] > 0 and result["read_gigabytes_per_second"] > 0
+    assert 0 < result["mfu"] < 1 and result["peak_bytes"] > 1e6 and math.isfinite(result["loss"])
+    assert result["attention"] == "blocks"
+
+
 # ---------------------------------------------------------------- help
 
 
@@ -135,6 +144,7 @@ HELP = {
     "sweep": sweep,
     "verify": verify,
 }
+HELP |= {f"benchmark {action}": benchmark for action in benchmark.FLAGS}
 HELP |= {f"tokenizer {action}": tokenizer for action in tokenizer.FLAGS}
 
 
@@ -145,5 +155,5 @@ def test_help_names_every_flag_and_knob(name, capsys):
     out = capsys.readouterr().out
     flags = HELP[name].FLAGS[action[0]] if action else HELP[name].FLAGS
     assert all(re.search(rf"{flag.name.upper() if flag.positional else '--' + flag.name} +\S", out) for flag in flags)
-    assert ("optimizer.peak_lr" in out) == (command in ("train", "sweep"))
+    assert ("optimizer.peak_lr" in out) == (command in ("train", "sweep", "benchmark"))
     assert main([command, "--help"]) == 0
