@@ -99,3 +99,9 @@ for _name, (_shape, _times, _share) in _SHAPES.items():
 TARGETS["gpt2_124m_memory_over_torch"] = Target(
     0.8, "times", "peak memory of the process over that of torch's leanest mode; GPT-2 124M, T=1024, B=1", "a few percent"
 )
+TARGETS["gpu_124m_mfu"] = Target(
+    0.42, "of 989 TFLOP/s", "benchmarks/gpu_speed.py: 124M, T=1024, bfloat16, 50 steps on one H200", "2 %", at_least=True
+)
+TARGETS["gpu_1300m_mfu"] = Target(
+    0.52, "of 989 TFLOP/s", "benchmarks/gpu_speed.py: 1.3B, T=2048, bfloat16, 50 steps on one H200", "2 %", at_least=True
+)

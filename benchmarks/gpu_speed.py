@@ -1,0 +1,90 @@
+"""MFU of the training step on one GPU, beside torch.compile on the same GPU where torch is installed. One call:
+
+python benchmarks/gpu_speed.py [SHAPE ...]          (default: every shape); `tiny` is for trying the script anywhere
+
+Needs jax, flax, optax and numpy only (the package from its sources: run in the root of the repository). Prints one
+JSON object a line and appends results.jsonl's records, which `measure.py --report` turns into BENCHMARKS.md.
+Floating-point operations are 6N + 12LdT a token; the denominator is the datasheet's dense bfloat16 rate.
+"""
+
+import datetime
+import importlib.util
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from gpt4o_jax import parallel
+from gpt4o_jax.config import ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from gpt4o_jax.training.throughput import measure
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# name: (layers, heads, width, T, B, vocabulary, remat, steps in a dispatch, dispatches timed)
+SHAPES = {
+    "gpu_124m": (12, 12, 768, 1024, 32, 50304, "none", 10, 5),
+    "gpu_1300m": (24, 16, 2048, 2048, 8, 50304, "none", 5, 10),
+    "tiny": (2, 2, 64, 128, 2, 512, "none", 2, 2),
+}
+
+
+def ours(shape: str) -> dict:
+    layers, heads, width, T, B, vocabulary, remat, K, dispatches = SHAPES[shape]
+    model = ModelConfig(
+        vocab_size=vocabulary,
+        context_length=T,
+        n_layers=layers,
+        n_heads=heads,
+        d_model=width,
+        positions="learned",
+        norm="layer",
+        norm_eps=1e-5,
+        mlp="gelu_tanh",
+        qk_norm=False,
+        bias=True,
+        tied=True,
+        output_init="scaled",
+        compute_dtype="bfloat16",
+        remat=remat,
+        scan_unroll=layers,
+    )
+    train = TrainConfig(batch_size=B, steps_per_dispatch=K)
+    config = RunConfig(model=model, optimizer=OptimizerConfig(name="adamw"), train=train)
+    return measure(config, parallel.make_mesh(), dispatches)
+
+
+def torch_compiled(shape: str) -> dict:
+    *numbers, _, K, dispatches = SHAPES[shape]
+    command = [sys.executable, "benchmarks/torch_gpt2.py", *map(str, numbers), str(K * dispatches), "bfloat16-compiled"]
+    out = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout.decode()
+    return json.loads(out.splitlines()[-1])
+
+
+def main(names: list[str]) -> None:
+    unknown = set(names) - set(SHAPES)
+    if unknown:
+        sys.exit(f"gpu_speed.py: no shape {', '.join(sorted(unknown))}; shapes: {', '.join(SHAPES)}")
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    for shape in names or [s for s in SHAPES if s != "tiny"]:
+        details = ours(shape)
+        if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
+            details["torch_compiled_tokens_per_second"] = torch_compiled(shape)["tokens_per_second"]
+        entry = {
+            "name": f"{shape}_mfu",
+            "value": details["mfu"],
+            "details": {"batch": SHAPES[shape][4], **details},
+            "date": datetime.date.today().isoformat(),
+            "commit": git.stdout.strip() or "unknown",
+            "machine": f"{details['device']}, Python {platform.python_version()}",
+        }
+        print(json.dumps(entry), flush=True)
+        if shape != "tiny":
+            with (ROOT / "benchmarks" / "results.jsonl").open("a") as f:
+                f.write(json.dumps(entry) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
