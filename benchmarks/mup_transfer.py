@@ -7,6 +7,7 @@ corpus, by bytes; `python benchmarks/measure.py mup_transfer` records how far th
 import dataclasses
 import functools
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from gpt4o_jax.training.step import loss_sum
 
 BASE, WIDE = 64, 256
 RATES = [2.0**-k for k in range(11, 3, -1)]  # Adam's, in factors of 2
-STEPS, B, T = 150, 8, 64
+STEPS, B, T = 100, 8, 64
 LAST = 20  # steps whose mean loss counts as final
 CONFIG = RunConfig(
     # By bytes, heads of width 32: the wider model has more of them.
@@ -63,7 +64,10 @@ def final_losses(width: int, base: int) -> list[float]:
         _, losses = jax.lax.scan(step, (params, optimizer.init(params), rate, 0), batches())
         return jnp.mean(losses[-LAST:])
 
-    found = [float(run(jnp.float32(rate))) for rate in RATES]
+    found = []
+    for rate in RATES:
+        found.append(float(run(jnp.float32(rate))))
+        print(f"width {width}, base {base or 'none'}, rate {rate:.2g}: {found[-1]:.3f}", file=sys.stderr, flush=True)
     return [loss if math.isfinite(loss) else math.inf for loss in found]
 
 
