@@ -60,8 +60,8 @@ def dispatches(rows, first_step: int, last_step: int, K: int, B: int, prefetch: 
 
     rows: a row function of data/rows.py. numbers: step -> which of its rows stand in the B places, None for an empty one
     (length.row_numbers); without it row i of step s is rows[s * B + i].
-    Up to `prefetch` dispatches are built ahead, by `workers` threads. Spawned processes were slower (2 to 6 M tokens/s
-    against 6 to 28 M of one thread, two busy cores: they send what a thread hands over), and stalled for minutes twice.
+    Up to `prefetch` dispatches are built ahead, by `workers` threads. Threads, not processes: a row takes microseconds to
+    build, and sending it from one process to another takes longer.
     """
     numbers = numbers or (lambda s: range(s * B, s * B + B))
     starts = iter(range(first_step, last_step, K))
