@@ -90,6 +90,23 @@ def char(variant: str):
     return measure
 
 
+def char_share(folder: Path) -> dict:
+    """Of nanoGPT's 2000 steps, the share after which a char_cpu_fast run of 700 steps is at nanoGPT's loss; mean of 3 seeds."""
+
+    def run(seed: int) -> float:
+        flags = {"data.path": os.environ["TINY_SHAKESPEARE"], "seed": seed, "train.length": "700 steps", "eval.every": 50}
+        flags |= {"eval.max_tokens": 1_000_000, "sample.every": 0, "checkpoint.every": 0}
+        workdir = folder / str(seed)
+        config = [f"--config.{name}={value}" for name, value in flags.items()]
+        gpt4o_jax("train", "--config=configs/shakespeare.py:char_cpu_fast", f"--workdir={workdir}", *config)
+        evals = [r for r in map(json.loads, (workdir / "metrics.jsonl").open()) if r["kind"] == "eval"]
+        return next((r["step"] for r in evals if r["loss"] <= 1.886), 2000) / 2000
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        shares = list(pool.map(run, range(3)))
+    return {"char_cpu_fast_share": (statistics.mean(shares), {"shares": shares})}
+
+
 def torch_char(folder: Path) -> dict:
     """The recipe of char_cpu in torch, scored alike: what the reference itself reaches. PEERS_PYTHON: an interpreter for it."""
 
@@ -172,6 +189,7 @@ MEASUREMENTS = {
     "quickstart": quickstart,
     "char_cpu": char("char_cpu"),
     "char_cpu_fast": char("char_cpu_fast"),
+    "char_share": char_share,
     "torch_char": torch_char,
     **{shape: functools.partial(_speed, shape) for shape in training_speed.SHAPES},
     "first_step": first_step,
