@@ -7,7 +7,8 @@ char_gpu       nanoGPT's config/train_shakespeare_char.py: 10.7 M parameters, 82
 Hardware: char_cpu and char_cpu_fast: 2 CPU cores; char_gpu: one GPU.
 Time: 2 to 4 minutes for char_cpu and char_cpu_fast on one core of an AMD EPYC; char_gpu: not measured yet.
 Expected: validation loss over the whole split, mean of three seeds: char_cpu 1.897 (nanoGPT: 1.886 over 20 random
-    batches), char_cpu_fast 1.550; char_gpu: not measured yet (nanoGPT: 1.47).
+    batches of one seed; its recipe in torch, benchmarks/torch_char.py, scored like ours: 1.908), char_cpu_fast 1.550;
+    char_gpu: not measured yet (nanoGPT: 1.47).
 Command: python -m gpt4o_jax train --config=configs/shakespeare.py:char_cpu --workdir=runs/char
     --config.data.path=input.txt        (README.md says where to get the file)
 """
