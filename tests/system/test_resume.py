@@ -163,12 +163,14 @@ def test_twenty_kills_change_no_bit(folder, undisturbed):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lion", "adafactor", "schedule_free"])
 def test_kills_change_no_bit_of_any_optimizer(folder, optimizer):
-    """Three SIGKILLs in 60 steps; Muon has the tests above."""
+    """Three SIGKILLs in 60 steps, two of them while the batch grows; Muon has the tests above."""
     flags = (
         f"--config.optimizer.name={optimizer}",
         "--config.optimizer.schedule=constant",
         f"--config.optimizer.ema_decay={0.0 if optimizer == 'schedule_free' else 0.9}",
         "--config.train.length=60 steps",
+        "--config.train.accumulate=4",
+        "--config.train.batch_warmup_steps=40",
     )
     whole = Run(folder, f"{optimizer}_whole", *flags)
     assert whole.end() == 0, "".join(whole.lines)
