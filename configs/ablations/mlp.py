@@ -3,8 +3,9 @@
 SwiGLU (arXiv:2002.05202) has three matrices instead of two: its width is 8/3 D instead of 4 D, rounded to a multiple of 8.
 
 Hardware: 2 CPU cores.
-Time: not measured yet (12 runs with --seeds=3).
-Expected: not measured yet.
+Time: about 6 minutes for the 8 runs of --seeds=2, less than a minute each.
+Expected: SwiGLU 2.392 bits per byte, 0.037 ahead of squared ReLU; ReLU and GELU within noise of it
+    (benchmarks/ablations/mlp.md; two seeds).
 Command: python -m gpt4o_jax sweep --sweep=configs/ablations/mlp.py --workdir=runs/ablations/mlp
 """
 
