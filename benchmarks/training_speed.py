@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # GPT-2's architecture as in transformers; name: (layers, heads, width, T, B, vocabulary, dispatches timed, steps in each).
 SHAPES = {
-    "gpt2_124m": (12, 12, 768, 1024, 1, 50257, 4, 1),
+    "gpt2_124m": (12, 12, 768, 1024, 1, 50257, 3, 1),
     "wide_384": (6, 6, 384, 256, 16, 65, 4, 1),
     "narrow_128": (4, 4, 128, 64, 12, 65, 10, 10),
 }
