@@ -67,7 +67,8 @@ def open_run(workdir, step: int | None = None) -> Run:
     mesh = parallel.make_mesh(config.mesh if _fits(config.mesh) else type(config.mesh)())
     with jax.set_mesh(mesh):
         compute = Compute(mesh.devices.flat[0].platform, config.model.compute_dtype)
-        model = gpt.GPT(config.model, compute)
+        # Who computes attention belongs to the hardware the run was trained on, not to the model.
+        model = gpt.GPT(dataclasses.replace(config.model, attention="auto"), compute)
         params = load_params(store, step, model, mesh)
     return Run(workdir, config, tokenizer, mesh, model, params, step)
 

@@ -19,6 +19,12 @@ from gpt4o_jax.ops.products import joint_product, product
 from gpt4o_jax.parallel import constrain, per_shard, shards_evenly
 
 
+def implementation(c: ModelConfig, compute: Compute, T: int, dropout: bool) -> str:
+    """Who computes attention in rows of T (ops/attention.py). Raises RunError where the one named by the config cannot."""
+    softcap = c.attention_softcap > 0
+    return ops.choose(c.attention, compute, T, c.head_width, softcap=softcap, sinks=c.attention_sinks, dropout=dropout)
+
+
 class Attention(nn.Module):
     """Causal self-attention within segments; with a cache, over everything that the row has seen."""
 
@@ -86,15 +92,8 @@ class Attention(nn.Module):
     def _rows(self, q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N, dropout):
         """Attention of whole rows to themselves, by the implementation that suits the hardware."""
         c = self.config
-        name = ops.choose(
-            c.attention,
-            self.compute,
-            q_BTNH.shape[1],
-            c.head_width,
-            softcap=c.attention_softcap > 0,
-            sinks=c.attention_sinks,
-            dropout=dropout is not None,
-        )
+        # Initialisation traces one token, which not every implementation takes.
+        name = "reference" if self.is_initializing() else implementation(c, self.compute, q_BTNH.shape[1], dropout is not None)
         knobs = dict(scale=c.score_scale, window=self.window, softcap=c.attention_softcap or None)
         if name == "reference" or not shards_evenly(q_BTNH, "batch", None, "heads", None):
             reference = functools.partial(ops.self_attention, "reference", self.compute, **knobs, dropout=dropout)

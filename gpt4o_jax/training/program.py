@@ -15,7 +15,7 @@ from gpt4o_jax import parallel
 from gpt4o_jax.config import RunConfig
 from gpt4o_jax.data.batches import Batch
 from gpt4o_jax.model import gpt
-from gpt4o_jax.ops.attention import choose
+from gpt4o_jax.model.attention import implementation
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.training.optimizer import make_optimizer
 from gpt4o_jax.training.state import TrainState, create, state_shardings
@@ -62,7 +62,7 @@ def build(config: RunConfig, mesh: jax.sharding.Mesh) -> Program:
     """config: with model.vocab_size and compute_dtype resolved. Raises RunError where attention cannot be had as asked."""
     m = config.model
     compute = Compute(mesh.devices.flat[0].platform, m.compute_dtype)
-    attention = choose(m.attention, compute, m.context_length, m.head_width, dropout=m.dropout > 0)
+    attention = implementation(m, compute, m.context_length, m.dropout > 0)
     model = gpt.GPT(m, compute)
     with jax.set_mesh(mesh):
         axes = gpt.logical_axes(model)

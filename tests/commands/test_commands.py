@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import pytest
 
@@ -64,6 +65,14 @@ def test_evaluate_on_a_text_counts_its_bytes(run, command, tmp_path):
     path.write_text("99 green bottles and 9801 red ones stand on the wall;")
     result, _ = command("evaluate", "--workdir", run, "--text", path, "--step=10", "--stride=4")
     assert result["bytes"] == result["tokens"] == len(path.read_text()) and result["step"] == 10
+
+
+def test_a_run_that_named_its_hardware_s_attention_is_evaluated_anywhere(run, command, tmp_path):
+    elsewhere = shutil.copytree(run, tmp_path / "run")
+    config = json.loads((elsewhere / "config.json").read_text())
+    config["model"]["attention"] = "splash"
+    (elsewhere / "config.json").write_text(json.dumps(config))
+    assert command("evaluate", f"--workdir={elsewhere}")[0]["loss"] == command("evaluate", f"--workdir={run}")[0]["loss"]
 
 
 def test_greedy_generation_is_the_same_each_time_and_is_streamed(run, command):

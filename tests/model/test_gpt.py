@@ -16,8 +16,9 @@ import pytest
 from gpt4o_jax import parallel
 from gpt4o_jax.config import ModelConfig
 from gpt4o_jax.data.batches import make_batch
+from gpt4o_jax.errors import RunError
 from gpt4o_jax.model import flops, gpt
-from gpt4o_jax.model.attention import Attention
+from gpt4o_jax.model.attention import Attention, implementation
 from gpt4o_jax.model.layers import normal
 from gpt4o_jax.model.mlp import MLP
 from gpt4o_jax.ops.compute import Compute
@@ -258,3 +259,15 @@ def test_dropout_acts_in_training_only_and_follows_its_key(one_device):
     np.testing.assert_array_equal(run(False, 0), run(False, 1))
     np.testing.assert_array_equal(run(True, 0), run(True, 0))
     assert jnp.any(run(True, 0) != run(True, 1)) and jnp.any(run(True, 0) != run(False, 0))
+
+
+def test_a_named_implementation_is_asked_for_the_whole_model(one_device):
+    """Parameters are made on one token, which the kernel of TPUs does not take; rows that it cannot take are refused."""
+    config = ModelConfig(vocab_size=64, context_length=256, n_layers=1, d_model=128, n_heads=1, attention="splash")
+    tpu = Compute("tpu", "bfloat16")
+    assert "layers" in gpt.logical_axes(gpt.GPT(config, tpu))
+    assert implementation(config, tpu, 256, dropout=False) == "splash"
+    with pytest.raises(RunError, match="multiple of 128, not 200; auto would take reference"):
+        implementation(config, tpu, 200, dropout=False)
+    capped = dataclasses.replace(config, attention="auto", attention_softcap=50.0)
+    assert implementation(capped, Compute("gpu", "bfloat16"), 256, dropout=False) == "reference"
