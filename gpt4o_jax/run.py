@@ -21,6 +21,7 @@ from gpt4o_jax.data.corpus import Corpus
 from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import ExitCode, RunError, data_error
 from gpt4o_jax.model import gpt
+from gpt4o_jax.model.attention import implementation
 from gpt4o_jax.ops.compute import Compute, resolve_dtype
 
 
@@ -75,10 +76,17 @@ def open_run(workdir, step: int | None = None) -> Run:
 
 def load_params(store: Store, step: int, model: gpt.GPT, mesh: jax.sharding.Mesh) -> dict:
     """The weights of a checkpoint, averaged ones where there are, directly in their shards. Needs the mesh in force."""
-    shapes = jax.eval_shape(lambda k: gpt.init(model, k), jax.random.key(0))
     shardings = parallel.shardings(gpt.logical_axes(model), mesh)
-    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    return store.restore(step, "ema" if store.has(step, "ema") else "params", like)
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), _shapes(model), shardings)
+    return store.restore(step, _weights(store, step), like)
+
+
+def _shapes(model: gpt.GPT) -> dict:
+    return jax.eval_shape(lambda k: gpt.init(model, k), jax.random.key(0))
+
+
+def _weights(store: Store, step: int) -> str:
+    return "ema" if store.has(step, "ema") else "params"
 
 
 def open_folder(workdir: epath.Path, config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[RunConfig, Corpus]:
@@ -113,6 +121,11 @@ def open_folder(workdir: epath.Path, config: RunConfig, mesh: jax.sharding.Mesh)
         )
     config = _resolved(config, corpus.tokenizer, platform, None)
     _check_fit(config, corpus, mesh)
+    if config.init.from_:
+        with jax.set_mesh(mesh):
+            store.check(
+                step, _weights(store, step), _shapes(gpt.GPT(config.model, Compute(platform, config.model.compute_dtype)))
+            )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         corpus.tokenizer.save(workdir / "tokenizer.model")
@@ -150,6 +163,8 @@ def _resolved(config: RunConfig, tokenizer: Tokenizer, platform: str, stored: Ru
 def _check_fit(config: RunConfig, corpus: Corpus, mesh: jax.sharding.Mesh) -> None:
     """What only shows once text, tokenizer and devices are known."""
     m, t = config.model, config.train
+    compute = Compute(mesh.devices.flat[0].platform, m.compute_dtype)
+    implementation(m, compute, m.context_length, m.dropout > 0)  # raises where attention cannot be had as asked
     corpora.training_rows(config, corpus)  # raises where the text is too short
     for prompt in config.sample.prompts:
         tokens = 1 + len(corpus.tokenizer.encode(prompt))

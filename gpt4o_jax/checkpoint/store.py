@@ -78,18 +78,22 @@ class Store:
 
         Raises RunError where the stored tree has other leaves, shapes or dtypes.
         """
+        folder = self.check(step, item, like)
+        return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(like))
+
+    def check(self, step: int, item: str, like) -> epath.Path:
+        """The folder of one item. Raises RunError where the stored tree has other leaves, shapes or dtypes than `like`."""
         folder = self.path(step) / item
         if not folder.exists():
             raise data_error(f"{folder}: no such item in this checkpoint")
-        handler = ocp.StandardCheckpointHandler()
-        stored, wanted = _by_path(handler.metadata(folder).tree), _by_path(like)
+        stored, wanted = _by_path(ocp.StandardCheckpointHandler().metadata(folder).tree), _by_path(like)
         for name in sorted(set(stored) | set(wanted)):
             if stored.get(name) != wanted.get(name):
                 raise data_error(
                     f"{folder}: {name} is {_describe(stored.get(name))} in the checkpoint but"
                     f" {_describe(wanted.get(name))} in the model; the config must be the one it was trained with"
                 )
-        return handler.restore(folder, args=ocp.args.StandardRestore(like))
+        return folder
 
     def has(self, step: int, item: str) -> bool:
         return (self.path(step) / item).exists()

@@ -79,6 +79,8 @@ CONFIGS = [
     (USAGE, "config.mesh (data=3, fsdp=1, tensor=1) does not fit 1 device(s)", "--config.mesh.data=3"),
     (USAGE, "model.vocab_size=40 is smaller than the tokenizer's", "--config.model.vocab_size=40"),
     (USAGE, "is 17 tokens with <bos>, but model.context_length=16", "--config.sample.prompts=('green bottles an',)"),
+    (USAGE, "model.attention=cudnn is for GPUs, not for a cpu; auto would take blocks", "--config.model.attention=cudnn"),
+    (USAGE, "model.attention=splash is for TPUs, not for a cpu", "--config.model.attention=splash"),
     (DATA, "'Z' (U+005A, LATIN CAPITAL LETTER Z) at 3", "--config.sample.prompts=('no Z',)"),
     (DATA, "tokens, but one row of model.context_length=9000 needs 9001", "--config.model.context_length=9000"),
     (DATA, "no such file, folder or glob", "--config.data.path=nowhere.txt"),
@@ -164,6 +166,22 @@ def test_weights_of_a_run_with_another_tokenizer(refused, no_compiling, train_ar
     more = (f"--config.init.from={run}", "--config.tokenizer.kind=byte")
     refused(DATA, f"add --config.tokenizer.path={run}/tokenizer.model", *train_args(tmp_path / "tuned", *more))
     assert not (tmp_path / "tuned").exists()
+
+
+def test_weights_of_a_model_of_another_size(refused, no_compiling, train_args, run, tmp_path):
+    more = (f"--config.init.from={run}", f"--config.tokenizer.path={run}/tokenizer.model", "--config.model.d_ff=48")
+    refused(DATA, "in the checkpoint but", *train_args(tmp_path / "tuned", *more))
+    assert not (tmp_path / "tuned").exists()
+
+
+def test_attention_that_this_device_has_not_on_resume(refused, no_compiling, train_args, copy):
+    """The stored config asks for what the machine of another run had."""
+    before = sorted(copy.rglob("*"))
+    config = json.loads((copy / "config.json").read_text())
+    config["model"]["attention"] = "cudnn"
+    (copy / "config.json").write_text(json.dumps(config))
+    refused(USAGE, "model.attention=cudnn is for GPUs", *train_args(copy, "--config.model.attention=cudnn"))
+    assert sorted(copy.rglob("*")) == before
 
 
 # ---------------------------------------------------------------- run folders that are missing, foreign or damaged
