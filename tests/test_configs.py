@@ -15,7 +15,7 @@ from gpt4o_jax.data.tokenizer import RESERVED
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.length import total_steps
 from gpt4o_jax.model import flops, gpt
-from gpt4o_jax.model.families import ARTICLE, GEMMA2, GPT2, GPT4O, LLAMA, MISTRAL, OLMO2, QWEN3
+from gpt4o_jax.model.families import ARTICLE, GEMMA2, GPT2, GPT4O, LLAMA, MISTRAL, OLMO2, QWEN2, QWEN3
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.training.loop import train
 from gpt4o_jax.training.metrics import read_metrics
@@ -23,7 +23,7 @@ from gpt4o_jax.training.optimizer import decay_mask
 from gpt4o_jax.training.schedules import schedule_factor
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "qwen3": QWEN3, "gemma2": GEMMA2, "mistral": MISTRAL, "olmo2": OLMO2}
+FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3, "gemma2": GEMMA2, "mistral": MISTRAL, "olmo2": OLMO2}
 ARGUMENTS = {name: tuple(sizes) for name, sizes in FAMILIES.items()} | {
     "gpt4o": tuple(GPT4O),
     "shakespeare": ("char_cpu", "char_cpu_fast", "char_gpu"),

@@ -119,12 +119,34 @@ def _llama3(n_layers, d_model, n_heads, d_ff, rope_factor=8.0, **more) -> ModelC
     return _llama(n_layers, d_model, n_heads, 8, d_ff, vocab_size=128_256, context_length=131_072, **stretch, **more)
 
 
+def _llama2(n_layers, d_model, n_heads, n_kv_heads, d_ff) -> ModelConfig:
+    """Llama 2 (arXiv:2307.09288)."""
+    return _llama(n_layers, d_model, n_heads, n_kv_heads, d_ff, vocab_size=32_000, context_length=4096)
+
+
 LLAMA: dict[str, ModelConfig] = {
     "1b": _llama3(16, 2048, 32, 8192, rope_factor=32.0, head_dim=64, tied=True),  # 3.2
     "3b": _llama3(28, 3072, 24, 8192, rope_factor=32.0, tied=True),  # 3.2
     "8b": _llama3(32, 4096, 32, 14_336),
     "70b": _llama3(80, 8192, 64, 28_672),
     "405b": _llama3(126, 16_384, 128, 53_248),
+    "2-7b": _llama2(32, 4096, 32, 32, 11_008),
+    "2-13b": _llama2(40, 5120, 40, 40, 13_824),
+    "2-70b": _llama2(80, 8192, 64, 8, 28_672),
+}
+
+
+def _qwen2(n_layers, d_model, n_heads, n_kv_heads, d_ff, vocab_size=151_936, **more) -> ModelConfig:
+    """Qwen 2 (arXiv:2407.10671): biases on queries, keys and values alone."""
+    size = dict(vocab_size=vocab_size, context_length=131_072, rope_theta=1e6)
+    return _llama(n_layers, d_model, n_heads, n_kv_heads, d_ff, norm_eps=1e-6, qkv_bias=True, **size, **more)
+
+
+QWEN2: dict[str, ModelConfig] = {
+    "0.5b": _qwen2(24, 896, 14, 2, 4864, head_dim=64, tied=True),
+    "1.5b": _qwen2(28, 1536, 12, 2, 8960, tied=True),
+    "7b": _qwen2(28, 3584, 28, 4, 18_944, vocab_size=152_064),
+    "72b": _qwen2(80, 8192, 64, 8, 29_568, vocab_size=152_064),
 }
 
 

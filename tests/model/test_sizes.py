@@ -7,11 +7,11 @@ import jax
 import pytest
 
 from gpt4o_jax.model import flops, gpt
-from gpt4o_jax.model.families import GEMMA2, GPT2, LLAMA, MISTRAL, OLMO2, QWEN3
+from gpt4o_jax.model.families import GEMMA2, GPT2, LLAMA, MISTRAL, OLMO2, QWEN2, QWEN3
 from gpt4o_jax.ops.compute import Compute
 
-# Parameters of the classes of transformers 5.23 (GPT2LMHeadModel, LlamaForCausalLM, Qwen3ForCausalLM, Gemma2ForCausalLM,
-# MistralForCausalLM, Olmo2ForCausalLM) on torch's meta device, shared tables counted once, with the sizes of the
+# Parameters of the classes of transformers 5.23 (GPT2LMHeadModel, LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM,
+# Gemma2ForCausalLM, MistralForCausalLM, Olmo2ForCausalLM) on torch's meta device, shared tables counted once, with the sizes of the
 # checkpoints' own configuration files. Where a model card or paper gives a count, it is this one, rounded.
 PUBLISHED = {
     "gpt2": (GPT2, {"124m": 124_439_808, "355m": 354_823_168, "774m": 774_030_080, "1558m": 1_557_611_200}),
@@ -23,8 +23,12 @@ PUBLISHED = {
             "8b": 8_030_261_248,
             "70b": 70_553_706_496,
             "405b": 405_853_388_800,
+            "2-7b": 6_738_415_616,
+            "2-13b": 13_015_864_320,
+            "2-70b": 68_976_648_192,
         },
     ),
+    "qwen2": (QWEN2, {"0.5b": 494_032_768, "1.5b": 1_543_714_304, "7b": 7_615_616_512, "72b": 72_706_203_648}),
     "qwen3": (
         QWEN3,
         {

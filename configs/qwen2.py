@@ -1,0 +1,37 @@
+"""Qwen 2's dense architecture from scratch, by size: 0.5b, 1.5b, 7b or 72b (gpt4o_jax/model/families.py).
+
+Hardware: meant for, but not tried on: 8 GPUs of 80 GB for 0.5b and 1.5b, 64 for 7b, 1,024 for 72b.
+Time: not measured here.
+Expected: not measured here; Qwen trained on 7e12 to 12e12 tokens that are not public (arXiv:2407.10671). The learning
+    rates are starting points, tuned for no size.
+Command: python -m gpt4o_jax train --config=configs/qwen2.py:0.5b --workdir=runs/qwen2
+    --config.data.source=text --config.data.path=FOLDER
+    A tokenizer of the published size is trained on that text; it is not the published one.
+    Rows are of 4,096 tokens, as before the last stage of the paper.
+"""
+
+from gpt4o_jax.config import base_config, to_dict
+from gpt4o_jax.model.families import QWEN2, pick
+
+# size: (rows of a batch, training tokens at 20 a parameter, peak learning rate)
+RECIPES = {
+    "0.5b": (256, "10e9 tokens", 8e-4),
+    "1.5b": (512, "31e9 tokens", 6e-4),
+    "7b": (1024, "152e9 tokens", 3e-4),
+    "72b": (2048, "1.45e12 tokens", 1.5e-4),
+}
+
+
+def get_config(size="0.5b"):
+    c = base_config()
+    c.model.update(to_dict(pick("qwen2.py", QWEN2, size)))
+    c.tokenizer.vocab_size = c.model.vocab_size
+    c.model.context_length = 4096
+    c.train.batch_size, c.train.length, c.optimizer.peak_lr = RECIPES[size]
+    c.optimizer.warmup_steps = 2000
+    c.eval.max_tokens = 500_000
+    c.model.remat = "full"
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+    c.train.steps_per_dispatch = 1
+    return c
