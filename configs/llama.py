@@ -14,7 +14,8 @@ Command: python -m gpt4o_jax train --config=configs/llama.py:1b --workdir=runs/l
 from gpt4o_jax.config import base_config, to_dict
 from gpt4o_jax.model.families import LLAMA, pick
 
-# size: (rows of a batch, training tokens at 20 a parameter, peak learning rate: arXiv:2407.21783, table 3, 8b to 405b; arXiv:2307.09288, 2.2)
+# size: (rows of a batch, training tokens at 20 a parameter, peak learning rate: from 8b on those of arXiv:2407.21783, table 3,
+#     and arXiv:2307.09288, section 2.2)
 RECIPES = {
     "1b": (128, "25e9 tokens", 6e-4),
     "3b": (256, "64e9 tokens", 4e-4),

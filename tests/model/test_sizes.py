@@ -10,9 +10,9 @@ from gpt4o_jax.model import flops, gpt
 from gpt4o_jax.model.families import GEMMA2, GPT2, LLAMA, MISTRAL, OLMO2, QWEN2, QWEN3
 from gpt4o_jax.ops.compute import Compute
 
-# Parameters of the classes of transformers 5.23 (GPT2LMHeadModel, LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM,
-# Gemma2ForCausalLM, MistralForCausalLM, Olmo2ForCausalLM) on torch's meta device, shared tables counted once, with the sizes of the
-# checkpoints' own configuration files. Where a model card or paper gives a count, it is this one, rounded.
+# Parameters of transformers 5.23's classes (GPT2LMHeadModel, LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM,
+# Gemma2ForCausalLM, MistralForCausalLM, Olmo2ForCausalLM) on torch's meta device, shared tables counted once, with the sizes
+# of the checkpoints' own configuration files. Where a model card or paper gives a count, it is this one, rounded.
 PUBLISHED = {
     "gpt2": (GPT2, {"124m": 124_439_808, "355m": 354_823_168, "774m": 774_030_080, "1558m": 1_557_611_200}),
     "llama": (
