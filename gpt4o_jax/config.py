@@ -179,7 +179,9 @@ class TokenizerConfig:
         "bpe", "SentencePiece BPE trained on the run's own source, raw bytes, or characters.", ("bpe", "byte", "char")
     )
     vocab_size: int = knob(2048, "Pieces of a bpe tokenizer, reserved ids and 256 bytes included.", low=300, high=2**20)
-    path: str = knob("", "A tokenizer.model to use as it is, instead of training one.")
+    path: str = knob(
+        "", "A tokenizer to use as it is, instead of training one: its file, or the folder of a run or of a published model."
+    )
 
 
 @dataclasses.dataclass(frozen=True)

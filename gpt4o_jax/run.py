@@ -2,6 +2,8 @@
 
 config.json  tokenizer.model  metrics.jsonl  tensorboard/  checkpoints/STEP/  samples/STEP.txt
 report.md  loss.png  training.png
+
+With a published tokenizer: tokenizer.extra.json, and tokenizer.json in the place of tokenizer.model.
 """
 
 import dataclasses
@@ -45,10 +47,10 @@ def open_run(workdir, step: int | None = None) -> Run:
     """
     workdir = epath.Path(workdir).expanduser()
     config = read_config(workdir)
-    tokenizer = tokenizers.load(workdir / "tokenizer.model")
+    tokenizer = tokenizers.load(workdir)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise data_error(
-            f"{workdir}: tokenizer.model has {tokenizer.vocab_size} pieces, but the model only"
+            f"{workdir}: the tokenizer has {tokenizer.vocab_size} pieces, but the model only"
             f" {config.model.vocab_size}; the tokenizer is not the one this run was trained with"
         )
     store = Store(workdir / "checkpoints")
@@ -62,7 +64,7 @@ def open_run(workdir, step: int | None = None) -> Run:
     stored = store.meta(step)["tokenizer"]
     if stored != tokenizer.digest:
         raise data_error(
-            f"{workdir}: tokenizer.model (digest {tokenizer.digest}) is not the one that checkpoint {step} was"
+            f"{workdir}: the tokenizer (digest {tokenizer.digest}) is not the one that checkpoint {step} was"
             f" trained with (digest {stored}); put the original file back"
         )
     mesh = parallel.make_mesh(config.mesh if _fits(config.mesh) else type(config.mesh)())
@@ -102,7 +104,7 @@ def open_folder(workdir: epath.Path, config: RunConfig, mesh: jax.sharding.Mesh)
     if not resumed and workdir.exists() and any(workdir.iterdir()):
         raise RunError(f"--workdir={workdir}: not empty and no run folder (no config.json); give a new or empty folder")
     if resumed:
-        stored, tokenizer = read_config(workdir), tokenizers.load(workdir / "tokenizer.model")
+        stored, tokenizer = read_config(workdir), tokenizers.load(workdir)
         config = _resolved(config, tokenizer, platform, stored)
         _check_same(stored, config, workdir)
         corpus = corpora.prepare(config, tokenizer)
@@ -117,7 +119,7 @@ def open_folder(workdir: epath.Path, config: RunConfig, mesh: jax.sharding.Mesh)
     if origin_tokenizer not in (None, corpus.tokenizer.digest):
         raise data_error(
             f"config.init.from={config.init.from_}: its weights were trained with another tokenizer (digest {origin_tokenizer},"
-            f" here {corpus.tokenizer.digest}); add --config.tokenizer.path={config.init.from_}/tokenizer.model"
+            f" here {corpus.tokenizer.digest}); add --config.tokenizer.path={config.init.from_}"
         )
     config = _resolved(config, corpus.tokenizer, platform, None)
     _check_fit(config, corpus, mesh)
@@ -128,7 +130,7 @@ def open_folder(workdir: epath.Path, config: RunConfig, mesh: jax.sharding.Mesh)
             )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        corpus.tokenizer.save(workdir / "tokenizer.model")
+        corpus.tokenizer.save_in(workdir)
         write_config(workdir, config)  # last: it makes the folder a run folder
     except OSError as e:
         raise RunError(f"--workdir={workdir}: cannot write ({e.strerror or e})", ExitCode.STORAGE) from None
@@ -167,7 +169,7 @@ def _check_fit(config: RunConfig, corpus: Corpus, mesh: jax.sharding.Mesh) -> No
     implementation(m, compute, m.context_length, m.dropout > 0)  # raises where attention cannot be had as asked
     corpora.training_rows(config, corpus)  # raises where the text is too short
     for prompt in config.sample.prompts:
-        tokens = 1 + len(corpus.tokenizer.encode(prompt))
+        tokens = len(corpus.tokenizer.prompt(prompt))
         if tokens >= m.context_length:
             raise RunError(
                 f"config.sample.prompts: {prompt!r} is {tokens} tokens with <bos>, but model.context_length={m.context_length}"

@@ -26,7 +26,7 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
             " or tokens between two windows would not be scored"
         )
     if texts is None:
-        documents = perplexity.cached_documents(runs.holdout(run))
+        documents = perplexity.cached_documents(runs.holdout(run), run.tokenizer)
     else:
         documents = [perplexity.text_document(text, run.tokenizer) for text in texts]
     stride = flags["stride"] or run.config.eval.stride

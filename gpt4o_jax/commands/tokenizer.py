@@ -10,7 +10,13 @@ FLAGS = {
         Flag("vocab_size", int, None, "pieces of a bpe tokenizer; 2048 if not given", low=300, high=2**20),
     ),
     "inspect": (
-        Flag("tokenizer", str, "", "tokenizer.model, or a run folder", required=True),
+        Flag(
+            "tokenizer",
+            str,
+            "",
+            "tokenizer.model or tokenizer.json, or the folder of a run or of a published model",
+            required=True,
+        ),
         Flag("text", str, "", "text to cut into pieces", required=True),
     ),
 }
@@ -42,7 +48,7 @@ def main(flags: dict, overrides: dict[str, str], action: str) -> dict:
             "tokens": tokens, "bytes": text_bytes, "bytes_per_token": text_bytes / max(tokens, 1),
         }  # fmt: skip
     path = Path(flags["tokenizer"])
-    tokenizer = tokenizers.load(path / "tokenizer.model" if path.is_dir() else path)
+    tokenizer = tokenizers.load(path)
     ids = tokenizer.encode(flags["text"])
     say(" | ".join(repr(tokenizer.decode([i])) for i in ids))
     return {"vocab_size": tokenizer.vocab_size, "kind": tokenizer.kind, "digest": tokenizer.digest, "ids": ids}

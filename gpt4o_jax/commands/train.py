@@ -32,7 +32,7 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     workdir = epath.Path(flags["workdir"]).expanduser()
     mesh = parallel.make_mesh(config.mesh)
     config, corpus = run.open_folder(workdir, config, mesh)
-    documents = list(perplexity.cached_documents(corpus.holdout))
+    documents = list(perplexity.cached_documents(corpus.holdout, corpus.tokenizer))
 
     def evaluate(model, params, whole: bool) -> dict:
         limit = None if whole else config.eval.max_tokens

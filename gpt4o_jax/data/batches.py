@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from gpt4o_jax.data.tokenizer import BOS
+from gpt4o_jax.data.tokenizer import Symbols
 
 
 @jax.tree_util.register_dataclass
@@ -26,15 +26,19 @@ class Batch:
     segments: jax.Array  # int32
 
 
-def make_batch(rows: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
+def make_batch(rows: list[tuple[np.ndarray, np.ndarray]], symbols: Symbols = Symbols()) -> Batch:
     """Rows of T + 1 (tokens, document numbers) -> a Batch [B, T]. Attention and loss never cross documents."""
     tokens, segments = (np.stack([row[i] for row in rows]) for i in (0, 1))
     index = np.arange(tokens.shape[1])
     begins = np.diff(segments, axis=1, prepend=0) != 0
     positions = index - np.maximum.accumulate(np.where(begins, index, 0), axis=1)
     same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-    # A window over a stream of documents may hold <bos> inside: nobody is asked to predict it.
-    weights = (same & (tokens[:, 1:] != BOS)).astype(np.float32)
+    # A window over a stream of documents may hold <bos> inside: nobody is asked to predict it. Where one symbol is both
+    # <bos> and <eos> (GPT-2), it is <bos> behind another.
+    begins = tokens[:, 1:] == symbols.bos
+    if symbols.bos in symbols.eos:
+        begins &= tokens[:, :-1] == symbols.bos
+    weights = (same & ~begins).astype(np.float32)
     return Batch(tokens[:, :-1], tokens[:, 1:], weights, positions[:, :-1].astype(np.int32), segments[:, :-1])
 
 
@@ -42,12 +46,12 @@ def stack(batches: list[Batch]) -> Batch:
     return jax.tree.map(lambda *x: np.stack(x), *batches)
 
 
-def build(rows, numbers: Sequence[Sequence[int | None]]) -> Batch:
+def build(rows, numbers: Sequence[Sequence[int | None]], symbols: Symbols = Symbols()) -> Batch:
     """Batch [K, B, T] of the rows with these numbers, for each of K steps; None: an empty row.
 
     A row depends on its number alone, so a process of several may build its part of each step's.
     """
-    return stack([make_batch(_rows_of(rows, step)) for step in numbers])
+    return stack([make_batch(_rows_of(rows, step), symbols) for step in numbers])
 
 
 def _rows_of(rows, numbers: Sequence[int | None]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -55,7 +59,9 @@ def _rows_of(rows, numbers: Sequence[int | None]) -> list[tuple[np.ndarray, np.n
     return [empty if n is None else rows[n] for n in numbers]
 
 
-def dispatches(rows, first_step: int, last_step: int, K: int, B: int, prefetch: int, numbers=None, workers: int = 1):
+def dispatches(
+    rows, first_step: int, last_step: int, K: int, B: int, prefetch: int, numbers=None, workers: int = 1, symbols=Symbols()
+):
     """Yields (step after the dispatch, Batch [K, B, T]) from first_step to last_step, the same for any prefetch and workers.
 
     rows: a row function of data/rows.py. numbers: step -> which of its rows stand in the B places, None for an empty one
@@ -66,7 +72,7 @@ def dispatches(rows, first_step: int, last_step: int, K: int, B: int, prefetch: 
     numbers = numbers or (lambda s: range(s * B, s * B + B))
     starts = iter(range(first_step, last_step, K))
     pool = concurrent.futures.ThreadPoolExecutor(workers, "batches")
-    submit = lambda step: (step, pool.submit(build, rows, [numbers(s) for s in range(step, step + K)]))
+    submit = lambda step: (step, pool.submit(build, rows, [numbers(s) for s in range(step, step + K)], symbols))
     try:
         waiting = [submit(step) for step in itertools.islice(starts, prefetch)]
         while waiting:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt4o_jax.data.tokenizer import BOS, EOS, Tokenizer
+from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import ExitCode, RunError, data_error
 
 
@@ -72,7 +72,7 @@ def _write(folder: Path, documents: Sequence[str], tokenizer: Tokenizer) -> None
     offsets, text_bytes = [0], 0
     with open(folder / "tokens.bin", "wb") as f:
         for text in documents:
-            ids = np.array([BOS, *tokenizer.encode(text), EOS], dtype)
+            ids = np.array(tokenizer.document(text), dtype)
             f.write(ids.tobytes())
             offsets.append(offsets[-1] + len(ids))
             text_bytes += len(text.encode())

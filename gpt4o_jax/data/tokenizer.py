@@ -1,20 +1,22 @@
-"""Text <-> token ids: SentencePiece BPE, raw bytes, or characters.
+"""Text <-> token ids: SentencePiece BPE, raw bytes, or characters; published tokenizers in tokenizer_published.py.
 
-All kinds share the first RESERVED ids, so that a model keeps its meaning of "user" or
-"image begin" whatever its vocabulary. None of them can come out of a text: only code
-places them. For every string s without lone surrogates, decode(encode(s)) == s.
+Kinds of our own share the first RESERVED ids, so that a model keeps its meaning of "user" or
+"image begin" whatever its vocabulary; a published tokenizer says in its `symbols` which ids it has for
+what. No control symbol can come out of a text: only code places them. For every string s without lone
+surrogates, decode(encode(s)) == s with our own kinds.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from gpt4o_jax.errors import RunError, data_error
+from gpt4o_jax.errors import RunError, data_error, did_you_mean
 
 SPECIALS = (
     "<pad>", "<bos>", "<eos>", "<unk>",
@@ -27,14 +29,42 @@ PAD, BOS, EOS = 0, 1, 2
 _META = "\u2581"  # SentencePiece writes a space as this character
 
 
-class Tokenizer:
-    """Encodes text; `pieces[i]` holds the bytes that id i stands for (b'' for control symbols)."""
+@dataclasses.dataclass(frozen=True)
+class Symbols:
+    """The ids of a tokenizer that are no text.
 
-    def __init__(self, kind: str, pieces: Sequence[bytes], serialized: bytes, encode_piecewise):
+    bos begins a document; where a published tokenizer has none, it is what stands between two documents.
+    eos: ids that end a text; the first ends a document. control: ids that stand for no text and are never drawn,
+    but for those of eos. prompts_begin: whether bos stands in front of a prompt, as it did in training.
+    """
+
+    bos: int = BOS
+    eos: tuple[int, ...] = (EOS,)
+    pad: int = PAD
+    control: frozenset[int] = frozenset(range(RESERVED))
+    prompts_begin: bool = True
+
+
+class Tokenizer:
+    """Encodes text; `pieces[i]` holds the bytes that id i stands for (b'' for control symbols).
+
+    prefix: what `encode` puts in front of every text (" " with SentencePiece models as Llama 2's), no part of it.
+    template: the name of the chat template that its model was trained with (tasks/chat.py), or "".
+    """
+
+    symbols = Symbols()
+    prefix = b""
+    template = ""
+    identity: tuple[bytes, ...] = ()  # what tells a mapping from another with the same pieces
+    names: Mapping[str, int] = {name: i for i, name in enumerate(_NAMES)}  # control symbols
+
+    def __init__(self, kind: str, pieces: Sequence[bytes], serialized: bytes, encode_piecewise, encode_behind=None):
         self.kind = kind
         self.pieces = list(pieces)
         self.serialized = serialized
+        self.files = {"tokenizer.model": serialized}  # what a run folder keeps of it
         self._encode = encode_piecewise
+        self._encode_behind = encode_behind or encode_piecewise
 
     @property
     def vocab_size(self) -> int:
@@ -43,10 +73,13 @@ class Tokenizer:
     @property
     def digest(self) -> str:
         """Names the mapping itself: equal for equal pieces in equal order."""
-        return hashlib.sha256(b"\0".join([self.kind.encode(), *self.pieces])).hexdigest()[:16]
+        return hashlib.sha256(b"\0".join([self.kind.encode(), *self.pieces, *self.identity])).hexdigest()[:16]
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without bos or eos. Raises RunError for lone surrogates, and for unknown characters (char)."""
+    def encode(self, text: str, behind_symbol: bool = False) -> list[int]:
+        """Ids of `text`, without bos or eos. Raises RunError for lone surrogates, and for unknown characters (char).
+
+        behind_symbol: the text follows a control symbol, where some tokenizers put no `prefix` in front of it.
+        """
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as e:
@@ -54,22 +87,39 @@ class Tokenizer:
                 f"text is not valid Unicode: lone surrogate U+{ord(text[e.start]):04X} at character {e.start};"
                 " read the file as UTF-8, or encode with errors='replace'"
             ) from None
-        return self._encode(text)
+        return self._encode_behind(text) if behind_symbol else self._encode(text)
+
+    def document(self, text: str) -> list[int]:
+        """Ids of a whole document: bos, the text, the first eos."""
+        return [self.symbols.bos, *self.encode(text), self.symbols.eos[0]]
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a text to be continued: behind bos, or without it where the model's prompts had none. Never empty."""
+        ids = self.encode(text)
+        return [self.symbols.bos, *ids] if self.symbols.prompts_begin or not ids else ids
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that `ids` stand for: for streaming, where a character may be incomplete."""
         return b"".join(self.pieces[i] for i in ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text that `ids` stand for; bytes that are not UTF-8 become U+FFFD."""
+        """The text that `ids` stand for; bytes that are not UTF-8 become U+FFFD. Of a whole text, with `prefix` in front."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def special(self, name: str) -> int:
-        """The id of a reserved symbol, such as '<|user|>'."""
-        return _NAMES.index(name)
+        """The id of a control symbol, such as '<|user|>'. Raises RunError where this tokenizer has none of that name."""
+        if name not in self.names:
+            raise data_error(f"this tokenizer has no symbol {name}{did_you_mean(name, self.names)}")
+        return self.names[name]
 
     def save(self, path: Path) -> None:
+        """Writes a tokenizer of our own kinds as one file."""
         path.write_bytes(self.serialized)
+
+    def save_in(self, folder: Path) -> None:
+        """Writes the files that `load(folder)` reads."""
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
 
 
 # ---------------------------------------------------------------- kinds
@@ -99,19 +149,20 @@ def char_tokenizer(characters: str) -> Tokenizer:
     return Tokenizer("char", [b""] * RESERVED + [ch.encode() for ch in characters], serialized, encode)
 
 
+def is_own(processor) -> bool:
+    """Whether `train` made this SentencePiece model: it has the reserved ids."""
+    reserved = range(min(RESERVED, processor.get_piece_size()))
+    return [processor.id_to_piece(i) for i in reserved] == list(_NAMES)
+
+
 def bpe_tokenizer(serialized: bytes) -> Tokenizer:
     """A SentencePiece model (protobuf bytes) trained by `train`."""
     import sentencepiece as spm
 
     processor = spm.SentencePieceProcessor(model_proto=serialized)
     size = processor.get_piece_size()
-    pieces = [_piece_bytes(processor, i) for i in range(size)]
+    pieces = [piece_bytes(processor, i) for i in range(size)]
     byte_ids = {int(processor.id_to_piece(i)[3:5], 16): i for i in range(size) if processor.is_byte(i)}
-    if len(byte_ids) != 256 or [processor.id_to_piece(i) for i in range(RESERVED)] != list(_NAMES):
-        raise data_error(
-            "this SentencePiece model was not made by gpt4o_jax: it lacks byte fallback or the reserved ids 0 to"
-            f" {RESERVED - 1}; train one with `python -m gpt4o_jax tokenizer train`"
-        )
     meta_ids = [byte_ids[b] for b in _META.encode()]
 
     def encode(text: str) -> list[int]:
@@ -128,7 +179,8 @@ def bpe_tokenizer(serialized: bytes) -> Tokenizer:
     return Tokenizer("bpe", pieces, serialized, encode)
 
 
-def _piece_bytes(processor, i: int) -> bytes:
+def piece_bytes(processor, i: int) -> bytes:
+    """What id i of a SentencePiece model stands for."""
     if processor.is_control(i) or processor.is_unknown(i):
         return b""
     if processor.is_byte(i):
@@ -182,26 +234,53 @@ def train(kind: str, vocab_size: int, documents: Iterable[str]) -> Tokenizer:
 
 
 def load(path) -> Tokenizer:
-    """Reads what `save` wrote. Raises RunError where the file is missing or is no tokenizer."""
+    """Reads a tokenizer: its file, or the folder of a run or of a published model, where its files tell its kind.
+
+    Raises RunError where there is none, or a damaged one.
+    """
+    if path.is_dir():
+        names = [n for n in ("tokenizer.json", "tokenizer.model") if (path / n).exists()]
+        if not names:
+            raise data_error(f"{path}: no tokenizer there; expected tokenizer.model or tokenizer.json")
+        path = path / names[0]
     try:
         serialized = path.read_bytes()
     except OSError as e:
         raise data_error(f"{path}: cannot read the tokenizer ({e.strerror or e})") from None
-    if serialized[:1] == b"{":
-        try:
-            stored = json.loads(serialized)
-            kinds = {"byte": byte_tokenizer, "char": lambda: char_tokenizer(stored["characters"])}
-            return kinds[stored["kind"]]()
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise data_error(f"{path}: damaged tokenizer file (not the JSON that gpt4o_jax writes)") from None
     try:
-        if serialized:
-            return bpe_tokenizer(serialized)
+        return (_from_json if serialized[:1] == b"{" else _from_protobuf)(serialized, path.parent)
     except RunError as e:
         raise data_error(f"{path}: {e}") from None
+
+
+def _from_json(serialized: bytes, folder) -> Tokenizer:
+    from gpt4o_jax.data import tokenizer_published as published
+
+    try:
+        stored = json.loads(serialized)
+    except ValueError:
+        raise data_error("damaged tokenizer file (not JSON)") from None
+    if "model" in stored:
+        return published.from_json(serialized, folder)
+    try:
+        kinds = {"byte": byte_tokenizer, "char": lambda: char_tokenizer(stored["characters"])}
+        return kinds[stored["kind"]]()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise data_error("damaged tokenizer file (neither the JSON that gpt4o_jax writes nor a tokenizer.json)") from None
+
+
+def _from_protobuf(serialized: bytes, folder) -> Tokenizer:
+    import sentencepiece as spm
+
+    from gpt4o_jax.data import tokenizer_published as published
+
+    try:
+        processor = spm.SentencePieceProcessor(model_proto=serialized)
     except RuntimeError:
-        pass
-    raise data_error(f"{path}: not a SentencePiece model, nor a byte or char tokenizer of gpt4o_jax")
+        processor = None
+    if not (serialized and processor):
+        raise data_error("not a SentencePiece model, nor a byte or char tokenizer of gpt4o_jax")
+    return bpe_tokenizer(serialized) if is_own(processor) else published.from_sentencepiece(serialized, folder)
 
 
 def byte_lengths(tokenizer: Tokenizer) -> np.ndarray:

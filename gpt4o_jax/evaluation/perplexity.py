@@ -13,22 +13,22 @@ import numpy as np
 
 from gpt4o_jax.data.batches import Batch
 from gpt4o_jax.data.token_cache import TokenCache
-from gpt4o_jax.data.tokenizer import BOS, EOS, Tokenizer, byte_lengths
+from gpt4o_jax.data.tokenizer import Tokenizer, byte_lengths
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.model.gpt import GPT, unembedding
 from gpt4o_jax.ops.cross_entropy import token_scores
 
 
-def cached_documents(cache: TokenCache) -> Iterable[np.ndarray]:
+def cached_documents(cache: TokenCache, tokenizer: Tokenizer) -> Iterable[np.ndarray]:
     """Each document of a token cache as ids from <bos> on, without <eos>."""
     for d in range(cache.documents):
         ids = np.asarray(cache.document(d), np.int32)
-        yield ids[:-1] if ids[-1] == EOS else ids
+        yield ids[:-1] if ids[-1] == tokenizer.symbols.eos[0] else ids
 
 
 def text_document(text: str, tokenizer: Tokenizer) -> np.ndarray:
     """A text as ids from <bos> on."""
-    return np.array([BOS, *tokenizer.encode(text)], np.int32)
+    return np.array(tokenizer.document(text)[:-1], np.int32)
 
 
 def windows(ids: np.ndarray, T: int, stride: int):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt4o_jax.data.tokenizer import EOS, PAD, RESERVED
+from gpt4o_jax.data.tokenizer import Symbols
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.model.cache import empty_cache
 from gpt4o_jax.model.gpt import GPT, unembed
@@ -39,13 +39,14 @@ def generate(
     should_stop: Callable[[int, list[int]], int | None] = lambda row, ids: None,
     on_tokens: Callable[[int, list[int]], None] = lambda row, ids: None,
     vocab_size: int | None = None,
+    symbols: Symbols = Symbols(),
 ) -> list[Completion]:
     """Continues every prompt; rows may differ in length. Needs the mesh in force.
 
     prompts: token ids, from <bos> on. A row's tokens depend on its prompt, its number and `seed`,
     not on the other rows. should_stop(row, ids so far) -> how many ids to keep, to end that row;
-    on_tokens(row, new ids) is called as they come. Ends a row at <eos> too. Control symbols other
-    than <eos> are never drawn, nor are ids from `vocab_size` on (None: of the model), for models with
+    on_tokens(row, new ids) is called as they come. Ends a row at an eos of `symbols` too. Control symbols
+    other than those are never drawn, nor are ids from `vocab_size` on (None: of the model), for models with
     more rows than the tokenizer has pieces. A row ends where the context is full. Raises RunError
     where a prompt leaves no room in it.
     """
@@ -62,10 +63,10 @@ def generate(
     B, T = len(prompts), _bucket(longest, limit)
     S = _bucket(max(len(p) + n for p, n in zip(prompts, room, strict=True)), limit)
     lengths_B = np.array([len(p) for p in prompts])
-    tokens_BT = np.stack([np.pad(np.asarray(p, np.int32), (0, T - len(p)), constant_values=PAD) for p in prompts])
+    tokens_BT = np.stack([np.pad(np.asarray(p, np.int32), (0, T - len(p)), constant_values=symbols.pad) for p in prompts])
     keys_B = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(B))
 
-    prefill, decode = _functions(model, sampling, B, T, S, vocab_size or model.config.vocab_size)
+    prefill, decode = _functions(model, sampling, B, T, S, vocab_size or model.config.vocab_size, symbols)
     cache, token_B, logprob_B = prefill(params, tokens_BT, lengths_B, keys_B)
     rows = [Completion([], [], "") for _ in range(B)]
     positions_B = jnp.asarray(lengths_B, jnp.int32)
@@ -73,7 +74,7 @@ def generate(
     while True:
         for tokens_nB, logprobs_nB in chunk:
             for row in range(B):
-                _extend(rows[row], row, tokens_nB[:, row], logprobs_nB[:, row], room[row], should_stop, on_tokens)
+                _extend(rows[row], row, tokens_nB[:, row], logprobs_nB[:, row], room[row], symbols.eos, should_stop, on_tokens)
         if all(r.finished for r in rows):
             return rows
         done_B = np.array([bool(r.finished) for r in rows])
@@ -81,12 +82,12 @@ def generate(
         chunk = [jax.device_get(out)]
 
 
-def _extend(c: Completion, row, tokens_n, logprobs_n, max_new_tokens, should_stop, on_tokens):
+def _extend(c: Completion, row, tokens_n, logprobs_n, max_new_tokens, eos, should_stop, on_tokens):
     if c.finished:
         return
     new = 0
     for token, logprob in zip(tokens_n.tolist(), logprobs_n.tolist(), strict=True):
-        if token == EOS:
+        if token in eos:
             c.finished = "eos"
             break
         c.ids.append(token)
@@ -114,11 +115,12 @@ def _bucket(n: int, limit: int) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def _functions(model: GPT, sampling: Sampling, B: int, T: int, S: int, vocab_size: int):
+def _functions(model: GPT, sampling: Sampling, B: int, T: int, S: int, vocab_size: int, symbols: Symbols):
     """(prefill, decode), jitted for these shapes."""
     banned = np.zeros(model.config.vocab_size, bool)
-    banned[:RESERVED] = banned[vocab_size:] = True
-    banned[EOS] = False
+    banned[list(symbols.control)] = banned[vocab_size:] = True
+    banned[list(symbols.eos)] = False
+    eos_E = jnp.array(symbols.eos)
 
     def pick(params, hidden_BD, keys_B, positions_B):
         logits_BV = unembed(model, params, hidden_BD[:, None])[:, 0]
@@ -145,7 +147,7 @@ def _functions(model: GPT, sampling: Sampling, B: int, T: int, S: int, vocab_siz
             alive_B1 = (~done_B & (positions_B < S)).astype(jnp.int32)[:, None]
             hidden_B1D, cache, _ = model.apply({"params": params}, token_B[:, None], positions_B[:, None], alive_B1, cache)
             next_B, logprob_B = pick(params, hidden_B1D[:, 0], keys_B, positions_B + 1)
-            done_B |= next_B == EOS
+            done_B |= jnp.isin(next_B, eos_E)
             return (cache, next_B, positions_B + 1, done_B), (next_B, logprob_B)
 
         carry, out = jax.lax.scan(one, (cache, token_B, positions_B, done_B), None, length=DECODE_CHUNK)

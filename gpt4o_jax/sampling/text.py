@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Callable, Sequence
 
-from gpt4o_jax.data.tokenizer import BOS, Tokenizer
+from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.model.gpt import GPT
 from gpt4o_jax.sampling.generate import Completion, generate
 from gpt4o_jax.sampling.logits import Sampling
@@ -36,13 +36,14 @@ def complete(
     completions = generate(
         model,
         params,
-        [[BOS, *tokenizer.encode(p)] for p in prompts],
+        [tokenizer.prompt(p) for p in prompts],
         max_new_tokens,
         sampling,
         seed,
         should_stop,
         (lambda row, ids: writers[row].feed(ids)) if stream else (lambda row, ids: None),
         tokenizer.vocab_size,
+        tokenizer.symbols,
     )
     results = []
     for row, c in enumerate(completions):

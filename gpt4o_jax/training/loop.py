@@ -96,7 +96,8 @@ def train(
     try:
         with jax.set_mesh(mesh):
             numbers = functools.partial(row_numbers, config.train)
-            batches = dispatches(rows, start, last_step, K, B, config.data.prefetch, numbers, config.data.workers)
+            feed = config.data
+            batches = dispatches(rows, start, last_step, K, B, feed.prefetch, numbers, feed.workers, corpus.tokenizer.symbols)
             while True:
                 with ledger.time("data"):
                     step, batch = next(batches, (None, None))

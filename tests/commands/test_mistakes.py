@@ -164,7 +164,7 @@ def test_other_text_on_resume(refused, no_compiling, train_args, run, text, tmp_
 
 def test_weights_of_a_run_with_another_tokenizer(refused, no_compiling, train_args, run, tmp_path):
     more = (f"--config.init.from={run}", "--config.tokenizer.kind=byte")
-    refused(DATA, f"add --config.tokenizer.path={run}/tokenizer.model", *train_args(tmp_path / "tuned", *more))
+    refused(DATA, f"add --config.tokenizer.path={run}", *train_args(tmp_path / "tuned", *more))
     assert not (tmp_path / "tuned").exists()
 
 
@@ -213,10 +213,10 @@ DAMAGE = {
     "config a list": (config_json("[]"), "config.json: config: got [], expected knobs by name"),
     "config of another program": (config_json('{"learning_rate": 1}'), "config.json: config key 'learning_rate' does not exist"),
     "config empty": (config_json("{}"), "model.vocab_size is not set"),
-    "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), "cannot read the tokenizer"),
+    "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), "no tokenizer there"),
     "damaged tokenizer": (lambda f: (f / "tokenizer.model").write_text("{"), "damaged tokenizer file"),
     "another tokenizer": (other_tokenizer, "is not the one that checkpoint 20 was trained with"),
-    "larger tokenizer": (larger_tokenizer, "tokenizer.model has 288 pieces, but the model only"),
+    "larger tokenizer": (larger_tokenizer, "the tokenizer has 288 pieces, but the model only"),
     "no checkpoints": (lambda f: shutil.rmtree(f / "checkpoints"), "no finished checkpoint yet"),
     "checkpoints is a file": (
         lambda f: (shutil.rmtree(f / "checkpoints"), (f / "checkpoints").touch()),

@@ -1,6 +1,5 @@
 """Tokenizers give back every text exactly, never give out a control symbol, and are the same in every process."""
 
-import io
 import json
 import os
 import subprocess
@@ -152,15 +151,6 @@ def test_digests_tell_kinds_and_vocabularies_apart():
     assert len(digests) == 6
 
 
-def _foreign() -> bytes:
-    import sentencepiece as spm
-
-    model = io.BytesIO()
-    options = {"vocab_size": 20, "hard_vocab_limit": False, "minloglevel": 2}
-    spm.SentencePieceTrainer.train(sentence_iterator=iter(["a b c d e f"] * 10), model_writer=model, **options)
-    return model.getvalue()
-
-
 @pytest.mark.parametrize(
     ("content", "fragment"),
     [
@@ -169,7 +159,6 @@ def _foreign() -> bytes:
         (b"hello", "not a SentencePiece model"),
         (b"\xff" * 300, "not a SentencePiece model"),
         (BPE.serialized[:1000], "not a SentencePiece model"),
-        (_foreign(), "was not made by gpt4o_jax"),
         (b"{", "damaged"),
         (b"{}", "damaged"),
         (b'{"kind": "char"}', "damaged"),
@@ -190,7 +179,7 @@ def test_damaged_and_foreign_files_are_refused_by_path(tmp_path, content, fragme
 
 
 def test_a_folder_is_no_tokenizer(tmp_path):
-    assert "Is a directory" in refusal(tokenizers.load, tmp_path)
+    assert "expected tokenizer.model or tokenizer.json" in refusal(tokenizers.load, tmp_path)
 
 
 # ---------------------------------------------------------------- the same everywhere

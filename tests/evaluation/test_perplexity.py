@@ -102,6 +102,6 @@ def test_a_stride_beyond_the_window_is_refused(params):
 
 def test_cached_documents_are_ids_from_bos_on_without_eos():
     stream = np.array([BOS, 40, 41, EOS, BOS, EOS, BOS, 42, EOS], np.uint16)
-    found = cached_documents(TokenCache(stream, np.array([0, 4, 6, 9]), 3))
+    found = cached_documents(TokenCache(stream, np.array([0, 4, 6, 9]), 3), TOKENIZER)
     assert [d.tolist() for d in found] == [[BOS, 40, 41], [BOS], [BOS, 42]]
     np.testing.assert_array_equal(text_document("é", TOKENIZER), [BOS, 32 + 0xC3, 32 + 0xA9])

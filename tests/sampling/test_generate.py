@@ -11,7 +11,7 @@ import pytest
 
 from gpt4o_jax import parallel
 from gpt4o_jax.config import ModelConfig
-from gpt4o_jax.data.tokenizer import BOS, EOS, RESERVED, Tokenizer
+from gpt4o_jax.data.tokenizer import BOS, EOS, RESERVED, Symbols, Tokenizer
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
@@ -105,6 +105,17 @@ def test_control_symbols_are_never_drawn_and_eos_ends_a_row(params):
             assert (len(c.ids) == 20) or c.finished == "eos"
             finished.add(c.finished)
     assert finished == {"eos", "length"}
+
+
+def test_symbols_of_another_tokenizer_end_rows_and_are_never_drawn(params):
+    symbols = Symbols(bos=BOS, eos=(33, 38), pad=3, control=frozenset({0, 33, 35, 38}))
+    ended = 0
+    for seed in range(4):
+        for c in generate(MODEL, params, PROMPTS, 20, Sampling(5.0), seed, vocab_size=TOKENIZER.vocab_size, symbols=symbols):
+            assert not {*c.ids} & symbols.control and all(i < TOKENIZER.vocab_size for i in c.ids)
+            assert c.finished == "eos" or len(c.ids) == 20
+            ended += c.finished == "eos"
+    assert ended
 
 
 @pytest.mark.parametrize("n", [1, 16, 17])

@@ -1,0 +1,248 @@
+"""Tokenizers of published models: tokenizer.json (Hugging Face `tokenizers`) and SentencePiece models of others.
+
+A run folder keeps the file as it was published, and beside it one of ours, tokenizer.extra.json:
+
+    bos, pad          ids
+    eos               ids that end a text; the first ends a document
+    prompts_begin     whether bos stands in front of a prompt
+    control           name -> id of every symbol that is no text
+    template          chat template of the model (tasks/chat.py), or ""
+    vocab_size        ids in use
+
+In the folder of a published model, where that file is missing, the same is read from tokenizer_config.json,
+generation_config.json, config.json and chat_template.jinja, so that `load(folder).save_in(run)` imports a tokenizer.
+Ids of a text are those of the library with special tokens taken as text: who writes "<|im_end|>" gets its letters.
+"""
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from gpt4o_jax.data.tokenizer import Symbols, Tokenizer, piece_bytes
+from gpt4o_jax.errors import RunError, data_error
+
+EXTRA = "tokenizer.extra.json"
+_META = "\u2581"  # SentencePiece writes a space as this character
+_DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end▁of▁sentence|>")
+# What only this template writes -> its name in tasks/chat.py; the first that is found.
+_TEMPLATE_MARKS = {
+    "<|im_start|>": "chatml",
+    "<|start_header_id|>": "llama3",
+    "<start_of_turn>": "gemma",
+    "<<SYS>>": "llama2",
+    "[INST]": "mistral",
+}
+
+
+def from_json(serialized: bytes, folder: Path) -> Tokenizer:
+    """A tokenizer.json. Raises RunError where it is damaged, or decodes in a way that is not known here."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise RunError("a tokenizer.json needs the package tokenizers: pip install -r requirements-interop.txt") from None
+    stored = json.loads(serialized)
+    open_ = lambda stored: tokenizers.Tokenizer.from_str(json.dumps(stored))
+    try:
+        library = open_(stored)
+    except Exception as e:  # the library raises no narrower type
+        raise data_error(f"damaged tokenizer.json ({str(e).splitlines()[0]})") from None
+    added = library.get_added_tokens_decoder()
+    vocab = library.get_vocab()
+    control = {t.content: i for i, t in added.items() if t.special}
+    begun = library.encode("a").ids  # with what the model expects in front of a text
+    extra = _extra(folder, vocab, control, {}, lambda bos: begun[:1] == [bos])
+    plain = lambda stored: _plain(open_(stored))
+    behind = json.loads(serialized.replace(b'"first"', b'"never"')) if b'"prepend_scheme"' in serialized else stored
+    unknown = stored["model"].get("unk_id", vocab.get(stored["model"].get("unk_token")))
+    pieces_of = _piece_reader(stored)
+    pieces = [b""] * extra["vocab_size"]
+    for text, i in vocab.items():
+        if i < len(pieces):
+            pieces[i] = text.encode() if i in added else pieces_of(text)
+    return _published("json", pieces, {"tokenizer.json": serialized}, extra, vocab, unknown, plain(stored), plain(behind))
+
+
+def _plain(library):
+    """text -> ids, nothing put around it, special tokens taken as text."""
+    library.no_truncation()
+    library.no_padding()
+    library.encode_special_tokens = True
+    return lambda text: library.encode(text, add_special_tokens=False).ids
+
+
+def from_sentencepiece(serialized: bytes, folder: Path) -> Tokenizer:
+    """A SentencePiece model that `tokenizer train` did not make, as Llama 2's, Mistral's or Gemma's."""
+    import sentencepiece as spm
+
+    processor = spm.SentencePieceProcessor(model_proto=serialized)
+    vocab = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
+    control = {t: i for t, i in vocab.items() if processor.is_control(i) or processor.is_unknown(i)}
+    own = {"bos": processor.bos_id(), "eos": processor.eos_id(), "pad": processor.pad_id()}
+    extra = _extra(folder, vocab, control, {k: i for k, i in own.items() if i >= 0}, lambda bos: own["bos"] == bos)
+    pieces = [piece_bytes(processor, i) for i in range(len(vocab))]
+    pieces += [b""] * (extra["vocab_size"] - len(pieces))
+    return _published(
+        "sentencepiece", pieces, {"tokenizer.model": serialized}, extra, vocab, processor.unk_id(), *[processor.encode] * 2
+    )
+
+
+def _published(kind, pieces, files, extra: dict, vocab: Mapping[str, int], unknown, encode, encode_behind) -> Tokenizer:
+    """unknown: id of what has no piece; encode: text -> ids; encode_behind: of a text that follows a control symbol."""
+    control = extra["control"]
+    for i in control.values():
+        pieces[i] = b""
+    unwritten = set(range(len(pieces))) - set(vocab.values())
+    spell = _speller(pieces)
+    spelled = {i: spell(text) for text, i in control.items() if i != unknown}
+
+    def unforgeable(encode):
+        # Some models know the names of their control symbols as pieces of text too.
+        return lambda text: [j for i in encode(text) for j in spelled.get(i, (i,))]
+
+    tokenizer = Tokenizer(kind, pieces, next(iter(files.values())), unforgeable(encode), unforgeable(encode_behind))
+    tokenizer.files = {**files, EXTRA: json.dumps(extra, indent=1).encode()}
+    tokenizer.symbols = Symbols(
+        extra["bos"], tuple(extra["eos"]), extra["pad"], frozenset(control.values()) | unwritten, extra["prompts_begin"]
+    )
+    tokenizer.identity = (tokenizer.serialized, repr((extra["bos"], extra["eos"], sorted(control.items()))).encode())
+    tokenizer.names, tokenizer.template = control, extra["template"]
+    tokenizer.prefix = tokenizer.decode_bytes(tokenizer.encode("a")).removesuffix(b"a")
+    return tokenizer
+
+
+def _speller(pieces: list[bytes]):
+    """The name of a control symbol -> its ids as text: by characters, by bytes where there is no such piece, else nothing."""
+    short = {p: i for i, p in reversed(list(enumerate(pieces))) if p and (len(p) == 1 or len(p.decode(errors="replace")) == 1)}
+
+    def spell(name: str) -> list[int]:
+        parts = [[c.encode()] if c.encode() in short else [bytes([b]) for b in c.encode()] for c in name]
+        return [short[p] for part in parts for p in part if p in short]
+
+    return spell
+
+
+# ---------------------------------------------------------------- what a token stands for
+
+
+def _piece_reader(stored: dict):
+    """Token -> its bytes, as the decoder of a tokenizer.json says. Raises RunError for decoders that are not known."""
+    decoder = stored.get("decoder") or {"type": "Spaces"}
+    kinds = {d["type"] for d in decoder.get("decoders", [decoder])}
+    if "ByteLevel" in kinds:
+        alphabet = _byte_alphabet()
+        return lambda token: bytes(alphabet[c] for c in token) if set(token) <= alphabet.keys() else token.encode()
+    if kinds & {"Metaspace", "ByteFallback"}:
+        is_byte = lambda t: len(t) == 6 and t.startswith("<0x") and t.endswith(">") and "ByteFallback" in kinds
+        return lambda t: bytes([int(t[3:5], 16)]) if is_byte(t) else t.replace(_META, " ").encode()
+    if kinds == {"WordPiece"}:
+        mark = decoder["prefix"]
+        return lambda t: (t.removeprefix(mark) if t.startswith(mark) else " " + t).encode()
+    if kinds == {"Spaces"}:  # without a decoder, the library puts a space between two tokens
+        return lambda t: (" " + t).encode()
+    raise data_error(
+        f"tokenizer.json decodes by {', '.join(sorted(kinds))}, which is not known here;"
+        " expected ByteLevel, Metaspace, ByteFallback or WordPiece"
+    )
+
+
+@functools.cache
+def _byte_alphabet() -> dict[str, int]:
+    """The character that byte-level BPE writes for each byte (GPT-2's encoder.py): printable Latin-1, others from U+0100."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+# ---------------------------------------------------------------- which ids are what
+
+
+def _extra(folder: Path, vocab: Mapping[str, int], control: dict[str, int], own: dict[str, int], adds_bos) -> dict:
+    """What tokenizer.extra.json holds: read, or put together from the files of a published model.
+
+    own: bos, eos and pad by the tokenizer's file itself; adds_bos(bos): whether that file puts it in front of a text.
+    """
+    if (folder / EXTRA).exists():
+        stored = _read(folder / EXTRA)
+        keys = {"bos": int, "eos": list, "pad": int, "prompts_begin": bool, "control": dict, "template": str, "vocab_size": int}
+        wrong = [k for k, kind in keys.items() if not isinstance(stored.get(k), kind)]
+        if wrong:
+            raise data_error(f"{folder / EXTRA}: {wrong[0]} is {stored.get(wrong[0])!r}, expected {keys[wrong[0]].__name__}")
+        ids = [stored["bos"], *stored["eos"], stored["pad"], *stored["control"].values()]
+        bad = [i for i in ids if not (isinstance(i, int) and 0 <= i < stored["vocab_size"])]
+        if bad or not stored["eos"]:
+            raise data_error(f"{folder / EXTRA}: id {bad[0] if bad else None} of a symbol, expected 0 to vocab_size - 1")
+        return stored
+    said, generation, model = (
+        _read(folder / name) for name in ("tokenizer_config.json", "generation_config.json", "config.json")
+    )
+    model = model | (model.get("text_config") or {})
+    for i, token in (said.get("added_tokens_decoder") or {}).items():
+        if token.get("special"):
+            control = control | {token["content"]: int(i)}
+    ids = {**vocab, **control}
+
+    def named(role: str) -> list[int]:
+        """Ids of a role, the most specific file first."""
+        token = said.get(f"{role}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        found = [generation.get(f"{role}_token_id"), ids.get(token), model.get(f"{role}_token_id"), own.get(role)]
+        flat = [i for f in found for i in (f if isinstance(f, list) else [f])]
+        return [i for i in dict.fromkeys(flat) if isinstance(i, int) and 0 <= i <= max(ids.values())]
+
+    bos, eos, pad = named("bos"), named("eos"), named("pad")
+    if not bos and not eos:
+        raise data_error(
+            "neither a bos nor an eos symbol is named beside this tokenizer; put tokenizer_config.json or generation_config.json"
+            f" of the model into {folder}"
+        )
+    eos = eos or bos[:1]
+    ends = [ids[t] for t in _DOCUMENT_ENDS if ids.get(t) in eos]
+    eos = list(dict.fromkeys([*ends[:1], *eos]))
+    bos = (bos or eos)[0]
+    by_id = {i: text for text, i in ids.items()}
+    roles = [bos, *eos, *pad[:1], *named("unk")[:1]]
+    control = control | {by_id[i]: i for i in roles if i in by_id}
+    prompts_begin = said.get("add_bos_token")
+    template = _template_text(said, folder)
+    return {
+        "bos": bos,
+        "eos": eos,
+        "pad": (pad or eos)[0],
+        "prompts_begin": prompts_begin if isinstance(prompts_begin, bool) else adds_bos(bos),
+        "control": _within(control, model, ids),
+        "template": next((name for mark, name in _TEMPLATE_MARKS.items() if mark in template), ""),
+        "vocab_size": _size(control, model, ids),
+    }
+
+
+def _size(control: dict[str, int], model: dict, ids: Mapping[str, int]) -> int:
+    """Ids in use; without control symbols at the end that the model has no row for (Gemma 3's <image_soft_token>)."""
+    size, rows = max(ids.values()) + 1, model.get("vocab_size")
+    beyond = {i for i in ids.values() if rows and i >= rows}
+    return rows if beyond and beyond <= set(control.values()) else size
+
+
+def _within(control: dict[str, int], model: dict, ids: Mapping[str, int]) -> dict[str, int]:
+    size = _size(control, model, ids)
+    return {text: i for text, i in control.items() if i < size}
+
+
+def _template_text(said: dict, folder: Path) -> str:
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    template = said.get("chat_template") or ""
+    return template if isinstance(template, str) else json.dumps(template, ensure_ascii=False)
+
+
+def _read(path: Path) -> dict:
+    if not path.exists():
+        return {}
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise data_error(f"{path}: damaged (not JSON)") from None
+    if not isinstance(stored, dict):
+        raise data_error(f"{path}: expected a JSON object")
+    return stored

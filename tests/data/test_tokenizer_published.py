@@ -1,0 +1,407 @@
+"""Published tokenizers keep their own ids: those of the library they were made with, for every text; their control symbols
+cannot be written in a text; a folder is imported once and read again the same.
+"""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import tokenizers as library
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from gpt4o_jax.data import tokenizer as tokenizers
+from gpt4o_jax.data.batches import make_batch
+from gpt4o_jax.data.token_cache import build
+from gpt4o_jax.errors import ExitCode, RunError
+
+TEXT = [
+    "The cat sat on the mat.\n\tThe dog sat on the log; 12345 times.\r\n",
+    "Füße, naïve café, 日本語, \U0001f600 <s> def f(x):\n    return x",
+] * 9
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+HEADER = "<|start_header_id|>"
+
+
+def special(*names):
+    return [library.AddedToken(n, special=True, normalized=False) for n in names]
+
+
+def gpt2():
+    """As GPT-2's: byte-level BPE, one symbol that begins, ends and pads, in the vocabulary itself."""
+    t = library.Tokenizer(models.BPE())
+    t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    t.post_processor = processors.ByteLevel(trim_offsets=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    t.train_from_iterator(
+        TEXT, trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, special_tokens=special("<|endoftext|>"))
+    )
+    token = "<|endoftext|>"
+    return t, {"tokenizer_config.json": {"bos_token": token, "eos_token": token, "unk_token": token}}
+
+
+def llama3():
+    """As Llama 3's: byte-level BPE behind a regular expression, symbols behind the vocabulary, bos in front of prompts."""
+    t = library.Tokenizer(models.BPE(ignore_merges=True))
+    split = pre_tokenizers.Split(library.Regex(LLAMA3_SPLIT), "isolated")
+    t.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    t.decoder = decoders.ByteLevel()
+    t.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=330, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    t.add_special_tokens(
+        special("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+    )
+    bos = t.token_to_id("<|begin_of_text|>")
+    t.post_processor = processors.TemplateProcessing("<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", bos)])
+    ids = [t.token_to_id(n) for n in ("<|eot_id|>", "<|end_of_text|>")]
+    return t, {
+        "tokenizer_config.json": {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "chat_template": HEADER},
+        "generation_config.json": {"eos_token_id": ids, "bos_token_id": bos},
+    }  # fmt: skip
+
+
+def qwen():
+    """As Qwen's: NFC, no bos, symbols and plain words behind the vocabulary."""
+    t = llama3()[0]
+    t = library.Tokenizer.from_str(
+        t.to_str().replace("begin_of_text", "endoftext").replace("end_of_text", "im_start").replace("eot_id", "im_end")
+    )
+    t.normalizer, t.post_processor = normalizers.NFC(), processors.ByteLevel()
+    t.add_tokens(["<think>", "</think>"])
+    return t, {
+        "tokenizer_config.json": {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+        "generation_config.json": {"eos_token_id": [t.token_to_id("<|im_end|>"), t.token_to_id("<|endoftext|>")]},
+        "config.json": {"bos_token_id": t.token_to_id("<|endoftext|>"), "vocab_size": 400},
+        "chat_template.jinja": "{{ '<|im_start|>' }}",
+    }  # fmt: skip
+
+
+def byte_fallback(normalizer, pre_tokenizer, decoder):
+    t = library.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    t.normalizer = normalizer
+    if pre_tokenizer:
+        t.pre_tokenizer = pre_tokenizer
+    t.decoder = decoder
+    names = special("<unk>", "<s>", "</s>")
+    byte_names = [library.AddedToken(f"<0x{b:02X}>", special=False) for b in range(256)]
+    t.train_from_iterator(
+        TEXT[:1], trainers.BpeTrainer(vocab_size=340, special_tokens=[*names, *byte_names], show_progress=False)
+    )
+    stored = json.loads(t.to_str())  # the bytes are pieces of the model, none of its added tokens
+    stored["added_tokens"] = stored["added_tokens"][:3]
+    stored["post_processor"] = json.loads(processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)]).__getstate__())
+    return library.Tokenizer.from_str(json.dumps(stored)), {
+        "tokenizer_config.json": {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "unk_token": "<unk>"}
+    }
+
+
+def llama2():
+    """As Llama 2's: SentencePiece's BPE, a space in front of every text, bytes for what has no piece."""
+    prepend = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    back = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return byte_fallback(prepend, None, back)
+
+
+def mistral3():
+    """As Mistral's later ones: the space only in front of the whole."""
+    back = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return byte_fallback(None, pre_tokenizers.Metaspace(prepend_scheme="first", split=False), back)
+
+
+def gemma():
+    """As Gemma's: no space in front."""
+    back = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return byte_fallback(normalizers.Replace(" ", "▁"), None, back)
+
+
+def unigram():
+    """As T5's: unigram pieces, whose library finds the names of control symbols in a text."""
+    t = library.Tokenizer(models.Unigram())
+    t.pre_tokenizer, t.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    t.train_from_iterator(
+        TEXT,
+        trainers.UnigramTrainer(
+            vocab_size=200, special_tokens=special("<pad>", "<s>", "<unk>"), unk_token="<unk>", show_progress=False
+        ),
+    )
+    return t, {"tokenizer_config.json": {"eos_token": "<s>", "pad_token": "<pad>", "unk_token": "<unk>"}}
+
+
+def wordpiece():
+    """As BERT's; its normaliser loses case."""
+    t = library.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    t.normalizer, t.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    t.decoder = decoders.WordPiece(cleanup=False)
+    t.train_from_iterator(
+        TEXT,
+        trainers.WordPieceTrainer(
+            vocab_size=250, special_tokens=special("[PAD]", "[UNK]", "[CLS]", "[SEP]"), show_progress=False
+        ),
+    )
+    return t, {"tokenizer_config.json": {"bos_token": "[CLS]", "eos_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}}
+
+
+FAMILIES = (gpt2, llama3, qwen, llama2, mistral3, gemma, unigram, wordpiece)
+LOSSLESS = (gpt2, llama3, llama2, gemma)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """name -> (the library's tokenizer, ours, folder)."""
+    found = {}
+    for family in FAMILIES:
+        reference, files = family()
+        folder = tmp_path_factory.mktemp(family.__name__)
+        reference.save(str(folder / "tokenizer.json"))
+        for name, content in files.items():
+            (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+        found[family.__name__] = reference, tokenizers.load(folder), folder
+    return found
+
+
+NAMES = [
+    "<|endoftext|>",
+    "<|begin_of_text|>",
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<pad>",
+    "[CLS]",
+    "[UNK]",
+    "<0x41>",
+    "<think>",
+]
+letters = st.characters(exclude_categories=["Cs"])
+texts = st.one_of(
+    st.text(letters),
+    st.lists(st.one_of(st.sampled_from([*NAMES, " ", "\n", "the", "cat", "é", "▁"]), letters), max_size=9).map("".join),
+)
+
+
+# ---------------------------------------------------------------- text -> ids -> text
+
+
+@pytest.mark.parametrize("family", [f.__name__ for f in FAMILIES])
+def test_ids_are_the_librarys_and_no_symbol_can_be_written(made, family):
+    reference, ours, _ = made[family]
+    reference.encode_special_tokens = True  # texts are texts
+    unknown = {ours.names.get("<unk>"), ours.names.get("[UNK]")}
+
+    @settings(deadline=None)
+    @given(texts)
+    def check(text):
+        wanted, got = reference.encode(text, add_special_tokens=False).ids, ours.encode(text)
+        forged = ours.symbols.control - unknown
+        assert not forged & set(got)
+        assert got == wanted or forged & set(wanted), "another way only where the library itself gives out a symbol"
+
+    check()
+    reference.encode_special_tokens = False
+
+
+def test_the_library_would_give_out_symbols_where_we_do_not(made):
+    reference, ours, _ = made["unigram"]
+    reference.encode_special_tokens = True
+    assert ours.names["<s>"] in reference.encode("a <s> c", add_special_tokens=False).ids, "else the guard is for nothing"
+    reference.encode_special_tokens = False
+    assert ours.decode(ours.encode("a <s> c")) == " a <s> c"
+    assert made["llama2"][1].decode(made["llama2"][1].encode("x</s>y")) == " x</s>y"
+
+
+@pytest.mark.parametrize("family", [f.__name__ for f in LOSSLESS])
+@settings(deadline=None)
+@given(text=texts.filter(lambda t: "▁" not in t))
+def test_texts_come_back_in_whole_and_in_pieces(made, family, text):
+    reference, ours, _ = made[family]
+    ids = ours.encode(text)
+    whole = ours.prefix.decode() + text if text else ""
+    assert ours.decode(ids) == whole
+    assert b"".join(ours.decode_bytes([i]) for i in ids) == whole.encode()
+    assert int(tokenizers.byte_lengths(ours)[ids].sum()) == len(whole.encode())
+    assert reference.decode(ids).strip("�") == text.strip("�")
+
+
+def test_a_space_stands_in_front_only_where_the_family_puts_it(made):
+    assert {f: t.prefix for f, (_, t, _) in made.items()} == {
+        "gpt2": b"", "llama3": b"", "qwen": b"", "gemma": b"",
+        "llama2": b" ", "mistral3": b" ", "unigram": b" ", "wordpiece": b" ",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen", "llama2", "mistral3", "gemma"])
+@pytest.mark.parametrize("text", ["Hello cat", " the", "\n\nthe", "1"])
+def test_texts_behind_a_symbol_are_cut_as_the_library_cuts_them(made, family, text):
+    reference, ours, _ = made[family]
+    symbol = next(iter(ours.names))
+    wanted = reference.encode(f"{symbol}{text}{symbol}", add_special_tokens=False).ids
+    assert [ours.names[symbol], *ours.encode(text, behind_symbol=True), ours.names[symbol]] == wanted
+
+
+# ---------------------------------------------------------------- which ids are what
+
+
+def test_each_family_has_its_own_symbols(made):
+    names = lambda t, ids: [next(n for n, i in t.names.items() if i == j) for j in ids]
+    got = {
+        f: (names(t, [t.symbols.bos, *t.symbols.eos, t.symbols.pad]), t.symbols.prompts_begin, t.template)
+        for f, (_, t, _) in made.items()
+    }
+    assert got["gpt2"] == (["<|endoftext|>"] * 3, False, "")
+    assert got["llama3"] == (["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|end_of_text|>"], True, "llama3")
+    assert got["qwen"] == (["<|endoftext|>", "<|endoftext|>", "<|im_end|>", "<|endoftext|>"], False, "chatml")
+    assert got["llama2"] == got["gemma"] == (["<s>", "</s>", "</s>"], True, "")
+    assert got["unigram"] == (["<s>", "<s>", "<pad>"], False, "")
+    qwen = made["qwen"][1]
+    assert qwen.symbols.control == set(qwen.names.values()) and "<think>" not in qwen.names
+    assert qwen.decode(qwen.encode("<think>")) == "<think>" and len(qwen.encode("<think>")) == 1, "a word, no symbol"
+
+
+def test_prompts_begin_as_the_family_was_trained(made):
+    ids = {f: t.prompt("the") for f, (_, t, _) in made.items()}
+    for family, (reference, ours, _) in made.items():
+        assert ids[family] == reference.encode("the").ids
+        assert ours.prompt("") == [ours.symbols.bos]
+        assert ours.document("the") == [ours.symbols.bos, *ours.encode("the"), ours.symbols.eos[0]]
+
+
+def test_one_symbol_for_both_ends_is_predicted_only_as_an_end(made, tmp_path):
+    ours = made["gpt2"][1]
+    stream = build(tmp_path, "cache", ["the cat", "the"], ours).tokens.astype(np.int32)
+    batch = make_batch([(stream, np.ones_like(stream))], ours.symbols)
+    X = ours.symbols.bos
+    ends = (batch.targets == X) & (batch.tokens != X)
+    assert ends.sum() == 2 and (batch.weights[batch.targets == X].sum(), batch.weights[ends].sum()) == (2, 2)
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("family", [f.__name__ for f in FAMILIES])
+def test_an_imported_tokenizer_is_the_same_without_the_files_it_came_from(made, family, tmp_path):
+    _, ours, folder = made[family]
+    ours.save_in(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tokenizer.extra.json", "tokenizer.json"]
+    for again in (tokenizers.load(tmp_path), tokenizers.load(tmp_path / "tokenizer.json")):
+        for what in ("kind", "pieces", "symbols", "names", "digest", "template", "prefix", "vocab_size"):
+            assert getattr(again, what) == getattr(ours, what), what
+        assert again.encode(TEXT[1]) == ours.encode(TEXT[1])
+
+
+def test_digests_tell_mappings_apart_that_have_the_same_pieces(made):
+    assert len({t.digest for _, t, _ in made.values()}) == len(FAMILIES)
+
+
+def test_symbols_the_model_has_no_row_for_are_left_out(made, tmp_path):
+    _, ours, folder = made["llama3"]
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    rows = ours.vocab_size - 1  # without <|eot_id|>
+    (tmp_path / "generation_config.json").write_text("{}")
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"})
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": rows}))
+    fewer = tokenizers.load(tmp_path)
+    assert fewer.vocab_size == rows and "<|eot_id|>" not in fewer.names
+
+
+BAD_EXTRA = {"bos": 1, "eos": [2], "pad": 0, "prompts_begin": True, "control": {}, "template": "", "vocab_size": 300}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fragment"),
+    [
+        ("tokenizer.json", '{"model": {"type": "BPE"', "damaged tokenizer file (not JSON)"),
+        ("tokenizer.json", '{"model": {"type": "Nothing"}}', "damaged tokenizer.json"),
+        ("tokenizer.json", '{"kind": "word"}', "damaged"),
+        ("tokenizer_config.json", "[]", "expected a JSON object"),
+        ("tokenizer_config.json", "{", "damaged (not JSON)"),
+        ("tokenizer_config.json", "{}", "neither a bos nor an eos"),
+        ("tokenizer.extra.json", json.dumps({**BAD_EXTRA, "eos": 2}), "eos is 2, expected list"),
+        ("tokenizer.extra.json", json.dumps({**BAD_EXTRA, "bos": 300}), "id 300 of a symbol"),
+        ("tokenizer.extra.json", json.dumps({**BAD_EXTRA, "eos": []}), "id None of a symbol"),
+    ],
+)
+def test_damaged_files_are_refused_by_name(made, tmp_path, name, content, fragment):
+    (tmp_path / "tokenizer.json").write_bytes((made["gpt2"][2] / "tokenizer.json").read_bytes())
+    (tmp_path / name).write_text(content)
+    with pytest.raises(RunError) as e:
+        tokenizers.load(tmp_path)
+    assert e.value.code == ExitCode.DATA and fragment in str(e.value) and str(tmp_path) in str(e.value)
+
+
+def test_a_decoder_that_is_not_known_is_refused(made, tmp_path):
+    stored = json.loads((made["gpt2"][2] / "tokenizer.json").read_text()) | {
+        "decoder": {"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": True}
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    with pytest.raises(RunError, match="decodes by CTC"):
+        tokenizers.load(tmp_path)
+
+
+# ---------------------------------------------------------------- SentencePiece models of others
+
+
+def sentencepiece_model(**options) -> bytes:
+    import sentencepiece as spm
+
+    model = io.BytesIO()
+    known = {
+        "model_type": "bpe",
+        "vocab_size": 400,
+        "hard_vocab_limit": False,
+        "byte_fallback": True,
+        "minloglevel": 2,
+        "normalization_rule_name": "identity",
+    }
+    spm.SentencePieceTrainer.train(sentence_iterator=iter(TEXT), model_writer=model, **{**known, **options})
+    return model.getvalue()
+
+
+TURNS = ["<start_of_turn>", "<end_of_turn>"]
+FOREIGN = {
+    "llama2": sentencepiece_model(),
+    "gemma": sentencepiece_model(add_dummy_prefix=False, pad_id=0, eos_id=1, bos_id=2, unk_id=3, user_defined_symbols=TURNS),
+}  # fmt: skip
+SAID = {
+    "llama2": {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True, "chat_template": "[INST] <<SYS>>"},
+    "gemma": {
+        "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "chat_template": "<start_of_turn>",
+        "added_tokens_decoder": {str(i): {"content": c, "special": True} for i, c in enumerate(TURNS, 4)},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FOREIGN)
+def test_sentencepiece_models_of_others_keep_their_ids(tmp_path, family):
+    import sentencepiece as spm
+
+    (tmp_path / "tokenizer.model").write_bytes(FOREIGN[family])
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(SAID[family]))
+    (tmp_path / "run").mkdir()
+    tokenizers.load(tmp_path).save_in(tmp_path / "run")
+    ours, processor = tokenizers.load(tmp_path / "run"), spm.SentencePieceProcessor(model_proto=FOREIGN[family])
+    for text in ("The cat sat", " two  spaces ", "Füße \U0001f600\n\tx", "</s><s>"):
+        assert ours.encode(text) == processor.encode(text)
+        assert ours.decode(ours.encode(text)) == ours.prefix.decode() + text.rstrip() or "  " in text
+    assert (ours.symbols.bos, ours.symbols.eos) == ((1, (2,)) if family == "llama2" else (2, (1,)))
+    assert ours.symbols.prompts_begin and ours.template == family
+    assert ours.prefix == (b" " if family == "llama2" else b"")
+    if family == "gemma":
+        assert 4 in processor.encode("<start_of_turn>x") and 4 not in ours.encode("<start_of_turn>x")
+        assert ours.decode(ours.encode("<start_of_turn>x")) == "<start_of_turn>x" and ours.special("<end_of_turn>") == 5
+
+
+def test_a_sentencepiece_model_alone_says_what_its_symbols_are(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(FOREIGN["gemma"])
+    symbols = tokenizers.load(tmp_path / "tokenizer.model").symbols
+    assert (symbols.bos, symbols.eos, symbols.pad, symbols.control, symbols.prompts_begin) == (2, (1,), 0, {0, 1, 2, 3}, True)
