@@ -55,10 +55,10 @@ def folder(tmp_path_factory):
 class Run:
     """A training process; `step` is the last one that it has told of."""
 
-    def __init__(self, folder, name: str, *flags: str):
+    def __init__(self, folder, name: str, *flags: str, **variables: str):
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
         environment |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(folder / "cache")}
-        environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cache" / "xla")
+        environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache" / "xla"), "PYTHONHASHSEED": "0"} | variables
         command = [sys.executable, "-m", "gpt4o_jax", "train", f"--config={folder / 'config.py'}", f"--workdir={folder / name}"]
         command += flags
         self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -111,15 +111,35 @@ def undisturbed(folder):
     return digest(folder / "undisturbed"), losses(folder / "undisturbed")
 
 
-def test_the_same_run_twice_gives_the_same_bits(folder, undisturbed):
-    wanted, records = undisturbed
+def test_it_tells_each_step_once_and_learns(undisturbed):
+    _, records = undisturbed
     steps = [step for kind, step, _ in records if kind == "train"]
     assert steps == list(range(1, STEPS + 1)), "each step once, in order"
-    assert records[0][2] > records[-1][2] + 1, "and it has learned something"
-    again = Run(folder, "again")
-    assert again.end() == 0, "".join(again.lines)
-    assert digest(folder / "again") == wanted
-    assert losses(folder / "again") == records
+    assert records[0][2] > records[-1][2] + 1
+
+
+CIRCUMSTANCES = {
+    "warm": ((), {}),
+    "hash seed": ((), {"PYTHONHASHSEED": "4711"}),
+    "workers": (("--config.data.workers=3", "--config.data.prefetch=7"), {}),
+    "profile": (("--profile=100:110",), {}),
+    "cold": ((), {"JAX_COMPILATION_CACHE_DIR": "new"}),
+}
+
+
+@pytest.mark.parametrize("what", CIRCUMSTANCES)
+def test_the_same_run_gives_the_same_bits_whatever_the_circumstances(folder, undisturbed, what):
+    """Other hash seed, threads that build batches, a profile, programs compiled anew or taken from the cache."""
+    flags, variables = CIRCUMSTANCES[what]
+    cache = folder / "cache" / variables.get("JAX_COMPILATION_CACHE_DIR", "xla")
+    compiled = lambda: {p.name for p in cache.glob("*-cache")}
+    before = compiled()
+    run = Run(folder, what, *flags, **variables | {"JAX_COMPILATION_CACHE_DIR": str(cache)})
+    assert run.end() == 0, "".join(run.lines)
+    assert (digest(folder / what), losses(folder / what)) == undisturbed
+    assert bool(before) == (what != "cold") and compiled()
+    assert what != "warm" or compiled() == before, "nothing was compiled again"
+    assert what != "profile" or any((folder / what / "profile").rglob("*.xplane.pb"))
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(folder, undisturbed):
