@@ -10,7 +10,7 @@ import dataclasses
 import math
 import types
 import typing
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpt4o_jax.config_mixture import SOURCES
 from gpt4o_jax.config_rules import validate
@@ -20,6 +20,16 @@ from gpt4o_jax.errors import RunError, did_you_mean
 def knob(default: Any, doc: str, choices: tuple = (), low: float | None = None, high: float | None = None):
     """A dataclass field with its sentence, and its legal values or closed interval."""
     return dataclasses.field(default=default, metadata={"doc": doc, "choices": choices, "low": low, "high": high})
+
+
+class LayerKind(NamedTuple):
+    """What tells a layer from others."""
+
+    window: int | None  # keys that a token sees, its own among them; None: all before it
+
+    @property
+    def local(self) -> bool:
+        return self.window is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +59,9 @@ class ModelConfig:
     norm_eps: float = knob(1e-6, "Added to the variance inside every norm.", low=0.0)
     positions: str = knob("rope", "How positions enter: rotary, a learned table, or not at all.", ("rope", "learned", "none"))
     rope_theta: float = knob(10_000.0, "Base of the rotary wavelengths.", low=1.0)
+    rope_local_theta: float | None = knob(
+        None, "The base in local layers, whose wavelengths are then not stretched (Gemma 3); None: as in global ones.", low=1.0
+    )
     rope_fraction: float = knob(
         1.0, "Share of a head's coordinates that are rotated; the others know no position.", low=0.0, high=1.0
     )
@@ -68,7 +81,9 @@ class ModelConfig:
         "head", "What qk_norm takes the mean over: each head (Qwen 3), or all heads at once (OLMo 2).", ("head", "projection")
     )
     layer_pattern: tuple[str, ...] = knob(
-        ("global",), "Kinds of layers, repeated over the depth: local ones see only the window, global ones everything before."
+        ("global",),
+        "Kinds of layers, repeated over the depth, at whose end the last repetition may break off: local ones see only the"
+        " window, global ones everything before.",
     )
     window: int | None = knob(None, "Keys that a token of a local layer sees, its own among them.", low=1)
     attention_scale: float | None = knob(None, "What scores q k^T are multiplied by; None: 1 / sqrt(head width).", low=0.0)
@@ -125,13 +140,19 @@ class ModelConfig:
         return self.head_dim or self.d_model // self.n_heads
 
     @property
-    def periods(self) -> int:
-        return self.n_layers // len(self.layer_pattern)
+    def period(self) -> tuple["LayerKind", ...]:
+        """The kinds of layers that are repeated over the depth."""
+        return tuple(LayerKind(self.window if kind == "local" else None) for kind in self.layer_pattern)
 
     @property
-    def windows(self) -> tuple[int | None, ...]:
-        """Of each layer of one period; None: it sees everything."""
-        return tuple(self.window if kind == "local" else None for kind in self.layer_pattern)
+    def periods(self) -> int:
+        """Whole ones; n_layers % len(period) layers are left over, of the kinds that a period begins with."""
+        return self.n_layers // len(self.period)
+
+    @property
+    def layer_kinds(self) -> tuple["LayerKind", ...]:
+        """Of every layer."""
+        return (self.period * (self.periods + 1))[: self.n_layers]
 
     @property
     def gated(self) -> bool:

@@ -109,6 +109,11 @@ def _validate_model(m) -> None:
         _validate_rope(m)
     elif m.rope_scaling != "none":
         raise RunError(f"config.model.rope_scaling={m.rope_scaling} needs positions=rope, got positions={m.positions}")
+    if m.rope_local_theta is not None and (m.positions != "rope" or "local" not in m.layer_pattern):
+        raise RunError(
+            f"config.model.rope_local_theta={m.rope_local_theta:g} needs positions=rope and local layers, got"
+            f" positions={m.positions} and layer_pattern={m.layer_pattern}; set it to None"
+        )
     if m.mup_base_head_dim and not m.mup_base_width:
         raise RunError(
             f"config.model.mup_base_head_dim={m.mup_base_head_dim} does nothing without muP; set mup_base_width, or leave it None"
@@ -127,13 +132,12 @@ def _validate_pattern(m) -> None:
         if kind not in kinds:
             hint = did_you_mean(kind, kinds)
             raise RunError(f"config.model.layer_pattern={m.layer_pattern}: got {kind!r}, expected {' or '.join(kinds)}{hint}")
-    if m.n_layers % period:
+    if m.n_layers < period:
         raise RunError(
-            f"config.model.n_layers={m.n_layers} is not a multiple of the {period} layers of layer_pattern;"
-            f" nearest: n_layers={_nearest_multiple(m.n_layers, period)}"
+            f"config.model.n_layers={m.n_layers} is less than the {period} layers of layer_pattern; nearest: n_layers={period}"
         )
     if m.n_layers // period % m.scan_unroll:
-        of = f"n_layers={m.n_layers}" if period == 1 else f"the {m.n_layers // period} periods of {period} layers"
+        of = f"n_layers={m.n_layers}" if period == 1 else f"the {m.n_layers // period} whole periods of {period} layers"
         raise RunError(
             f"config.model.scan_unroll={m.scan_unroll} does not divide {of};"
             f" nearest: scan_unroll={_nearest_divisor(m.scan_unroll, m.n_layers // period)}"

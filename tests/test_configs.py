@@ -15,7 +15,7 @@ from gpt4o_jax.data.tokenizer import RESERVED
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.length import total_steps
 from gpt4o_jax.model import flops, gpt
-from gpt4o_jax.model.families import ARTICLE, GEMMA2, GPT2, GPT4O, LLAMA, MISTRAL, OLMO2, QWEN2, QWEN3
+from gpt4o_jax.model.families import ARTICLE, GEMMA2, GEMMA3, GPT2, GPT4O, LLAMA, MISTRAL, OLMO2, QWEN2, QWEN3
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.training.loop import train
 from gpt4o_jax.training.metrics import read_metrics
@@ -23,7 +23,16 @@ from gpt4o_jax.training.optimizer import decay_mask
 from gpt4o_jax.training.schedules import schedule_factor
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3, "gemma2": GEMMA2, "mistral": MISTRAL, "olmo2": OLMO2}
+FAMILIES = {
+    "gpt2": GPT2,
+    "llama": LLAMA,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
+    "mistral": MISTRAL,
+    "olmo2": OLMO2,
+}
 ARGUMENTS = {name: tuple(sizes) for name, sizes in FAMILIES.items()} | {
     "gpt4o": tuple(GPT4O),
     "shakespeare": ("char_cpu", "char_cpu_fast", "char_gpu"),
@@ -55,8 +64,8 @@ def shrunk(spec: str, text: Path):
         tokenizer__kind="char",
         sample__prompts="('',)",
         model__vocab_size="None",
-        model__n_layers="2",
-        model__scan_unroll=str(2 // len(model.layer_pattern)),
+        model__n_layers=str(max(2, len(model.period))),
+        model__scan_unroll=str(2 if len(model.period) == 1 else 1),
         model__d_model="32",
         model__n_heads="4",
         model__n_kv_heads="None" if model.n_kv_heads is None else "2",

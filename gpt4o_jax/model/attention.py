@@ -31,7 +31,7 @@ class Attention(nn.Module):
     config: ModelConfig
     compute: Compute
     output_init: nn.initializers.Initializer
-    window: int | None = None  # keys that a token sees, its own among them; None: all before it
+    window: int | None = None  # see LayerKind
 
     @nn.compact
     def __call__(self, x_BTD, positions_BT, segments_BT, rotation, layer_cache, train: bool, more_BTKH=None):

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gpt4o_jax.config import ModelConfig
+from gpt4o_jax.config import LayerKind, ModelConfig
 from gpt4o_jax.model.attention import Attention
 from gpt4o_jax.model.layers import Norm, constant, normal, param
 from gpt4o_jax.model.mlp import MLP
@@ -24,6 +24,7 @@ class Shared(NamedTuple):
     positions_BT: jax.Array
     segments_BT: jax.Array
     rotation: Rotation | None
+    local_rotation: Rotation | None = None  # of local layers, where theirs is another
     first_BTD: jax.Array | None = None  # what entered the first layer, for residual_mix
     values_nBTKH: jax.Array | None = None  # value embeddings
 
@@ -42,7 +43,7 @@ class Block(nn.Module):
     config: ModelConfig
     compute: Compute
     train: bool
-    window: int | None = None
+    kind: LayerKind
 
     @nn.compact
     def __call__(self, x_BTD, per_layer, shared: Shared):
@@ -57,9 +58,10 @@ class Block(nn.Module):
             more_BTKH = jnp.where(table < 0, 0.0, shared.values_nBTKH[table])
         zero = c.output_init == "zero"
         output_init = nn.initializers.zeros if zero else normal(c.hidden_std / (2 * c.n_layers) ** 0.5)
-        y_BTD, layer_cache = Attention(c, self.compute, output_init, self.window, name="attention")(
-            self._norm("attention_norm", x_BTD, "pre"), *shared[:3], layer_cache, self.train, more_BTKH
-        )
+        rotation = (self.kind.local and shared.local_rotation) or shared.rotation
+        inputs = (shared.positions_BT, shared.segments_BT, rotation, layer_cache, self.train, more_BTKH)
+        attention = Attention(c, self.compute, output_init, self.kind.window, name="attention")
+        y_BTD, layer_cache = attention(self._norm("attention_norm", x_BTD, "pre"), *inputs)
         x_BTD = constrain(x_BTD + self._norm("attention_post_norm", y_BTD, "post"), "batch", "seq", "embed")
         y_BTD = MLP(c, self.compute, output_init, name="mlp")(self._norm("mlp_norm", x_BTD, "pre"), self.train)
         return constrain(x_BTD + self._norm("mlp_post_norm", y_BTD, "post"), "batch", "seq", "embed"), layer_cache
@@ -87,17 +89,18 @@ def remat_block(c: ModelConfig):
 
 
 class Period(nn.Module):
-    """The layers of one period of the pattern, one after another: block_0, block_1, ...; arrays per layer [layers, ...]."""
+    """Layers of these kinds, one after another: block_0, block_1, ...; arrays per layer [layers, ...]."""
 
     config: ModelConfig
     compute: Compute
     train: bool
+    kinds: tuple[LayerKind, ...]
 
     @nn.compact
     def __call__(self, x_BTD, per_layer, shared: Shared):
         out = []
-        for i, window in enumerate(self.config.windows):
-            block = remat_block(self.config)(self.config, self.compute, self.train, window, name=f"block_{i}")
+        for i, kind in enumerate(self.kinds):
+            block = remat_block(self.config)(self.config, self.compute, self.train, kind, name=f"block_{i}")
             x_BTD, layer_cache = block(x_BTD, jax.tree.map(lambda leaf, i=i: leaf[i], per_layer), shared)
             out.append(layer_cache)
         return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *out)
@@ -114,21 +117,38 @@ def layers(c: ModelConfig, compute: Compute, train: bool, x_BTD, caches, shared:
 
     Their parameters are one tree with a leading axis of periods. A pattern of one kind has no inner names:
     layers/attention/query [L, ...]. One of P kinds has a block for each of its places, and layer l is entry
-    l // P of block_(l % P): layers/block_0/attention/query [L / P, ...].
+    l // P of block_(l % P): layers/block_0/attention/query [L // P, ...]. The L % P layers after the last whole
+    period are a shorter period of their own: last_layers/block_0/attention/query [1, ...].
     """
     per_layer = (caches, None if shared.values_nBTKH is None else value_tables(c))
-    single = len(c.layer_pattern) == 1
-    scan = nn.scan(
-        remat_block(c) if single else Period,
+    P = len(c.period)
+    if P == 1:
+        block = _scanned(remat_block(c), c.n_layers, c.scan_unroll)(c, compute, train, c.period[0], name="layers")
+        return block(x_BTD, per_layer, shared)
+    out, whole = [], c.periods * P
+    for name, begin, end, repeats in (("layers", 0, whole, c.periods), ("last_layers", whole, c.n_layers, 1)):
+        if begin == end:
+            continue
+        part = jax.tree.map(lambda leaf, at=(begin, end, repeats): _in_periods(leaf, *at), per_layer)
+        unroll = c.scan_unroll if repeats > 1 else 1
+        period = _scanned(Period, repeats, unroll)(c, compute, train, c.layer_kinds[begin : begin + P], name=name)
+        x_BTD, part = period(x_BTD, part, shared)
+        out.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), part))
+    return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *out)
+
+
+def _in_periods(leaf_L: jax.Array, begin: int, end: int, repeats: int) -> jax.Array:
+    return leaf_L[begin:end].reshape(repeats, -1, *leaf_L.shape[1:])
+
+
+def _scanned(module, length: int, unroll: int):
+    """A Block or Period, repeated with other parameters each time."""
+    return nn.scan(
+        module,
         variable_axes={"params": 0, "intermediates": 0},  # the latter for capture_intermediates=True
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast),
-        length=c.periods,
-        unroll=c.scan_unroll,
+        length=length,
+        unroll=unroll,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    if single:
-        return scan(c, compute, train, c.windows[0], name="layers")(x_BTD, per_layer, shared)
-    per_layer = jax.tree.map(lambda leaf: leaf.reshape(c.periods, -1, *leaf.shape[1:]), per_layer)
-    x_BTD, caches = scan(c, compute, train, name="layers")(x_BTD, per_layer, shared)
-    return x_BTD, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), caches)

@@ -6,6 +6,8 @@ A config file copies one of them and may go on from there:
     c.model.update(to_dict(GPT4O["small"]))
 """
 
+import dataclasses
+
 from gpt4o_jax.config import ModelConfig
 from gpt4o_jax.errors import RunError, did_you_mean
 
@@ -195,6 +197,46 @@ GEMMA2: dict[str, ModelConfig] = {
     "2b": _gemma2(26, 2304, 8, 4, 9216, 256, 256),
     "9b": _gemma2(42, 3584, 16, 8, 14_336, 256, 256),
     "27b": _gemma2(46, 4608, 32, 16, 36_864, 128, 144),
+}
+
+
+def _gemma3(n_layers, d_model, n_heads, n_kv_heads, d_ff, head_dim=256, query_scalar=256, window=1024) -> ModelConfig:
+    """Gemma 3's text decoder (arXiv:2503.19786): five local layers to a global one, QK-norm in the place of soft-caps.
+
+    Contexts beyond 32,768 by stretching, in global layers alone.
+    """
+    return _llama(
+        n_layers,
+        d_model,
+        n_heads,
+        n_kv_heads,
+        d_ff,
+        norm_eps=1e-6,
+        vocab_size=262_208,  # with rows for images
+        context_length=131_072,
+        head_dim=head_dim,
+        mlp="geglu",
+        norm_position="sandwich",
+        norm_unit_offset=True,
+        qk_norm=True,
+        layer_pattern=("local",) * 5 + ("global",),
+        window=window,
+        attention_scale=query_scalar**-0.5,
+        rope_theta=1e6,
+        rope_local_theta=10_000.0,
+        rope_scaling="linear",
+        rope_factor=8.0,
+        embed_scale=True,
+        tied=True,
+    )
+
+
+_TEXT_ONLY = dict(vocab_size=262_144, context_length=32_768, rope_scaling="none", rope_factor=1.0)
+GEMMA3: dict[str, ModelConfig] = {
+    "1b": dataclasses.replace(_gemma3(26, 1152, 4, 1, 6912, window=512), **_TEXT_ONLY),
+    "4b": _gemma3(34, 2560, 8, 4, 10_240),
+    "12b": _gemma3(48, 3840, 16, 8, 15_360),
+    "27b": _gemma3(62, 5376, 32, 16, 21_504, head_dim=128, query_scalar=168),
 }
 
 # Mistral 7B v0.1 (arXiv:2310.06825): every layer sees the last 4,096 tokens.

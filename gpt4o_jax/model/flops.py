@@ -33,13 +33,13 @@ def _matrices_per_layer(c: ModelConfig) -> int:
 def forward_flops_per_token(c: ModelConfig, keys: float) -> float:
     """Operations (a multiply-add is two) of the forward pass for a token that looks at `keys` keys, or the window's."""
     matrices = c.n_layers * _matrices_per_layer(c) + c.d_model * c.vocab_size
-    seen = c.periods * sum(keys if window is None else min(keys, window) for window in c.windows)
+    seen = sum(min(keys, kind.window) if kind.local else keys for kind in c.layer_kinds)
     return 2 * matrices + 4 * c.n_heads * c.head_width * seen
 
 
 def train_flops_per_token(c: ModelConfig) -> float:
     """Forward and backward, over all T keys, or the window's: the 6N + 12LDT of PaLM (arXiv:2204.02311); remat not counted."""
     T, D = c.context_length, c.d_model
-    keys = T if c.windows[-1] is None else min(T, c.windows[-1])
+    keys = min(T, c.period[-1].window or T)
     head_ahead = 2 * (_matrices_per_layer(c) + 2 * D * D + D * c.vocab_size) + 4 * c.n_heads * c.head_width * keys
     return 3 * (forward_flops_per_token(c, T) + c.mtp_heads * head_ahead)

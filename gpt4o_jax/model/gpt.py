@@ -22,7 +22,7 @@ from gpt4o_jax.model.cache import Cache
 from gpt4o_jax.model.layers import normal, param
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.cross_entropy import capped_logits
-from gpt4o_jax.ops.positions import RopeScaling, rotation
+from gpt4o_jax.ops.positions import RopeScaling, Rotation, rotation
 from gpt4o_jax.parallel import constrain
 
 
@@ -55,10 +55,10 @@ class GPT(nn.Module):
             x_BTD += jnp.take(param(self, "positions", normal(c.init_std), shape, ("position", "embed")), positions_BT, axis=0)
         x_BTD = constrain(nn.Dropout(c.dropout, deterministic=not train)(x_BTD), "batch", "seq", "embed")
 
-        rotations = rotation(positions_BT, c.rotary_width, c.rope_theta, _rope_scaling(c)) if c.positions == "rope" else None
         caches = None if cache is None else (cache.k_LBSKH, cache.v_LBSKH)
         first_BTD = x_BTD if c.residual_mix else None
-        shared = Shared(positions_BT, segments_BT, rotations, first_BTD, self._value_embeddings(tokens_BT))
+        rotations = _rotations(c, positions_BT)
+        shared = Shared(positions_BT, segments_BT, *rotations, first_BTD, self._value_embeddings(tokens_BT))
         x_BTD, caches = layers(c, self.compute, train, x_BTD, caches, shared)
         aux = {}
         if c.mtp_heads and (ahead or self.is_initializing()):
@@ -83,10 +83,15 @@ class GPT(nn.Module):
         return constrain(values_nBTKH, None, "batch", "seq", "kv_heads", "head_dim")
 
 
-def _rope_scaling(c: ModelConfig) -> RopeScaling | None:
-    if c.rope_scaling == "none":
-        return None
-    return RopeScaling(c.rope_scaling, c.rope_factor, c.rope_original_context, *c.rope_turns)
+def _rotations(c: ModelConfig, positions_BT) -> tuple[Rotation | None, Rotation | None]:
+    """(of all layers, of local layers where theirs is another)."""
+    if c.positions != "rope":
+        return None, None
+    scaling = None
+    if c.rope_scaling != "none":
+        scaling = RopeScaling(c.rope_scaling, c.rope_factor, c.rope_original_context, *c.rope_turns)
+    local = None if c.rope_local_theta is None else rotation(positions_BT, c.rotary_width, c.rope_local_theta)
+    return rotation(positions_BT, c.rotary_width, c.rope_theta, scaling), local
 
 
 def unembedding(params) -> jax.Array:

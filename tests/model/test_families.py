@@ -20,6 +20,11 @@ GEMMA2 = ModelConfig(
     layer_pattern=("local", "global"), window=4, attention_softcap=2.0, attention_scale=0.3,
     logit_softcap=5.0,
 )  # fmt: skip
+GEMMA3 = ModelConfig(
+    **SHAPE | dict(n_layers=5), head_dim=6, mlp="geglu", norm_position="sandwich", norm_unit_offset=True, embed_scale=True,
+    tied=True, layer_pattern=("local", "local", "global"), window=4, attention_scale=0.3, rope_theta=1e6, rope_local_theta=100.0,
+    rope_scaling="linear", rope_factor=8.0,
+)  # fmt: skip
 GPT_OSS = ModelConfig(
     **SHAPE | dict(n_layers=4), mlp="swiglu", qk_norm=False, bias=True, qkv_bias=True, attention_sinks=True,
     layer_pattern=("local", "global"), window=4,
@@ -29,10 +34,12 @@ MISTRAL = ModelConfig(**SHAPE, mlp="swiglu", qk_norm=False, layer_pattern=("loca
 
 
 def layer(params, i):
-    """Of a pattern of two kinds, even layers are block_0 and odd ones block_1."""
+    """Layer i of a pattern of P kinds is number i // P of block_(i % P); what no whole period holds is in last_layers."""
     layers = params["layers"]
     if "block_0" in layers:
-        layers, i = layers[f"block_{i % 2}"], i // 2
+        period, whole = len(layers), len(layers["block_0"]["attention_norm"]["scale"])
+        layers = layers if i < period * whole else params["last_layers"]
+        layers, i = layers[f"block_{i % period}"], i // period % whole
     part = lambda tree: {k: part(v) if isinstance(v, dict) else v[i] for k, v in tree.items()}
     return part(layers)
 
@@ -53,10 +60,10 @@ def silu(x):
     return x / (1 + np.exp(-x))
 
 
-def rotate(x, theta=10_000.0):
+def rotate(x, theta=10_000.0, slower=1):
     """[T, n, H]: every pair (i, i + H/2) as a complex number."""
     half = x.shape[-1] // 2
-    angles = np.arange(T)[:, None] * theta ** (-np.arange(half) / half)
+    angles = np.arange(T)[:, None] / slower * theta ** (-np.arange(half) / half)
     pairs = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
     return np.concatenate([pairs.real, pairs.imag], axis=-1)
 
@@ -136,6 +143,21 @@ def gemma2(params, ids):
     return 5 * np.tanh(rms(x, 1 + params["final_norm"]["scale"]) @ params["embedding"].T / 5)
 
 
+def gemma3(params, ids):
+    """arXiv:2503.19786: Gemma 2's norms, QK-norm for its soft-caps, a global layer after every two local ones, two rotations."""
+    x = params["embedding"][ids] * np.sqrt(16)
+    for i in range(5):
+        p = layer(params, i)
+        norm = lambda y, name: rms(y, 1 + p[name]["scale"])
+        q, k, v = project(norm(x, "attention_norm"), p["attention"], *QKV)
+        q, k = rms(q, 1 + p["attention"]["query_scale"]), rms(k, 1 + p["attention"]["key_scale"])
+        turn = (lambda y: rotate(y, 1e6, slower=8)) if i % 3 == 2 else (lambda y: rotate(y, 100.0))
+        heads = attend(turn(q), turn(k), v, scale=0.3, window=T if i % 3 == 2 else 4)
+        x = x + norm(merge(heads, p["attention"]), "attention_post_norm")
+        x = x + norm(gated(norm(x, "mlp_norm"), p["mlp"], gelu_tanh), "mlp_post_norm")
+    return rms(x, 1 + params["final_norm"]["scale"]) @ params["embedding"].T
+
+
 def mistral(params, ids):
     """arXiv:2310.06825: a Llama whose tokens see the last three, themselves included."""
     x = params["embedding"][ids]
@@ -183,6 +205,7 @@ FAMILIES = {
     "qwen2": (QWEN2, qwen2),
     "olmo2": (OLMO2, olmo2),
     "gemma2": (GEMMA2, gemma2),
+    "gemma3": (GEMMA3, gemma3),
     "mistral": (MISTRAL, mistral),
     "gpt_oss": (GPT_OSS, gpt_oss),
     "speedrun": (SPEEDRUN, speedrun),

@@ -29,6 +29,7 @@ from gpt4o_jax.training.step import loss_sum
 SMALL = ModelConfig(
     vocab_size=64, context_length=16, n_layers=3, d_model=16, n_heads=4, n_kv_heads=2, output_init="scaled", init_std=0.3
 )
+BROKEN_OFF = dict(n_layers=5, layer_pattern=("local", "local", "global"), window=3, rope_local_theta=50.0)
 PATTERN = dict(n_layers=4, layer_pattern=("local", "global"), window=3, attention_sinks=True)
 EXTRAS = dict(residual_mix=True, value_embeddings=1, mtp_heads=2)
 FLOAT32 = Compute("cpu", "float32")
@@ -102,7 +103,8 @@ CROSSES = {
         qk_norm_over=["head", "projection"],
         qkv_bias=[None, False, True],
         attention_sinks=[False, True],
-        layer_pattern=[("global",), ("local", "global")],
+        layer_pattern=[("global",), ("local", "global"), ("local", "global", "local")],
+        n_layers=[4],
         window=[16],
     ),
     "feed-forward and norms": dict(
@@ -119,7 +121,7 @@ CROSSES = {
 def test_counts_are_exact(one_device, cross):
     """parameter_count against the tree itself, forward_flops_per_token against the products of the traced program."""
     for values in itertools.product(*CROSSES[cross].values()):
-        c = dataclasses.replace(SMALL, n_layers=2, **dict(zip(CROSSES[cross], values, strict=True)))
+        c = dataclasses.replace(SMALL, **dict(n_layers=2) | dict(zip(CROSSES[cross], values, strict=True)))
         model = gpt.GPT(c, FLOAT32)
         params = jax.eval_shape(functools.partial(gpt.init, model), jax.random.key(0))
         assert flops.parameter_count(c) == sum(math.prod(x.shape) for x in jax.tree.leaves(params)), c
@@ -170,7 +172,8 @@ def test_local_layers_count_the_keys_of_their_window():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, PATTERN, EXTRAS, {"tied": True, "positions": "learned", "bias": True, "norm": "layer", "mlp": "swiglu"}]
+    "changes",
+    [{}, PATTERN, BROKEN_OFF, EXTRAS, {"tied": True, "positions": "learned", "bias": True, "norm": "layer", "mlp": "swiglu"}],
 )
 def test_every_axis_has_a_name_with_a_rule(one_device, changes):
     model, params = make(**changes)
@@ -180,7 +183,7 @@ def test_every_axis_has_a_name_with_a_rule(one_device, changes):
         names = functools.reduce(lambda tree, key: tree[key.key], path, axes)
         assert len(names) == leaf.ndim and set(names) <= set(RULES)
         assert leaf.dtype == jnp.float32
-        assert (names[0] == "layers") == (path[0].key in ("layers", "ahead"))
+        assert (names[0] == "layers") == (path[0].key in ("layers", "last_layers", "ahead"))
         assert path[0].key != "layers" or leaf.shape[0] == model.config.periods
 
 
@@ -220,10 +223,15 @@ def test_remat_and_unrolling_change_no_result(one_device, base, unroll):
 def test_a_pattern_with_wide_windows_is_the_model_without(one_device):
     """Layer l is entry l // P of block_(l % P)."""
     plain, params = make(n_layers=4)
+    row = (np.arange(13, dtype=np.int32), np.ones(13, np.int32))
+    wanted = score(plain, params, make_batch([row]))
     model, _ = make(n_layers=4, layer_pattern=("local", "global"), window=16)
     blocks = {f"block_{i}": jax.tree.map(lambda x: x[i::2], params["layers"]) for i in range(2)}
-    row = (np.arange(13, dtype=np.int32), np.ones(13, np.int32))
-    close(score(model, {**params, "layers": blocks}, make_batch([row])), score(plain, params, make_batch([row])))
+    close(score(model, {**params, "layers": blocks}, make_batch([row])), wanted)
+    model, _ = make(n_layers=4, layer_pattern=("local", "global", "local"), window=16)
+    blocks = {f"block_{i}": jax.tree.map(lambda x: x[i : i + 1], params["layers"]) for i in range(4)}
+    parts = {"layers": {f"block_{i}": blocks[f"block_{i}"] for i in range(3)}, "last_layers": {"block_0": blocks["block_3"]}}
+    close(score(model, {**params, **parts}, make_batch([row])), wanted)
 
 
 # ---------------------------------------------------------------- dropout

@@ -7,12 +7,13 @@ import jax
 import pytest
 
 from gpt4o_jax.model import flops, gpt
-from gpt4o_jax.model.families import GEMMA2, GPT2, LLAMA, MISTRAL, OLMO2, QWEN2, QWEN3
+from gpt4o_jax.model.families import GEMMA2, GEMMA3, GPT2, LLAMA, MISTRAL, OLMO2, QWEN2, QWEN3
 from gpt4o_jax.ops.compute import Compute
 
 # Parameters of transformers 5.23's classes (GPT2LMHeadModel, LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM,
-# Gemma2ForCausalLM, MistralForCausalLM, Olmo2ForCausalLM) on torch's meta device, shared tables counted once, with the sizes
-# of the checkpoints' own configuration files. Where a model card or paper gives a count, it is this one, rounded.
+# Gemma2ForCausalLM, Gemma3ForCausalLM, MistralForCausalLM, Olmo2ForCausalLM) on torch's meta device, shared tables counted
+# once, with the sizes of the checkpoints' own configuration files. Where a model card or paper gives a count, it is this one,
+# rounded.
 PUBLISHED = {
     "gpt2": (GPT2, {"124m": 124_439_808, "355m": 354_823_168, "774m": 774_030_080, "1558m": 1_557_611_200}),
     "llama": (
@@ -41,6 +42,7 @@ PUBLISHED = {
         },
     ),
     "gemma2": (GEMMA2, {"2b": 2_614_341_888, "9b": 9_241_705_984, "27b": 27_227_128_320}),
+    "gemma3": (GEMMA3, {"1b": 999_885_952, "4b": 3_880_263_168, "12b": 11_766_034_176, "27b": 27_009_346_304}),
     "mistral": (MISTRAL, {"7b": 7_241_732_096}),
     "olmo2": (OLMO2, {"7b": 7_298_617_344, "13b": 13_716_198_400}),
 }

@@ -1,0 +1,37 @@
+"""Gemma 3's text decoder from scratch, by size: 1b, 4b, 11b or 27b (gpt4o_jax/model/families.py).
+
+Hardware: meant for, but not tried on: 8 GPUs of 80 GB for 1b, 32 for 4b, 64 for 11b, 128 for 27b.
+Time: not measured here.
+Expected: not measured here; Google trained on 2e12 to 14e12 tokens, by distillation (arXiv:2503.19786). The
+    learning rates are starting points, tuned for no size.
+Command: python -m gpt4o_jax train --config=configs/gemma3.py:1b --workdir=runs/gemma3
+    --config.data.source=text --config.data.path=FOLDER
+    A tokenizer of the published size is trained on that text; it is not the published one.
+    Rows are of 8,192 tokens, and the context is not stretched.
+"""
+
+from gpt4o_jax.config import base_config, to_dict
+from gpt4o_jax.model.families import GEMMA3, pick
+
+# size: (rows of a batch, training tokens at 20 a parameter, peak learning rate)
+RECIPES = {
+    "1b": (256, "20e9 tokens", 6e-4),
+    "4b": (512, "78e9 tokens", 4e-4),
+    "12b": (512, "235e9 tokens", 3e-4),
+    "27b": (1024, "540e9 tokens", 2e-4),
+}
+
+
+def get_config(size="1b"):
+    c = base_config()
+    c.model.update(to_dict(pick("gemma3.py", GEMMA3, size)))
+    c.tokenizer.vocab_size = c.model.vocab_size
+    c.model.update(context_length=8192, rope_scaling="none", rope_factor=1.0)
+    c.train.batch_size, c.train.length, c.optimizer.peak_lr = RECIPES[size]
+    c.optimizer.warmup_steps = 2000
+    c.eval.max_tokens = 500_000
+    c.model.remat = "full"
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+    c.train.steps_per_dispatch = 1
+    return c
