@@ -309,7 +309,7 @@ class SampleConfig:
     every: int = knob(500, "Steps between samples written to samples/STEP.txt; 0: only at the end.", low=0)
     prompts: tuple[str, ...] = knob(("",), "One sample is drawn for each prompt.")
     max_new_tokens: int = knob(100, "Tokens a sample.", low=1)
-    temperature: float = knob(0.8, "Sampling temperature; 0: greedy.", low=0.0)
+    temperature: float = knob(0.8, "Sampling temperature; 0: greedy.", low=0.0, high=100.0)
 
 
 @dataclasses.dataclass(frozen=True)

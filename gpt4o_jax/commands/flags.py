@@ -94,9 +94,10 @@ def _value(command: str, flag: Flag, text: str):
 def usage(command: str, doc: str, flags: Sequence[Flag], takes_config: bool) -> str:
     """The text of `COMMAND --help`."""
     lines = [f"python -m gpt4o_jax {command}: {doc.strip()}", ""]
+    width = max(18, *(len(_written(f)) for f in flags))
     for f in flags:
         default = "required" if f.required else f"default {f.default!r}" if f.default not in (None, "", []) else ""
-        lines.append(f"  {_written(f):<18} {f.doc}" + (f" ({default})" if default else ""))
+        lines.append(f"  {_written(f):<{width}} {f.doc}" + (f" ({default})" if default else ""))
     if takes_config:
         lines += ["", "Every knob of the config, as --config.NAME=VALUE:", ""]
         for name, field in config_lib.knobs().items():

@@ -30,3 +30,8 @@ def write(cache_BSKH: jax.Array, new_BTKH: jax.Array, positions_BT: jax.Array, v
     outside = cache_BSKH.shape[1]
     slots_BT = jnp.where(valid_BT, positions_BT, outside)
     return cache_BSKH.at[rows_B1, slots_BT].set(new_BTKH, mode="drop")
+
+
+def take_rows(cache: Cache, rows_B: jax.Array) -> Cache:
+    """The cache of these rows, in this order; a row may come several times."""
+    return jax.tree.map(lambda leaf_LB: leaf_LB[:, rows_B], cache)

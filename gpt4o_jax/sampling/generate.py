@@ -1,23 +1,19 @@
-"""Text generation: one call for the prompts (prefill), then a compiled loop of single steps (decode).
+"""Text generation, token ids in and out: the loop around the compiled steps (sampling/decode.py).
 
-B rows, T prompt positions, S cache slots, V vocabulary, n tokens in one decode call
+P prompts, B rows, T prompt positions, S cache slots, n tokens in one decode call
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gpt4o_jax.data.tokenizer import Symbols
 from gpt4o_jax.errors import RunError
-from gpt4o_jax.model.cache import empty_cache
-from gpt4o_jax.model.gpt import GPT, unembed
-from gpt4o_jax.sampling.logits import Sampling, choose
-
-DECODE_CHUNK = 16  # tokens between two looks at the results: long enough to hide the dispatch
+from gpt4o_jax.model.gpt import GPT
+from gpt4o_jax.sampling import decode as plain
+from gpt4o_jax.sampling.logits import Chosen, Sampling, row_keys
 
 
 @dataclasses.dataclass
@@ -27,6 +23,7 @@ class Completion:
     ids: list[int]  # new tokens, without the one that ended it
     logprobs: list[float]  # of each token in `ids`, under the model at temperature 1
     finished: str  # "stop", "eos" or "length"
+    top: list[list[tuple[int, float]]] = dataclasses.field(default_factory=list)  # for each, the most probable (id, logprob)
 
 
 def generate(
@@ -40,16 +37,35 @@ def generate(
     on_tokens: Callable[[int, list[int]], None] = lambda row, ids: None,
     vocab_size: int | None = None,
     symbols: Symbols = Symbols(),
+    num_samples: int = 1,
 ) -> list[Completion]:
-    """Continues every prompt; rows may differ in length. Needs the mesh in force.
+    """Continues every prompt `num_samples` times; prompts may differ in length. Needs the mesh in force.
 
-    prompts: token ids, from <bos> on. A row's tokens depend on its prompt, its number and `seed`,
-    not on the other rows. should_stop(row, ids so far) -> how many ids to keep, to end that row;
-    on_tokens(row, new ids) is called as they come. Ends a row at an eos of `symbols` too. Control symbols
-    other than those are never drawn, nor are ids from `vocab_size` on (None: of the model), for models with
-    more rows than the tokenizer has pieces. A row ends where the context is full. Raises RunError
-    where a prompt leaves no room in it.
+    prompts: token ids, from <bos> on. Each is prefilled once; sample j of prompt p is row p * num_samples + j. A row's
+    tokens depend on its prompt, its number and `seed`, not on the other rows. should_stop(row, ids so far) -> how many
+    ids to keep, to end that row; on_tokens(row, new ids) is called as they come. Ends a row at an eos of `symbols` and
+    at sampling.stop_ids too. Other control symbols are never drawn, nor are ids from `vocab_size` on (None: of the model),
+    for models with more rows than the tokenizer has pieces. A row ends where the context is full. Raises RunError where
+    a prompt leaves no room in it, or where `sampling` names tokens that cannot be.
     """
+    room_P, tokens_PT, lengths_P, slots = layout(model, prompts, max_new_tokens, symbols.pad)
+    room_B = np.repeat(room_P, num_samples)
+    B = len(room_B)
+    first, decode = plain.functions(model, sampling, slots, vocab_size, symbols)
+    state, chosen = first(params, tokens_PT, lengths_P, row_keys(seed, np.arange(B)))
+    rows = [Completion([], [], "") for _ in range(B)]
+    while True:
+        chosen = jax.device_get(chosen)
+        for row in range(B):
+            tokens = jax.tree.map(lambda x: x[:, row].tolist(), chosen)
+            _extend(rows[row], row, tokens, room_B[row], symbols.eos, sampling.stop_ids, should_stop, on_tokens)
+        if all(r.finished for r in rows):
+            return rows
+        state, chosen = decode(params, state, np.array([bool(r.finished) for r in rows]))
+
+
+def layout(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, pad: int):
+    """(most new tokens of each prompt, prompts padded [P, T], their lengths, cache slots). Raises RunError."""
     limit = model.config.context_length
     longest = max(len(p) for p in prompts)
     if not all(len(p) for p in prompts):
@@ -59,51 +75,11 @@ def generate(
             f"prompt of {longest} tokens does not fit: the model's context_length is {limit} and one place must be"
             " left for a new token; shorten the prompt"
         )
-    room = [min(max_new_tokens, limit - len(p)) for p in prompts]  # each row's own: neighbours do not matter
-    B, T = len(prompts), _bucket(longest, limit)
-    S = _bucket(max(len(p) + n for p, n in zip(prompts, room, strict=True)), limit)
-    lengths_B = np.array([len(p) for p in prompts])
-    tokens_BT = np.stack([np.pad(np.asarray(p, np.int32), (0, T - len(p)), constant_values=symbols.pad) for p in prompts])
-    keys_B = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(B))
-
-    prefill, decode = _functions(model, sampling, B, T, S, vocab_size or model.config.vocab_size, symbols)
-    cache, token_B, logprob_B = prefill(params, tokens_BT, lengths_B, keys_B)
-    rows = [Completion([], [], "") for _ in range(B)]
-    positions_B = jnp.asarray(lengths_B, jnp.int32)
-    chunk = [(jax.device_get(token_B)[None], jax.device_get(logprob_B)[None])]
-    while True:
-        for tokens_nB, logprobs_nB in chunk:
-            for row in range(B):
-                _extend(rows[row], row, tokens_nB[:, row], logprobs_nB[:, row], room[row], symbols.eos, should_stop, on_tokens)
-        if all(r.finished for r in rows):
-            return rows
-        done_B = np.array([bool(r.finished) for r in rows])
-        cache, token_B, positions_B, out = decode(params, cache, token_B, positions_B, done_B, keys_B)
-        chunk = [jax.device_get(out)]
-
-
-def _extend(c: Completion, row, tokens_n, logprobs_n, max_new_tokens, eos, should_stop, on_tokens):
-    if c.finished:
-        return
-    new = 0
-    for token, logprob in zip(tokens_n.tolist(), logprobs_n.tolist(), strict=True):
-        if token in eos:
-            c.finished = "eos"
-            break
-        c.ids.append(token)
-        c.logprobs.append(logprob)
-        new += 1
-        keep = should_stop(row, c.ids)
-        if keep is not None:
-            new -= len(c.ids) - keep
-            del c.ids[keep:], c.logprobs[keep:]
-            c.finished = "stop"
-            break
-        if len(c.ids) >= max_new_tokens:
-            c.finished = "length"
-            break
-    if new > 0:
-        on_tokens(row, c.ids[-new:])
+    lengths_P = np.array([len(p) for p in prompts], np.int32)
+    room_P = np.minimum(max_new_tokens, limit - lengths_P)  # each row's own: neighbours do not matter
+    T = _bucket(longest, limit)
+    tokens_PT = np.stack([np.pad(np.asarray(p, np.int32), (0, T - len(p)), constant_values=pad) for p in prompts])
+    return room_P, tokens_PT, lengths_P, _bucket(int(max(lengths_P + room_P)), limit)
 
 
 def _bucket(n: int, limit: int) -> int:
@@ -114,43 +90,27 @@ def _bucket(n: int, limit: int) -> int:
     return min(size, limit)
 
 
-@functools.lru_cache(maxsize=8)
-def _functions(model: GPT, sampling: Sampling, B: int, T: int, S: int, vocab_size: int, symbols: Symbols):
-    """(prefill, decode), jitted for these shapes."""
-    banned = np.zeros(model.config.vocab_size, bool)
-    banned[list(symbols.control)] = banned[vocab_size:] = True
-    banned[list(symbols.eos)] = False
-    eos_E = jnp.array(symbols.eos)
-
-    def pick(params, hidden_BD, keys_B, positions_B):
-        logits_BV = unembed(model, params, hidden_BD[:, None])[:, 0]
-        logits_BV = jnp.where(banned, -jnp.inf, logits_BV)
-        keys_B = jax.vmap(jax.random.fold_in)(keys_B, positions_B)
-        token_B = choose(logits_BV, keys_B, sampling)
-        logprob_BV = jax.nn.log_softmax(logits_BV, axis=-1)
-        return token_B, jnp.take_along_axis(logprob_BV, token_B[:, None], axis=-1)[:, 0]
-
-    @jax.jit
-    def prefill(params, tokens_BT, lengths_B, keys_B):
-        index_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
-        segments_BT = (index_BT < lengths_B[:, None]).astype(jnp.int32)
-        cache = empty_cache(model.config, B, S)
-        hidden_BTD, cache, _ = model.apply({"params": params}, tokens_BT, index_BT, segments_BT, cache)
-        last_BD = jnp.take_along_axis(hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
-        return cache, *pick(params, last_BD, keys_B, lengths_B)
-
-    @functools.partial(jax.jit, donate_argnums=1)
-    def decode(params, cache, token_B, positions_B, done_B, keys_B):
-        def one(carry, _):
-            cache, token_B, positions_B, done_B = carry
-            # A finished row computes along but writes nothing: its token counts as padding.
-            alive_B1 = (~done_B & (positions_B < S)).astype(jnp.int32)[:, None]
-            hidden_B1D, cache, _ = model.apply({"params": params}, token_B[:, None], positions_B[:, None], alive_B1, cache)
-            next_B, logprob_B = pick(params, hidden_B1D[:, 0], keys_B, positions_B + 1)
-            done_B |= jnp.isin(next_B, eos_E)
-            return (cache, next_B, positions_B + 1, done_B), (next_B, logprob_B)
-
-        carry, out = jax.lax.scan(one, (cache, token_B, positions_B, done_B), None, length=DECODE_CHUNK)
-        return *carry[:3], out
-
-    return prefill, decode
+def _extend(c: Completion, row: int, tokens: Chosen, max_new_tokens: int, eos, stop_ids, should_stop, on_tokens):
+    if c.finished:
+        return
+    new = 0
+    for token, logprob, *top in zip(*tokens, strict=True):
+        if token in eos or token in stop_ids:
+            c.finished = "eos" if token in eos else "stop"
+            break
+        c.ids.append(token)
+        c.logprobs.append(logprob)
+        if top[0]:
+            c.top.append(list(zip(*top, strict=True)))
+        new += 1
+        keep = should_stop(row, c.ids)
+        if keep is not None:
+            new -= len(c.ids) - keep
+            del c.ids[keep:], c.logprobs[keep:], c.top[keep:]
+            c.finished = "stop"
+            break
+        if len(c.ids) >= max_new_tokens:
+            c.finished = "length"
+            break
+    if new > 0:
+        on_tokens(row, c.ids[-new:])

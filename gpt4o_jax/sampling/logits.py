@@ -1,25 +1,109 @@
 """From logits to a token: pure functions on logits_BV.
 
-B rows, V vocabulary
+In this order: control symbols are excluded, biases added, penalties applied (repetition, then frequency and presence),
+temperature divides, top_k, top_p and min_p exclude. Log-probabilities that are told are the model's own: after the first
+step, before the others.
+
+B rows, T prompt positions, V vocabulary, N most probable tokens that are told
 """
 
-import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from gpt4o_jax.data.tokenizer import Symbols
+from gpt4o_jax.errors import RunError
+from gpt4o_jax.sampling.settings import Sampling
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How to choose the next token. Filters apply in the order of the fields.
+class Seen(NamedTuple):
+    """The tokens before, as penalties count them."""
 
-    temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 leave everything in.
+    prompt_BV: jax.Array  # bool: stands in the prompt
+    generated_BV: jax.Array  # int32: how many times it was generated
+
+
+class Chosen(NamedTuple):
+    """A token for each row and what the model said of it, at temperature 1 and before biases, penalties and filters."""
+
+    token_B: jax.Array
+    logprob_B: jax.Array
+    top_BN: jax.Array  # ids of the most probable tokens, best first
+    top_logprob_BN: jax.Array
+
+
+def endings(s: Sampling, symbols: Symbols) -> tuple[int, ...]:
+    """The tokens that end a row."""
+    return tuple(sorted({*symbols.eos, *s.stop_ids}))
+
+
+def drawable(s: Sampling, rows: int, vocab_size: int | None, symbols: Symbols) -> np.ndarray:
+    """Which of a model's `rows` tokens may be chosen: those the tokenizer has pieces for, and what ends a row. bool [rows].
+
+    Raises RunError where `s` names a token that cannot be.
     """
+    size = vocab_size or rows
+    for token in s.stop_ids:
+        if token >= size:
+            raise RunError(f"sampling: stop_ids token {token} does not exist: the vocabulary has {size} tokens")
+    allowed_V = np.arange(rows) < size
+    allowed_V[list(symbols.control)] = False
+    allowed_V[list(endings(s, symbols))] = True
+    for token, _ in s.logit_bias:
+        if token >= size:
+            raise RunError(f"sampling: logit_bias token {token} does not exist: the vocabulary has {size} tokens")
+        if not allowed_V[token]:
+            raise RunError(f"sampling: logit_bias token {token} is a control symbol, which is never drawn; leave it out")
+    return allowed_V
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
+
+def row_keys(seed: int, rows) -> jax.Array:
+    """One key for each row number. With a position folded in, it draws the token at that position: a row is a function
+    of its prompt, its number and the seed, whoever its neighbours are and however many steps are computed at once."""
+    return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.asarray(rows))
+
+
+def at_positions(keys_B: jax.Array, positions_B: jax.Array) -> jax.Array:
+    """The keys of the tokens at these positions."""
+    return jax.vmap(jax.random.fold_in)(keys_B, positions_B)
+
+
+def seen_in_prompt(tokens_BT: jax.Array, valid_BT: jax.Array, vocab: int) -> Seen:
+    """Seen, where nothing has been generated yet."""
+    rows_B1 = jnp.arange(tokens_BT.shape[0])[:, None]
+    prompt_BV = jnp.zeros((tokens_BT.shape[0], vocab), bool)
+    prompt_BV = prompt_BV.at[rows_B1, jnp.where(valid_BT, tokens_BT, vocab)].set(True, mode="drop")
+    return Seen(prompt_BV, jnp.zeros(prompt_BV.shape, jnp.int32))
+
+
+def also_seen(seen: Seen | None, token_B: jax.Array) -> Seen | None:
+    """Seen, after one more token was generated in each row. None stays None."""
+    if seen is None:
+        return None
+    rows_B = jnp.arange(token_B.shape[0])
+    return seen._replace(generated_BV=seen.generated_BV.at[rows_B, token_B].add(1))
+
+
+def penalise(logits_BV: jax.Array, s: Sampling, seen: Seen | None) -> jax.Array:
+    """Logits with biases added and penalties applied; `seen` is needed where s.penalised.
+
+    repetition_penalty (CTRL, arXiv:1909.05858): logits of tokens in the prompt or generated are divided by it where
+    positive and multiplied where negative, as Hugging Face and vLLM do. frequency_penalty times the number of times a
+    token was generated, and presence_penalty where it was at all, are subtracted: OpenAI's formula over generated
+    tokens only, as in vLLM.
+    """
+    if s.logit_bias:
+        tokens, biases = zip(*s.logit_bias, strict=True)
+        logits_BV = logits_BV.at[:, np.array(tokens)].add(np.array(biases, np.float32))
+    if not s.penalised:
+        return logits_BV
+    if s.repetition_penalty != 1:
+        r = s.repetition_penalty
+        shrunk_BV = jnp.where(logits_BV > 0, logits_BV / r, logits_BV * r)
+        logits_BV = jnp.where(seen.prompt_BV | (seen.generated_BV > 0), shrunk_BV, logits_BV)
+    return logits_BV - s.frequency_penalty * seen.generated_BV - s.presence_penalty * (seen.generated_BV > 0)
 
 
 def filter_logits(logits_BV: jax.Array, s: Sampling) -> jax.Array:
@@ -44,9 +128,25 @@ def filter_logits(logits_BV: jax.Array, s: Sampling) -> jax.Array:
     return jnp.where(keep_BV, logits_BV, -jnp.inf)
 
 
-def choose(logits_BV: jax.Array, keys_B: jax.Array, s: Sampling) -> jax.Array:
+def log_distribution(logits_BV: jax.Array, s: Sampling, seen: Seen | None = None) -> jax.Array:
+    """Log-probabilities of the tokens that `choose` draws; with temperature 0 all of it on one."""
+    logits_BV = penalise(logits_BV, s, seen)
+    if s.temperature == 0:
+        best_B1 = jnp.argmax(logits_BV, axis=-1)[:, None]
+        return jnp.where(jnp.arange(logits_BV.shape[-1]) == best_B1, 0.0, -jnp.inf)
+    return jax.nn.log_softmax(filter_logits(logits_BV, s), axis=-1)
+
+
+def choose(logits_BV: jax.Array, keys_B: jax.Array, s: Sampling, seen: Seen | None = None) -> jax.Array:
     """One token id for each row, drawn with that row's own key. int32 [B]."""
+    logits_BV = penalise(logits_BV, s, seen)
     if s.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    filtered_BV = filter_logits(logits_BV, s)
-    return jax.vmap(jax.random.categorical)(keys_B, filtered_BV).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys_B, filter_logits(logits_BV, s)).astype(jnp.int32)
+
+
+def told(logits_BV: jax.Array, token_B: jax.Array, s: Sampling) -> Chosen:
+    """The tokens with what the model says of them. Any number of leading axes in place of B."""
+    logprob_BV = jax.nn.log_softmax(logits_BV, axis=-1)
+    top_logprob_BN, top_BN = jax.lax.top_k(logprob_BV, s.top_logprobs)
+    return Chosen(token_B, jnp.take_along_axis(logprob_BV, token_B[..., None], axis=-1)[..., 0], top_BN, top_logprob_BN)

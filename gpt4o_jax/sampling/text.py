@@ -19,13 +19,15 @@ def complete(
     seed: int = 0,
     stop: Sequence[str] = (),
     stream: Callable[[int, str], None] | None = None,
+    num_samples: int = 1,
 ) -> list[tuple[str, Completion]]:
-    """Continuations of `prompts`, cut before the first stop string.
+    """Continuations of `prompts`, `num_samples` of each, cut before the first stop string.
 
-    stream(row, text) receives whole characters as they come, never any part of a stop string.
+    Sample j of prompt p is row p * num_samples + j. stream(row, text) receives whole characters as they come, never any
+    part of a stop string.
     """
     encoded_stop = [s.encode() for s in stop if s]
-    writers = [_Streamer(tokenizer, stop, lambda text, row=row: stream(row, text)) for row in range(len(prompts))]
+    writers = [_Streamer(tokenizer, stop, lambda text, row=row: stream(row, text)) for row in range(len(prompts) * num_samples)]
 
     def should_stop(row: int, ids: list[int]) -> int | None:
         # Looking back over as many tokens as the longest stop string has bytes is enough.
@@ -44,6 +46,7 @@ def complete(
         (lambda row, ids: writers[row].feed(ids)) if stream else (lambda row, ids: None),
         tokenizer.vocab_size,
         tokenizer.symbols,
+        num_samples,
     )
     results = []
     for row, c in enumerate(completions):

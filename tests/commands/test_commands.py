@@ -100,6 +100,16 @@ def test_generation_ends_before_a_stop_string(run, command):
     assert result["samples"][0]["text"] == text[: text.index(stop)] and err == f"1{text[: text.index(stop)]}\n"
 
 
+def test_generation_tells_what_the_model_said_of_every_token(run, command):
+    args = ("generate", f"--workdir={run}", "--prompt=1", "--max_new_tokens=6", "--temperature=0", "--repetition_penalty=1.3")
+    sample = command(*args, "--frequency_penalty=0.5", "--logit_bias=40:-3", "--top_logprobs=2")[0]["samples"][0]
+    assert len(sample["logprobs"]) == sample["tokens"] and "".join(t["text"] for t in sample["logprobs"]) == sample["text"]
+    assert all(t["top"][0]["logprob"] >= max(t["logprob"], t["top"][1]["logprob"]) for t in sample["logprobs"])
+    first = sample["logprobs"][0]["id"]
+    ended = command(*args, "--frequency_penalty=0.5", "--logit_bias=40:-3", f"--stop_ids={first}")[0]["samples"][0]
+    assert (ended["tokens"], ended["finished"]) == (0, "stop")
+
+
 def test_generation_stops_at_the_end_of_the_context(run, command):
     result, _ = command("generate", f"--workdir={run}", "--prompt=1 green", "--max_new_tokens=1000", "--temperature=5")
     assert result["samples"][0]["tokens"] <= 16 - len("1 green") - 1

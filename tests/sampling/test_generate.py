@@ -3,6 +3,7 @@ and a row ends where it must: at <eos>, at a stop string, at its length.
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from gpt4o_jax.data.tokenizer import BOS, EOS, RESERVED, Symbols, Tokenizer
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.sampling import decode
+from gpt4o_jax.sampling.decode import prefill
 from gpt4o_jax.sampling.generate import generate
 from gpt4o_jax.sampling.logits import Sampling
 from gpt4o_jax.sampling.text import complete
@@ -177,6 +180,84 @@ def test_a_stop_string_that_stays_incomplete_is_text(params):
     for row, ((text, c), (wanted, _)) in enumerate(zip(done, plain, strict=True)):
         assert text == wanted == "".join(t for r, t in parts if r == row)
         assert c.finished != "stop"
+
+
+def test_samples_of_one_prefill_equal_repeated_prompts(params, monkeypatch):
+    s = Sampling(1.2, top_k=8, repetition_penalty=1.3, presence_penalty=0.4, top_logprobs=2)
+    repeated = generate(MODEL, params, [p for p in PROMPTS for _ in range(3)], 20, s, 5)
+    several = generate(MODEL, params, PROMPTS, 20, s, 5, num_samples=3)
+    assert [(c.ids, c.finished) for c in several] == [(c.ids, c.finished) for c in repeated]
+    for c, wanted in zip(several, repeated, strict=True):
+        np.testing.assert_allclose(c.logprobs, wanted.logprobs, rtol=1e-5)
+    rows = []
+    monkeypatch.setattr(
+        decode, "prefill", lambda model, params, tokens, *a: rows.append(len(tokens)) or prefill(model, params, tokens, *a)
+    )
+    decode.functions.cache_clear()
+    generate(MODEL, params, PROMPTS, 20, s, 5, num_samples=3)
+    assert rows == [len(PROMPTS)]
+
+
+PENALISED = Sampling(
+    0.0, repetition_penalty=1.5, presence_penalty=0.3, frequency_penalty=0.6, logit_bias=((36, 2.0), (EOS, -100.0))
+)
+
+
+def test_penalties_count_what_each_row_has_seen(params, next_logits):
+    """Greedy, step by step, beside full passes and a list."""
+    for prompt, c in zip(PROMPTS, generate(MODEL, params, PROMPTS, 20, PENALISED), strict=True):
+        assert c.finished == "length"
+        ids = list(prompt)
+        for token, logprob in zip(c.ids, c.logprobs, strict=True):
+            raw = np.asarray(next_logits(ids), np.float64)
+            logits, new = raw.copy(), ids[len(prompt) :]
+            logits[36] += 2
+            logits[EOS] -= 100
+            for i in set(ids):
+                logits[i] = logits[i] / 1.5 if logits[i] > 0 else logits[i] * 1.5
+            for i in new:
+                logits[i] -= 0.6
+            for i in set(new):
+                logits[i] -= 0.3
+            assert token == int(np.argmax(logits))
+            np.testing.assert_allclose(logprob, jax.nn.log_softmax(raw)[token], rtol=1e-4, atol=1e-5)
+            ids.append(token)
+
+
+def test_stop_ids_end_a_row_before_them(params):
+    """Also control symbols, which are drawn only then."""
+    free = generate(MODEL, params, PROMPTS * 2, 20, Sampling(2.0), 4)
+    stops = tuple({c.ids[len(c.ids) // 2] for c in free if c.ids[2:]})[:2]
+    for row, c in zip(free, generate(MODEL, params, PROMPTS * 2, 20, Sampling(2.0, stop_ids=stops), 4), strict=True):
+        wanted = list(itertools.takewhile(lambda i: i not in stops, row.ids))
+        assert c.ids == wanted and len(c.logprobs) == len(wanted)
+        assert c.finished == (row.finished if wanted == row.ids else "stop")
+    turn = Sampling(0.0, stop_ids=(8,), logit_bias=((8, 100.0),))
+    assert [(c.ids, c.finished) for c in generate(MODEL, params, PROMPTS, 20, turn)] == [([], "stop")] * 4
+
+
+def test_top_log_probabilities_are_the_models(params, next_logits):
+    for prompt, c in zip(PROMPTS, generate(MODEL, params, PROMPTS, 4, Sampling(2.0, top_logprobs=3), 1), strict=True):
+        assert len(c.top) == len(c.ids)
+        for n, top in enumerate(c.top):
+            exact = np.asarray(jax.nn.log_softmax(next_logits(prompt + c.ids[:n])))
+            assert [i for i, _ in top] == np.argsort(-exact)[:3].tolist()
+            np.testing.assert_allclose([p for _, p in top], np.sort(exact)[:-4:-1], rtol=1e-4, atol=1e-5)
+    assert generate(MODEL, params, PROMPTS, 4)[0].top == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(stop_ids=(44,)), "stop_ids token 44 does not exist: the vocabulary has 44 tokens"),
+        (dict(logit_bias=((3, 1.0),)), "logit_bias token 3 is a control symbol, which is never drawn"),
+        (dict(logit_bias=((99, 1.0),)), "logit_bias token 99 does not exist: the vocabulary has 44 tokens"),
+    ],
+)
+def test_tokens_that_cannot_be_are_refused(params, settings, message):
+    with pytest.raises(RunError, match=message) as e:
+        generate(MODEL, params, PROMPTS, 4, Sampling(**settings))
+    assert e.value.code == 2
 
 
 @pytest.mark.parametrize("prompt", [[BOS] * LIMIT, [BOS] * (LIMIT + 5), []])

@@ -3,16 +3,29 @@
 B rows, V vocabulary
 """
 
+import dataclasses
 import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 
-from gpt4o_jax.sampling.logits import Sampling, choose, filter_logits
+from gpt4o_jax.errors import RunError
+from gpt4o_jax.sampling.logits import (
+    Sampling,
+    also_seen,
+    choose,
+    filter_logits,
+    log_distribution,
+    penalise,
+    seen_in_prompt,
+    told,
+)  # fmt: skip
 
 V = 11
 
@@ -54,19 +67,105 @@ def test_nothing_to_filter_leaves_every_token():
     np.testing.assert_array_equal(filter_logits(jnp.asarray(rows()), Sampling()), rows())
 
 
-@pytest.mark.parametrize(
-    "s", [Sampling(), Sampling(0.7, top_k=5), Sampling(1.3, top_p=0.7), Sampling(min_p=0.2), Sampling(0.9, 8, 0.9, 0.05)], ids=str
-)
+PROMPT = np.array([2, 5, 5, 9])
+TEXT = np.array([5, 0, 0, 0, 7])
+PENALTIES = dict(repetition_penalty=1.4, presence_penalty=0.5, frequency_penalty=-0.3, logit_bias=((3, 1.5), (0, -0.7)))
+
+
+def penalised(logits, s: Sampling):
+    """One token after the other, as OpenAI's and CTRL's formulas say, in float64."""
+    bias = dict(s.logit_bias)
+    out = np.array([x + bias.get(i, 0) for i, x in enumerate(logits.astype(np.float64))])
+    for i in range(len(out)):
+        count = TEXT.tolist().count(i)
+        if count or i in PROMPT:
+            out[i] = out[i] / s.repetition_penalty if out[i] > 0 else out[i] * s.repetition_penalty
+        out[i] -= count * s.frequency_penalty + (count > 0) * s.presence_penalty
+    return out
+
+
+def seen(n):
+    """What n rows of PROMPT and TEXT have seen; the prompt is padded with a token that does not count."""
+    tokens, valid = np.append(PROMPT, [1, 1]), np.arange(6) < 4
+    state = seen_in_prompt(jnp.tile(tokens, (n, 1)), jnp.tile(valid, (n, 1)), V)
+    for token in TEXT:
+        state = also_seen(state, jnp.full(n, token))
+    return state
+
+
+def test_penalties_and_biases_equal_their_formulas():
+    """Each alone and all together. Repetition counts prompt and text, the others the text only."""
+    state = seen(12)
+    np.testing.assert_array_equal(state.prompt_BV[3], np.isin(np.arange(V), PROMPT))
+    np.testing.assert_array_equal(state.generated_BV[7], np.bincount(TEXT, minlength=V))
+    for settings in [*({name: value} for name, value in PENALTIES.items()), PENALTIES, dict(repetition_penalty=0.5)]:
+        s = Sampling(**settings)
+        wanted = np.stack([penalised(row, s) for row in rows()])
+        np.testing.assert_allclose(penalise(jnp.asarray(rows()), s, state), wanted, rtol=1e-5, atol=1e-6, err_msg=str(s))
+        greedy = choose(
+            jnp.asarray(rows()), jax.random.split(jax.random.key(0), 12), dataclasses.replace(s, temperature=0.0), state
+        )
+        assert greedy.tolist() == np.argmax(wanted, axis=-1).tolist()
+
+
+DRAWN = [
+    Sampling(), Sampling(0.7, top_k=5), Sampling(1.3, top_p=0.7), Sampling(min_p=0.2), Sampling(0.9, 8, 0.9, 0.05),
+    *(Sampling(**{name: value}) for name, value in PENALTIES.items()), Sampling(**PENALTIES),
+    Sampling(0.8, 7, 0.9, 0.1, **PENALTIES),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("s", DRAWN, ids=range(len(DRAWN)))
 def test_draws_follow_the_distribution(s):
     """Chi-square over 100,000 draws; what a filter excludes is never drawn."""
     draws, row = 100_000, rows()[1]
     keys = jax.random.split(jax.random.key(7), draws)
-    tokens = jax.jit(lambda k: choose(jnp.broadcast_to(jnp.asarray(row), (draws, V)), k, s))(keys)
+    same = lambda x: jnp.broadcast_to(x, (draws, V))
+    tokens = jax.jit(lambda k, one: choose(same(jnp.asarray(row)), k, s, jax.tree.map(same, one)))(keys, seen(1))
     assert tokens.dtype == jnp.int32
-    seen, expected = np.bincount(tokens, minlength=V), probabilities(row, s) * draws
-    assert not seen[expected == 0].any()
+    wanted = probabilities(penalised(row, s), s)
+    np.testing.assert_allclose(np.exp(log_distribution(jnp.asarray(row[None]), s, seen(1))[0]), wanted, atol=2e-6)
+    counted, expected = np.bincount(tokens, minlength=V), wanted * draws
+    assert not counted[expected == 0].any()
     possible = expected > 0
-    assert scipy.stats.chisquare(seen[possible], expected[possible] / expected.sum() * draws).pvalue > 1e-4
+    assert scipy.stats.chisquare(counted[possible], expected[possible] / expected.sum() * draws).pvalue > 1e-4
+
+
+def test_told_log_probabilities_are_the_models_own():
+    """Whatever the penalties; the most probable tokens best first, in any number of leading axes."""
+    logits = jnp.asarray(rows()[:8]).reshape(2, 4, V)
+    tokens = jnp.arange(8).reshape(2, 4)
+    out = told(logits, tokens, Sampling(0.3, **PENALTIES, top_logprobs=3))
+    exact = scipy.special.log_softmax(rows()[:8].astype(np.float64), axis=-1)
+    np.testing.assert_allclose(out.logprob_B.reshape(8), exact[np.arange(8), np.arange(8)], rtol=1e-5)
+    order = np.argsort(-exact, axis=-1)[:, :3]
+    np.testing.assert_array_equal(out.top_BN.reshape(8, 3), order)
+    np.testing.assert_allclose(out.top_logprob_BN.reshape(8, 3), np.take_along_axis(exact, order, -1), rtol=1e-5)
+
+
+BAD = [
+    (dict(temperature=-0.1), "temperature=-0.1: expected a number from 0.0 to 100.0"),
+    (dict(temperature=float("nan")), "temperature=nan"),
+    (dict(temperature=True), "temperature=True: expected a number"),
+    (dict(top_k=-1), "top_k=-1: expected an integer at least 0"),
+    (dict(top_k=2.5), "top_k=2.5: expected an integer"),
+    (dict(top_p=1.5), "top_p=1.5: expected a number from 0.0 to 1.0"),
+    (dict(min_p=-1), "min_p=-1"),
+    (dict(repetition_penalty=0.0), "repetition_penalty=0.0: expected a number from 0.01 to 100.0"),
+    (dict(presence_penalty=2.1), "presence_penalty=2.1: expected a number from -2.0 to 2.0"),
+    (dict(frequency_penalty=-3.0), "frequency_penalty=-3.0"),
+    (dict(top_logprobs=21), "top_logprobs=21: expected an integer from 0 to 20"),
+    (dict(logit_bias=((4, 101.0),)), "logit_bias of token 4=101.0: expected a number from -100.0 to 100.0"),
+    (dict(logit_bias=((4, 1.0), (4, 2.0))), "logit_bias names token 4 twice"),
+    (dict(stop_ids=(-1,)), "stop_ids token=-1: expected an integer at least 0"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD)
+def test_values_out_of_range_are_named(settings, message):
+    with pytest.raises(RunError, match=re.escape(f"sampling: {message}")) as e:
+        Sampling(**settings)
+    assert e.value.code == 2
 
 
 def test_greedy_takes_the_first_of_the_best_and_no_key_matters():

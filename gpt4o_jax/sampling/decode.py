@@ -1,0 +1,98 @@
+"""The compiled half of generation: one call for the prompts (prefill), then calls of several single steps (decode).
+
+P prompts, B rows (several of each prompt where several samples are wanted), T prompt positions, S cache slots,
+V vocabulary, n tokens in one decode call
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt4o_jax.data.tokenizer import Symbols
+from gpt4o_jax.model.cache import Cache, empty_cache, take_rows
+from gpt4o_jax.model.gpt import GPT, unembed
+from gpt4o_jax.sampling import logits as lg
+from gpt4o_jax.sampling.logits import Chosen, Sampling, Seen
+
+DECODE_CHUNK = 16  # tokens between two looks at the results: long enough to hide the dispatch
+
+
+class State(NamedTuple):
+    """What goes from call to call. A row's last token is chosen, but not in its cache yet."""
+
+    cache: Cache
+    token_B: jax.Array
+    positions_B: jax.Array  # where that token stands
+    keys_B: jax.Array
+    seen: Seen | None  # None: nothing asks for it
+
+
+def prefill(model: GPT, params, tokens_PT, lengths_P, slots: int):
+    """(cache of `slots` slots, hidden state of each prompt's last token [P, D])."""
+    P, T = tokens_PT.shape
+    index_PT = jnp.broadcast_to(jnp.arange(T), (P, T))
+    segments_PT = (index_PT < lengths_P[:, None]).astype(jnp.int32)
+    cache = empty_cache(model.config, P, slots)
+    hidden_PTD, cache, _ = model.apply({"params": params}, tokens_PT, index_PT, segments_PT, cache)
+    return cache, jnp.take_along_axis(hidden_PTD, (lengths_P - 1)[:, None, None], axis=1)[:, 0]
+
+
+def drawable_logits(model: GPT, params, hidden_BTD, allowed_V: np.ndarray):
+    """Logits [B, T, V], -inf where a token is never chosen."""
+    return jnp.where(allowed_V, unembed(model, params, hidden_BTD), -jnp.inf)
+
+
+def start(model: GPT, sampling: Sampling, allowed_V, params, tokens_PT, lengths_P, keys_B, slots: int) -> tuple[State, Chosen]:
+    """Prefills the prompts once, repeats each for its rows and chooses the first token of every row."""
+    cache, last_PD = prefill(model, params, tokens_PT, lengths_P, slots)
+    logits_PV = drawable_logits(model, params, last_PD[:, None], allowed_V)[:, 0]
+    seen = None
+    if sampling.penalised:
+        valid_PT = jnp.arange(tokens_PT.shape[1]) < lengths_P[:, None]
+        seen = lg.seen_in_prompt(tokens_PT, valid_PT, allowed_V.size)
+    prompt_B = jnp.repeat(jnp.arange(len(lengths_P)), len(keys_B) // len(lengths_P))
+    if len(keys_B) > len(lengths_P):
+        cache = take_rows(cache, prompt_B)
+    logits_BV, positions_B = logits_PV[prompt_B], lengths_P[prompt_B]
+    seen = jax.tree.map(lambda x: x[prompt_B], seen)
+    token_B = lg.choose(logits_BV, lg.at_positions(keys_B, positions_B), sampling, seen)
+    return State(cache, token_B, positions_B, keys_B, lg.also_seen(seen, token_B)), lg.told(logits_BV, token_B, sampling)
+
+
+@functools.lru_cache(maxsize=8)
+def functions(model: GPT, sampling: Sampling, slots: int, vocab_size: int | None, symbols: Symbols):
+    """(start, decode), jitted: start(params, tokens_PT, lengths_P, keys_B) and decode(params, state, done_B) -> state, tokens.
+
+    Tokens are a Chosen of [n, B]. Raises RunError where `sampling` names tokens that cannot be.
+    """
+    allowed_V = lg.drawable(sampling, model.config.vocab_size, vocab_size, symbols)
+    ends = np.array(lg.endings(sampling, symbols))
+
+    @jax.jit
+    def first(params, tokens_PT, lengths_P, keys_B):
+        state, chosen = start(model, sampling, allowed_V, params, tokens_PT, lengths_P, keys_B, slots)
+        return state, jax.tree.map(lambda x: x[None], chosen)
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def decode(params, state: State, done_B):
+        def one(carry, _):
+            state, done_B = carry
+            # A finished row computes along but writes nothing: its token counts as padding.
+            alive_B1 = (~done_B & (state.positions_B < slots)).astype(jnp.int32)[:, None]
+            hidden_B1D, cache, _ = model.apply(
+                {"params": params}, state.token_B[:, None], state.positions_B[:, None], alive_B1, state.cache
+            )
+            logits_BV = drawable_logits(model, params, hidden_B1D, allowed_V)[:, 0]
+            positions_B = state.positions_B + 1
+            token_B = lg.choose(logits_BV, lg.at_positions(state.keys_B, positions_B), sampling, state.seen)
+            done_B |= jnp.isin(token_B, ends)
+            state = State(cache, token_B, positions_B, state.keys_B, lg.also_seen(state.seen, token_B))
+            return (state, done_B), lg.told(logits_BV, token_B, sampling)
+
+        (state, _), chosen = jax.lax.scan(one, (state, done_B), None, length=DECODE_CHUNK)
+        return state, chosen
+
+    return first, decode
