@@ -27,11 +27,13 @@ _META = "\u2581"  # SentencePiece writes a space as this character
 _DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end▁of▁sentence|>")
 # What only this template writes -> its name in tasks/chat.py; the first that is found.
 _TEMPLATE_MARKS = {
+    "You are Qwen, created by Alibaba Cloud": "qwen2.5",
     "<|im_start|>": "chatml",
+    "Cutting Knowledge Date": "llama3.1",
     "<|start_header_id|>": "llama3",
     "<start_of_turn>": "gemma",
     "<<SYS>>": "llama2",
-    "[INST]": "mistral",
+    " [/INST]' }}{% elif": "mistral",
 }
 
 

@@ -1,0 +1,240 @@
+"""One form of conversation, and how each family of models writes it: fixed renderers, no template language.
+
+A rendered conversation is a list of (Symbol or Text, whether the loss counts it). Symbols become the ids that only code
+can place, so nothing that stands in a message can begin or end a turn. What counts: the assistant's words and the symbol
+that ends them.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Sequence
+
+from gpt4o_jax.errors import data_error, did_you_mean
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclasses.dataclass(frozen=True)
+class Symbol:
+    """A control symbol by its name; "bos" and "eos" are those of the tokenizer, whatever their names."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A piece of text, of a message or of a template."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One turn. content: its parts in order; text is the only kind so far."""
+
+    role: str
+    content: tuple[Text, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.content)
+
+
+Rendered = list[tuple[Symbol | Text, bool]]
+
+
+def say(role: str, text: str) -> Message:
+    """A message of one text."""
+    return Message(role, (Text(text),))
+
+
+def read_messages(stored: Sequence[dict]) -> list[Message]:
+    """Messages from JSON: {"role": ..., "content": text, or a list of {"type": "text", "text": ...}}. Raises RunError."""
+    messages = []
+    for n, entry in enumerate(stored):
+        role, content = (entry.get("role"), entry.get("content")) if isinstance(entry, dict) else (None, None)
+        if role not in ROLES:
+            raise data_error(f"message {n}: role {role!r}{did_you_mean(str(role), ROLES)}; expected one of {', '.join(ROLES)}")
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list) or not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts):
+            raise data_error(
+                f'message {n}: content is {content!r}; expected a text, or a list of {{"type": "text", "text": ...}}'
+            )
+        messages.append(Message(role, tuple(Text(p["text"]) for p in parts)))
+    return messages
+
+
+# ---------------------------------------------------------------- templates
+
+BOS, EOS = Symbol("bos"), Symbol("eos")
+
+
+def _own(messages: Sequence[Message], reply: bool) -> Rendered:
+    """Ours: one symbol opens a turn, one ends it; any order of roles."""
+    out: Rendered = [(BOS, False)]
+    for m in messages:
+        answer = m.role == "assistant"
+        out += [(Symbol(f"<|{m.role}|>"), False), *((part, answer) for part in m.content), (Symbol("<|end_of_turn|>"), answer)]
+    return [*out, (Symbol("<|assistant|>"), False)] if reply else out
+
+
+def _chatml(messages: Sequence[Message], reply: bool, system: str = "") -> Rendered:
+    """ChatML as Qwen writes it: answers of tools are turns of the user, those in a row one turn."""
+    if system and (not messages or messages[0].role != "system"):
+        messages = [say("system", system), *messages]
+    out: Rendered = []
+    begin, end = (Symbol("<|im_start|>"), False), Symbol("<|im_end|>")
+    for role, turns in itertools.groupby(enumerate(messages), lambda item: (item[1].role, item[0] * (item[1].role != "tool"))):
+        if role[0] == "tool":
+            answers = "".join(f"\n<tool_response>\n{m.text}\n</tool_response>" for _, m in turns)
+            out += [begin, (Text(f"user{answers}"), False), (end, False), (Text("\n"), False)]
+            continue
+        for _, m in turns:
+            answer = m.role == "assistant"
+            parts = [(part, answer) for part in m.content]
+            out += [begin, (Text(f"{m.role}\n"), False), *parts, (end, answer), (Text("\n"), False)]
+    return [*out, begin, (Text("assistant\n"), False)] if reply else out
+
+
+def _llama3(messages: Sequence[Message], reply: bool, dated: str = "") -> Rendered:
+    """Llama 3's headers. dated: what 3.1 and later put at the head of a system turn that is always there."""
+    if dated:
+        given = bool(messages) and messages[0].role == "system"
+        system = messages[0].text.strip() if given else ""
+        messages = [say("system", dated + system), *messages[given:]]
+    header = lambda role: [
+        (Symbol("<|start_header_id|>"), False), (Text(role), False), (Symbol("<|end_header_id|>"), False), (Text("\n\n"), False)
+    ]  # fmt: skip
+    out: Rendered = [(BOS, False)]
+    for n, m in enumerate(messages):
+        answer, text = m.role == "assistant", m.text.strip()
+        if dated and n == 0:
+            text = m.text  # where no system text is given, the date's empty line ends it
+        elif dated and m.role == "tool":
+            text = json.dumps(m.text, ensure_ascii=False)
+        role = "ipython" if dated and m.role == "tool" else m.role
+        out += [*header(role), (Text(text), answer), (Symbol("<|eot_id|>"), answer)]
+    return [*out, *header("assistant")] if reply else out
+
+
+def _pairs(name: str, messages: Sequence[Message]) -> tuple[str, list[Message]]:
+    """(system text, turns), for families that know no other order than user, assistant, user, ..."""
+    given = bool(messages) and messages[0].role == "system"
+    system, turns = messages[0].text if given else "", list(messages[given:])
+    for n, m in enumerate(turns):
+        expected = "assistant" if n % 2 else "user"
+        if m.role != expected:
+            raise data_error(f"chat template {name}: turn {n} is of role {m.role}, expected {expected}: the two must alternate")
+    return system, turns
+
+
+def _llama2(messages: Sequence[Message], reply: bool) -> Rendered:
+    """Llama 2's [INST]; the system text stands inside the first."""
+    system, turns = _pairs("llama2", messages)
+    out: Rendered = []
+    for n, m in enumerate(turns):
+        if m.role == "user":
+            head = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if n == 0 and system else ""
+            out += [(BOS, False), (Text(f"[INST] {(head + m.text).strip()} [/INST]"), False)]
+        else:
+            out += [(Text(f" {m.text.strip()} "), True), (EOS, True)]
+    return out
+
+
+def _mistral(messages: Sequence[Message], reply: bool) -> Rendered:
+    """Mistral 7B Instruct v0.2's [INST]. It refuses a system text; here that stands before the first question, as in v0.3."""
+    system, turns = _pairs("mistral", messages)
+    out: Rendered = [(BOS, False)]
+    for n, m in enumerate(turns):
+        if m.role == "user":
+            head = f"{system}\n\n" if n == 0 and system else ""
+            out += [(Text(f"[INST] {head}{m.text} [/INST]"), False)]
+        else:
+            out += [(Text(m.text), True), (EOS, True)]
+    return out
+
+
+def _gemma(messages: Sequence[Message], reply: bool) -> Rendered:
+    """Gemma's turns. Gemma 2 refuses a system text; here it stands before the first question, as in Gemma 3."""
+    system, turns = _pairs("gemma", messages)
+    begin, end = (Symbol("<start_of_turn>"), False), Symbol("<end_of_turn>")
+    out: Rendered = [(BOS, False)]
+    for n, m in enumerate(turns):
+        answer = m.role == "assistant"
+        head = f"{system}\n\n" if n == 0 and system else ""
+        role = "model" if answer else "user"
+        out += [begin, (Text(f"{role}\n{head}"), False), (Text(m.text.strip()), answer), (end, answer), (Text("\n"), False)]
+    return [*out, begin, (Text("model\n"), False)] if reply else out
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """How a family writes conversations. render(messages, reply): reply asks for the head of the assistant's next turn."""
+
+    render: Callable[[Sequence[Message], bool], Rendered]
+    end: Symbol  # what ends the assistant's turn
+
+
+_QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+_LLAMA = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+TEMPLATES = {
+    "own": Template(_own, Symbol("<|end_of_turn|>")),
+    "chatml": Template(_chatml, Symbol("<|im_end|>")),
+    "qwen2.5": Template(lambda messages, reply: _chatml(messages, reply, _QWEN), Symbol("<|im_end|>")),
+    "llama3": Template(_llama3, Symbol("<|eot_id|>")),
+    "llama3.1": Template(lambda messages, reply: _llama3(messages, reply, _LLAMA), Symbol("<|eot_id|>")),
+    "llama2": Template(_llama2, EOS),
+    "mistral": Template(_mistral, EOS),
+    "gemma": Template(_gemma, Symbol("<end_of_turn>")),
+}
+
+
+def template(name: str) -> Template:
+    """The template of that name. Raises RunError where there is none."""
+    if name not in TEMPLATES:
+        raise data_error(f"chat template {name!r}{did_you_mean(name, TEMPLATES)}; expected one of {', '.join(TEMPLATES)}")
+    return TEMPLATES[name]
+
+
+# ---------------------------------------------------------------- ids
+
+
+def symbol_id(symbol: Symbol, tokenizer) -> int:
+    """Raises RunError where the tokenizer has no such symbol."""
+    roles = {"bos": tokenizer.symbols.bos, "eos": tokenizer.symbols.eos[0]}
+    return roles[symbol.name] if symbol.name in roles else tokenizer.special(symbol.name)
+
+
+def encode(rendered: Rendered, tokenizer) -> tuple[list[int], list[bool]]:
+    """(ids, whether the loss counts each). Text between two symbols is cut as a whole, as it is where the template is a text.
+
+    A token that lies across the border of what counts does not count.
+    """
+    ids: list[int] = []
+    counts: list[bool] = []
+    for is_text, group in itertools.groupby(rendered, lambda item: isinstance(item[0], Text)):
+        items = list(group)
+        if is_text:
+            new_ids, new_counts = _encode_text([(t.text, c) for t, c in items], tokenizer, behind_symbol=bool(ids))
+        else:
+            new_ids, new_counts = [symbol_id(s, tokenizer) for s, _ in items], [c for _, c in items]
+        ids += new_ids
+        counts += new_counts
+    return ids, counts
+
+
+def _encode_text(items: list[tuple[str, bool]], tokenizer, behind_symbol: bool) -> tuple[list[int], list[bool]]:
+    whole = "".join(text for text, _ in items)
+    ids = tokenizer.encode(whole, behind_symbol)
+    written = tokenizer.decode_bytes(ids)
+    extra = len(written) - len(whole.encode())
+    if written[max(extra, 0) :] != whole.encode():  # a tokenizer that changes the text: where parts meet cannot be told
+        cut = [(tokenizer.encode(text, True), counts) for text, counts in items]
+        return [i for part, _ in cut for i in part], [counts for part, counts in cut for _ in part]
+    lengths = [len(text.encode()) for text, _ in items]
+    counting = [c for n, (_, c) in zip(lengths, items, strict=True) for _ in range(n)]  # by byte of the text
+    starts = itertools.accumulate((len(tokenizer.pieces[i]) for i in ids), initial=-extra)
+    ends = itertools.accumulate((len(tokenizer.pieces[i]) for i in ids), initial=-extra)
+    next(ends)
+    return ids, [all(counting[max(a, 0) : b]) and b > 0 for a, b in zip(starts, ends, strict=False)]

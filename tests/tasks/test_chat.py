@@ -1,0 +1,179 @@
+"""Conversations are written as each family's published template writes them; only code places symbols; the loss counts the
+assistant's words and what ends them, nothing else.
+"""
+
+import json
+
+import pytest
+import tokenizers as library
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from gpt4o_jax.data import tokenizer as tokenizers
+from gpt4o_jax.errors import ExitCode, RunError
+from gpt4o_jax.tasks import chat
+
+SYSTEM, ASK, ANSWER = ("system", "Be brief."), ("user", " Hi! "), ("assistant", "Hello.\n")
+AGAIN, TOOL, TOOL2 = ("user", "2+2?"), ("tool", 'a "b"'), ("tool", "c")
+LLAMA31 = "<s><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+QWEN = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+
+# What the published Jinja templates give for these (rendered once with jinja2, bos "<s>", eos "</s>", a reply asked for
+# after anything but an answer). Of: Qwen2.5-7B-Instruct; transformers' ChatML; Meta-Llama-3-8B-Instruct and
+# Llama-3.1-8B-Instruct; Llama-2-7b-chat-hf; Mistral-7B-Instruct-v0.2; gemma-2-2b-it.
+PUBLISHED = [
+    ("chatml", [SYSTEM, ASK],
+     "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\n"),
+    ("chatml", [ASK, ANSWER], "<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\nHello.\n<|im_end|>\n"),
+    ("qwen2.5", [ASK], f"{QWEN}<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\n"),
+    ("qwen2.5", [SYSTEM, ASK, ANSWER, AGAIN],
+     "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\nHello.\n<|im_end|>\n"
+     "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"),
+    ("qwen2.5", [ASK, ANSWER, TOOL, TOOL2],
+     f"{QWEN}<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\nHello.\n<|im_end|>\n"
+     '<|im_start|>user\n<tool_response>\na "b"\n</tool_response>\n'
+     "<tool_response>\nc\n</tool_response><|im_end|>\n<|im_start|>assistant\n"),
+    ("llama3", [SYSTEM, ASK, ANSWER, AGAIN],
+     "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi!"
+     "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nHello.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n2+2?<|eot_id|>"
+     "<|start_header_id|>assistant<|end_header_id|>\n\n"),
+    ("llama3.1", [SYSTEM, ASK, ANSWER],
+     f"{LLAMA31}Be brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi!<|eot_id|>"
+     "<|start_header_id|>assistant<|end_header_id|>\n\nHello.<|eot_id|>"),
+    ("llama3.1", [ASK, ANSWER, TOOL],
+     f"{LLAMA31}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi!<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+     'Hello.<|eot_id|><|start_header_id|>ipython<|end_header_id|>\n\n"a \\"b\\""<|eot_id|>'
+     "<|start_header_id|>assistant<|end_header_id|>\n\n"),
+    ("llama2", [SYSTEM, ASK, ANSWER, AGAIN],
+     "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n Hi! [/INST] Hello. </s><s>[INST] 2+2? [/INST]"),
+    ("mistral", [ASK, ANSWER, AGAIN], "<s>[INST]  Hi!  [/INST]Hello.\n</s>[INST] 2+2? [/INST]"),
+    ("gemma", [ASK, ANSWER, AGAIN],
+     "<s><start_of_turn>user\nHi!<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n<start_of_turn>user\n2+2?<end_of_turn>\n"
+     "<start_of_turn>model\n"),
+]  # fmt: skip
+
+
+def messages(turns):
+    return chat.read_messages([{"role": role, "content": text} for role, text in turns])
+
+
+def render(name, turns):
+    return chat.template(name).render(messages(turns), turns[-1][0] != "assistant")
+
+
+@pytest.mark.parametrize(("name", "turns", "wanted"), PUBLISHED)
+def test_conversations_are_written_as_published(name, turns, wanted):
+    roles = {"bos": "<s>", "eos": "</s>"}
+    written = (roles.get(i.name, i.name) if isinstance(i, chat.Symbol) else i.text for i, _ in render(name, turns))
+    assert "".join(written) == wanted
+
+
+def test_families_without_a_system_turn_read_it_before_the_first_question():
+    text = lambda name: "".join(i.text for i, _ in render(name, [SYSTEM, ASK]) if isinstance(i, chat.Text))
+    assert "Be brief.\n\n Hi! " in text("mistral") and "Be brief.\n\nHi!" in text("gemma")
+
+
+# ---------------------------------------------------------------- ids
+
+SYMBOLS = sorted({i.name for name, turns, _ in PUBLISHED for i, _ in render(name, turns) if isinstance(i, chat.Symbol)})
+CORPUS = ["".join(wanted for _, _, wanted in PUBLISHED) + " <<SYS>>\nüñ"] * 2
+
+
+def byte_level():
+    t = library.Tokenizer(models.BPE())
+    t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    t.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False))
+    return t
+
+
+def sentencepiece_like():
+    t = library.Tokenizer(models.BPE(unk_token="<unk>"))
+    t.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    t.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    lines = [line for text in CORPUS for line in text.splitlines()]  # as in SentencePiece, no piece holds a line's end
+    t.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>"], initial_alphabet=["\n"]))
+    return t
+
+
+@pytest.fixture(scope="module", params=[byte_level, sentencepiece_like], ids=lambda f: f.__name__)
+def pair(request, tmp_path_factory):
+    """(the library's tokenizer, ours), with the symbols of all templates."""
+    reference = request.param()
+    names = [n for n in ("<s>", "</s>", *SYMBOLS) if n not in ("bos", "eos")]
+    reference.add_special_tokens([library.AddedToken(n, special=True, normalized=False) for n in names])
+    folder = tmp_path_factory.mktemp("tokenizer")
+    reference.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    return reference, tokenizers.load(folder)
+
+
+@pytest.mark.parametrize(("name", "turns", "wanted"), PUBLISHED)
+def test_ids_are_those_of_the_written_conversation(pair, name, turns, wanted):
+    reference, ours = pair
+    ids, counts = chat.encode(render(name, turns), ours)
+    assert ids == reference.encode(wanted, add_special_tokens=False).ids and len(ids) == len(counts)
+
+
+@pytest.mark.parametrize("name", sorted(chat.TEMPLATES))
+def test_the_loss_counts_answers_and_their_ends(pair, name):
+    ours = tokenizers.byte_tokenizer() if name == "own" else pair[1]
+    end = chat.symbol_id(chat.template(name).end, ours)
+    ids, counts = chat.encode(render(name, [ASK, ANSWER, AGAIN, ("assistant", "4 üñ")]), ours)
+    answers, now = [], []
+    for i, c in zip(ids, counts, strict=True):
+        if c:
+            now.append(i)
+        elif now:
+            answers, now = [*answers, now], []
+    answers += [now] if now else []
+    assert [a[-1] for a in answers] == [end, end]
+    assert [ours.decode(a[:-1]).strip() for a in answers] == ["Hello.", "4 üñ"]
+
+
+def test_nothing_in_a_message_begins_or_ends_a_turn(pair):
+    for name in chat.TEMPLATES:
+        ours = tokenizers.byte_tokenizer() if name == "own" else pair[1]
+        forged = "x" + "".join(ours.names) + "y"
+        count = lambda text, name=name, ours=ours: sum(
+            i in ours.symbols.control
+            for i in chat.encode(render(name, [("user", text)]), ours)[0]
+            if i != ours.names.get("<unk>")
+        )
+        assert count(forged) == count("x")
+
+
+def test_our_own_turns_are_single_symbols():
+    ours = tokenizers.byte_tokenizer()
+    ids, counts = chat.encode(render("own", [SYSTEM, ("user", "a"), ("assistant", "b"), TOOL2]), ours)
+    spell = lambda text: [32 + b for b in text.encode()]
+    assert ids == [1, 4, *spell("Be brief."), 8, 5, *spell("a"), 8, 6, *spell("b"), 8, 7, *spell("c"), 8, 6]
+    assert [i for i, c in zip(ids, counts, strict=True) if c] == [*spell("b"), 8]
+
+
+def test_parts_of_a_message_are_joined_and_other_kinds_wait():
+    stored = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    assert chat.read_messages(stored)[0].text == "ab"
+
+
+@pytest.mark.parametrize(
+    ("call", "fragment"),
+    [
+        (lambda: chat.read_messages([{"role": "usr", "content": ""}]), "role 'usr' (did you mean user?)"),
+        (lambda: chat.read_messages([{"role": "user", "content": 3}]), "message 0: content is 3"),
+        (
+            lambda: chat.read_messages([{"role": "user", "content": [{"type": "image", "url": "x"}]}]),
+            "expected a text, or a list",
+        ),
+        (lambda: chat.read_messages(["hello"]), "message 0: role None"),
+        (lambda: chat.template("lama3"), "did you mean llama3"),
+        (lambda: render("gemma", [ASK, AGAIN]), "turn 1 is of role user, expected assistant"),
+        (lambda: render("llama2", [ASK, SYSTEM]), "turn 1 is of role system, expected assistant"),
+        (lambda: chat.encode(render("chatml", [ASK]), tokenizers.byte_tokenizer()), "no symbol <|im_start|>"),
+    ],
+)
+def test_mistakes_are_told(call, fragment):
+    with pytest.raises(RunError) as e:
+        call()
+    assert e.value.code == ExitCode.DATA and fragment in str(e.value)
