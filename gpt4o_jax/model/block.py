@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gpt4o_jax.config import LayerKind, ModelConfig
+from gpt4o_jax.config_model import LayerKind, ModelConfig
 from gpt4o_jax.model.attention import Attention
 from gpt4o_jax.model.layers import Norm, constant, normal, param
 from gpt4o_jax.model.mlp import MLP
