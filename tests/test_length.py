@@ -57,6 +57,8 @@ def test_a_length_in_tokens_is_the_first_step_that_reaches_it(train, steps):
 
 
 class Rows:
+    T = 4
+
     def __getitem__(self, n):
         return np.full(5, n + 10, np.int32), np.ones(5, np.int32)
 

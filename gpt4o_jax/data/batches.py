@@ -55,24 +55,39 @@ def build(rows, numbers: Sequence[Sequence[int | None]], symbols: Symbols = Symb
 
 
 def _rows_of(rows, numbers: Sequence[int | None]) -> list[tuple[np.ndarray, np.ndarray]]:
-    empty = tuple(map(np.zeros_like, rows[0])) if None in numbers else None
+    empty = (np.zeros(rows.T + 1, np.int32),) * 2
     return [empty if n is None else rows[n] for n in numbers]
 
 
 def dispatches(
-    rows, first_step: int, last_step: int, K: int, B: int, prefetch: int, numbers=None, workers: int = 1, symbols=Symbols()
+    rows,
+    first_step: int,
+    last_step: int,
+    K: int,
+    B: int,
+    prefetch: int,
+    numbers=None,
+    workers: int = 1,
+    symbols=Symbols(),
+    places: Sequence[int] | None = None,
 ):
     """Yields (step after the dispatch, Batch [K, B, T]) from first_step to last_step, the same for any prefetch and workers.
 
     rows: a row function of data/rows.py. numbers: step -> which of its rows stand in the B places, None for an empty one
-    (length.row_numbers); without it row i of step s is rows[s * B + i].
+    (length.row_numbers); without it row i of step s is rows[s * B + i]. places: those of the B that this process builds
+    (parallel.places), in order; the batches then hold no others. None: all.
     Up to `prefetch` dispatches are built ahead, by `workers` threads. Threads, not processes: a row takes microseconds to
     build, and sending it from one process to another takes longer.
     """
     numbers = numbers or (lambda s: range(s * B, s * B + B))
+
+    def share(step: int) -> list[int | None]:
+        among = numbers(step)
+        return [among[p] for p in (range(B) if places is None else places)]
+
     starts = iter(range(first_step, last_step, K))
     pool = concurrent.futures.ThreadPoolExecutor(workers, "batches")
-    submit = lambda step: (step, pool.submit(build, rows, [numbers(s) for s in range(step, step + K)], symbols))
+    submit = lambda step: (step, pool.submit(build, rows, [share(s) for s in range(step, step + K)], symbols))
     try:
         waiting = [submit(step) for step in itertools.islice(starts, prefetch)]
         while waiting:

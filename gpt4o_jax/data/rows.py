@@ -135,7 +135,7 @@ class MixtureRows:
 
     def __init__(self, members: Sequence, shares: Sequence[Fraction], seed: int):
         """members: row functions; shares: of the rows, adding up to 1."""
-        self.members = members
+        self.members, self.T = members, members[0].T
         self.tokens_per_epoch = sum(m.tokens_per_epoch for m in members)  # an epoch: as many rows as all have together
         self.fill = sum(float(share) * m.fill for m, share in zip(members, shares, strict=True))
         left = [sum(shares[i:]) for i in range(len(shares))]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from gpt4o_jax import parallel
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.config import RunConfig
 from gpt4o_jax.console import Progress, say
@@ -96,14 +97,15 @@ def train(
     try:
         with jax.set_mesh(mesh):
             numbers = functools.partial(row_numbers, config.train)
-            feed = config.data
-            batches = dispatches(rows, start, last_step, K, B, feed.prefetch, numbers, feed.workers, corpus.tokenizer.symbols)
+            feed, symbols = config.data, corpus.tokenizer.symbols
+            mine = parallel.places(program.batch_sharding, (K, B, T), axis=1)  # of several processes each builds its own rows
+            batches = dispatches(rows, start, last_step, K, B, feed.prefetch, numbers, feed.workers, symbols, mine)
             while True:
                 with ledger.time("data"):
                     step, batch = next(batches, (None, None))
                     if batch is None:
                         break
-                    batch = jax.device_put(batch, program.batch_sharding)
+                    batch = jax.make_array_from_process_local_data(program.batch_sharding, batch, (K, B, T))
                 if profile and not tracing and step > profile[0]:
                     jax.profiler.start_trace(str(workdir / "profile"))
                     tracing = True

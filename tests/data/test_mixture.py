@@ -20,7 +20,7 @@ from tests.data.test_rows import cache_of
 class Counting:
     """A member whose row i is i."""
 
-    tokens_per_epoch, fill = 10, 1.0
+    T, tokens_per_epoch, fill = 1, 10, 1.0
 
     def __getitem__(self, row):
         return row
