@@ -1,6 +1,6 @@
 """Multi-head self-attention as a Linen module.
 
-B batch, T positions, S slots of the cache, D model width, N query heads, K key/value heads, H head width
+B batch, T positions, X keys from the cache, D model width, N query heads, K key/value heads, H head width
 """
 
 import functools
@@ -35,7 +35,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, positions_BT, segments_BT, rotation, layer_cache, train: bool, more_BTKH=None):
-        """x_BTD: normalised input. rotation: rotary cosines and sines, or None. layer_cache: None or (k_BSKH, v_BSKH).
+        """x_BTD: normalised input. rotation: rotary cosines and sines, or None. layer_cache: the layer's Slots, or None.
 
         more_BTKH: what values are mixed with, in learned shares; None: with nothing.
         Returns (y_BTD, layer_cache).
@@ -74,15 +74,13 @@ class Attention(nn.Module):
         if layer_cache is None:
             z_BTNH = self._rows(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N, dropout)
         else:
-            valid_BT = segments_BT > 0
-            keys = kv.write(layer_cache[0], k_BTKH, positions_BT, valid_BT)
-            values = kv.write(layer_cache[1], v_BTKH, positions_BT, valid_BT)
-            layer_cache = (keys, values)
-            # A row's slots are filled in order, so whatever lies at or before a query's position is a token of its row.
-            slots_BS = jnp.broadcast_to(jnp.arange(keys.shape[1]), keys.shape[:2])
-            mask_BTS = causal_mask(positions_BT, slots_BS, jnp.ones_like(positions_BT), jnp.ones_like(slots_BS), self.window)
+            layer_cache, keys, values, held_BX = kv.extend(
+                layer_cache, k_BTKH, v_BTKH, positions_BT, segments_BT > 0, self.window
+            )
+            there_BX = (held_BX >= 0).astype(jnp.int32)
+            mask_BTX = causal_mask(positions_BT, held_BX, jnp.ones_like(positions_BT), there_BX, self.window)
             z_BTNH = ops.attention(
-                q_BTNH, keys, values, mask_BTS, self.compute, c.score_scale, c.attention_softcap or None, sinks_N
+                q_BTNH, keys, values, mask_BTX, self.compute, c.score_scale, c.attention_softcap or None, sinks_N
             )
         y_BTD = product("BTNH,NHD->BTD", z_BTNH, o_NHD, self.compute)
         if c.bias:

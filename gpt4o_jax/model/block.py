@@ -47,7 +47,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, per_layer, shared: Shared):
-        """per_layer: (the layer's keys and values in the cache or None, number of its value embedding, -1 for none, or None)."""
+        """per_layer: (the layer's Slots in the cache or None, number of its value embedding, -1 for none, or None)."""
         c = self.config
         layer_cache, table = per_layer
         if shared.first_BTD is not None:
@@ -89,7 +89,7 @@ def remat_block(c: ModelConfig):
 
 
 class Period(nn.Module):
-    """Layers of these kinds, one after another: block_0, block_1, ...; arrays per layer [layers, ...]."""
+    """Layers of these kinds, one after another: block_0, block_1, ..."""
 
     config: ModelConfig
     compute: Compute
@@ -98,12 +98,14 @@ class Period(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, per_layer, shared: Shared):
+        """per_layer: (each layer's Slots or None, numbers of their value embeddings or None)."""
+        caches, tables = per_layer
         out = []
         for i, kind in enumerate(self.kinds):
             block = remat_block(self.config)(self.config, self.compute, self.train, kind, name=f"block_{i}")
-            x_BTD, layer_cache = block(x_BTD, jax.tree.map(lambda leaf, i=i: leaf[i], per_layer), shared)
+            x_BTD, layer_cache = block(x_BTD, (caches[i], None if tables is None else tables[i]), shared)
             out.append(layer_cache)
-        return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *out)
+        return x_BTD, tuple(out)
 
 
 def value_tables(c: ModelConfig) -> jax.Array:
@@ -112,33 +114,31 @@ def value_tables(c: ModelConfig) -> jax.Array:
     return jnp.array([*range(n), *[-1] * between, *range(n)], jnp.int32)
 
 
-def layers(c: ModelConfig, compute: Compute, train: bool, x_BTD, caches, shared: Shared):
-    """All layers, inside a compact module; caches: None, or arrays [L, ...]. Returns (x_BTD, caches).
+def layers(c: ModelConfig, compute: Compute, train: bool, x_BTD, cache, shared: Shared):
+    """All layers, inside a compact module; cache: as empty_cache makes it, or None. Returns (x_BTD, cache).
 
     Their parameters are one tree with a leading axis of periods. A pattern of one kind has no inner names:
     layers/attention/query [L, ...]. One of P kinds has a block for each of its places, and layer l is entry
     l // P of block_(l % P): layers/block_0/attention/query [L // P, ...]. The L % P layers after the last whole
     period are a shorter period of their own: last_layers/block_0/attention/query [1, ...].
     """
-    per_layer = (caches, None if shared.values_nBTKH is None else value_tables(c))
+    tables_L = None if shared.values_nBTKH is None else value_tables(c)
     P = len(c.period)
     if P == 1:
         block = _scanned(remat_block(c), c.n_layers, c.scan_unroll)(c, compute, train, c.period[0], name="layers")
-        return block(x_BTD, per_layer, shared)
-    out, whole = [], c.periods * P
+        x_BTD, slots = block(x_BTD, (None if cache is None else cache[0], tables_L), shared)
+        return x_BTD, None if cache is None else (slots,)
+    out, whole = (), c.periods * P
     for name, begin, end, repeats in (("layers", 0, whole, c.periods), ("last_layers", whole, c.n_layers, 1)):
         if begin == end:
             continue
-        part = jax.tree.map(lambda leaf, at=(begin, end, repeats): _in_periods(leaf, *at), per_layer)
-        unroll = c.scan_unroll if repeats > 1 else 1
-        period = _scanned(Period, repeats, unroll)(c, compute, train, c.layer_kinds[begin : begin + P], name=name)
-        x_BTD, part = period(x_BTD, part, shared)
-        out.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), part))
-    return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *out)
-
-
-def _in_periods(leaf_L: jax.Array, begin: int, end: int, repeats: int) -> jax.Array:
-    return leaf_L[begin:end].reshape(repeats, -1, *leaf_L.shape[1:])
+        kinds = c.layer_kinds[begin:end][:P]
+        slots = (None,) * len(kinds) if cache is None else cache[len(out) : len(out) + len(kinds)]
+        tables = None if tables_L is None else tables_L[begin:end].reshape(repeats, -1)
+        period = _scanned(Period, repeats, c.scan_unroll if repeats > 1 else 1)(c, compute, train, kinds, name=name)
+        x_BTD, slots = period(x_BTD, (slots, tables), shared)
+        out += slots
+    return x_BTD, None if cache is None else out
 
 
 def _scanned(module, length: int, unroll: int):

@@ -1,6 +1,10 @@
 """The key/value cache of generation: an explicit pytree, passed in and out.
 
-L layers, B batch, S slots, K key/value heads, H head width
+B batch, T new tokens, S slots, K key/value heads, H head width, X keys that are looked at
+
+A layer that sees everything keeps the token at position p in slot p. One that sees a window keeps it in slot p mod S
+of a ring, with some slots to spare, so that tokens may be taken back: to forget the newest of a row, go on at an
+earlier position. What a slot holds follows from the positions, so nothing else is stored.
 """
 
 import flax.struct
@@ -9,29 +13,115 @@ import jax.numpy as jnp
 
 from gpt4o_jax.config import ModelConfig
 
+KINDS = ("float32", "bfloat16", "int8")
+SPARE, RING_UNIT = 16, 16  # slots of a ring beyond its window; rings are multiples of the unit
+
 
 @flax.struct.dataclass
-class Cache:
-    """Keys and values by layer; slot s of a row holds the token at position s of that row."""
+class Slots:
+    """Keys and values of a layer; where they are int8, up to 127, with the scale of each token's head."""
 
-    k_LBSKH: jax.Array
-    v_LBSKH: jax.Array
-
-
-def empty_cache(config: ModelConfig, batch: int, slots: int) -> Cache:
-    """A cache for `batch` rows of up to `slots` tokens each, float32."""
-    shape = (config.n_layers, batch, slots, config.kv_heads, config.head_width)
-    return Cache(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
+    k_BSKH: jax.Array
+    v_BSKH: jax.Array
+    k_scale_BSK: jax.Array | None = None
+    v_scale_BSK: jax.Array | None = None
 
 
-def write(cache_BSKH: jax.Array, new_BTKH: jax.Array, positions_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
-    """Puts each valid token at the slot of its position; padding is dropped."""
-    rows_B1 = jnp.arange(cache_BSKH.shape[0])[:, None]
-    outside = cache_BSKH.shape[1]
-    slots_BT = jnp.where(valid_BT, positions_BT, outside)
-    return cache_BSKH.at[rows_B1, slots_BT].set(new_BTKH, mode="drop")
+# One for each place of the layer pattern, its arrays leading with the periods; then, leading with 1, one for each layer left.
+Cache = tuple[Slots, ...]
+
+
+def empty_cache(config: ModelConfig, batch: int, slots: int, kind: str = "float32", spare: int = SPARE) -> Cache:
+    """A cache for `batch` rows of up to `slots` tokens each. kind: what is stored, one of KINDS.
+
+    spare: how many of the newest tokens of a row may be taken back.
+    """
+
+    def layer(repeats, window):
+        shape = (repeats, batch, _size(window, slots, spare), config.kv_heads, config.head_width)
+        zeros = lambda: jnp.zeros(shape, kind)
+        scales = lambda: jnp.zeros(shape[:-1], jnp.float32) if kind == "int8" else None
+        return Slots(zeros(), zeros(), scales(), scales())
+
+    return tuple(layer(*place) for place in _places(config))
+
+
+def grow(config: ModelConfig, cache: Cache, slots: int, spare: int = SPARE) -> Cache:
+    """The same with room for `slots` tokens a row; whole rings stay as they are. spare: as when it was made."""
+
+    def layer(place, old: Slots):
+        window = place[1]
+        more = _size(window, slots, spare) - old.k_BSKH.shape[2]
+        if more <= 0:
+            return old
+        return jax.tree.map(lambda x: jnp.pad(x, [(0, more if axis == 2 else 0) for axis in range(x.ndim)]), old)
+
+    return tuple(layer(*pair) for pair in zip(_places(config), cache, strict=True))
 
 
 def take_rows(cache: Cache, rows_B: jax.Array) -> Cache:
     """The cache of these rows, in this order; a row may come several times."""
-    return jax.tree.map(lambda leaf_LB: leaf_LB[:, rows_B], cache)
+    return jax.tree.map(lambda leaf: leaf[:, rows_B], cache)
+
+
+def _places(config: ModelConfig) -> list[tuple[int, int | None]]:
+    """(repeats, window) of each entry of a cache."""
+    whole = [(config.periods, kind.window) for kind in config.period if config.periods]
+    return whole + [(1, kind.window) for kind in config.layer_kinds[config.periods * len(config.period) :]]
+
+
+def _size(window: int | None, slots: int, spare: int) -> int:
+    # A ring is used as one only when it is whole: in a shorter one every position has a slot of its own.
+    return slots if window is None else min(slots, -(-(window + spare) // RING_UNIT) * RING_UNIT)
+
+
+def extend(slots: Slots, k_BTKH, v_BTKH, positions_BT, valid_BT, window: int | None):
+    """Adds the valid tokens of a call; rows are in order. Returns (slots, keys [B, X, K, H], values, their positions [B, X]).
+
+    Keys and values are all that these tokens may look at, and more; positions are negative where there is none.
+    """
+    S, T = slots.k_BSKH.shape[1], positions_BT.shape[1]
+    new = _stored(k_BTKH, v_BTKH, slots)
+    last_B1 = jnp.max(jnp.where(valid_BT, positions_BT, -1), axis=1, keepdims=True)
+    slot_S = jnp.arange(S)
+    if window is None:
+        at_BT = jnp.where(valid_BT, positions_BT, S)
+        held_BS = jnp.broadcast_to(slot_S, (len(positions_BT), S))  # what is not a token yet lies after every query
+        written = _write(slots, new, at_BT)
+        return written, *_read(written), held_BS
+    at_BT = jnp.where(valid_BT & (positions_BT > last_B1 - S), positions_BT % S, S)
+    written = _write(slots, new, at_BT)
+    if window + T - 1 <= S:
+        return written, *_read(written), last_B1 - (last_B1 - slot_S) % S
+    # The last of the new tokens push out what the first of them see: they look at the old slots, and at each other.
+    before_B1 = jnp.min(jnp.where(valid_BT, positions_BT, S), axis=1, keepdims=True) - 1
+    keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(_read(slots), _read(new), strict=True))
+    held_BX = jnp.concatenate([before_B1 - (before_B1 - slot_S) % S, jnp.where(valid_BT, positions_BT, -1)], axis=1)
+    return written, keys, values, held_BX
+
+
+def _write(slots: Slots, new: Slots, at_BT) -> Slots:
+    """Puts each token into its slot; slot S, which is none, drops it."""
+    rows_B1 = jnp.arange(len(at_BT))[:, None]
+    return jax.tree.map(lambda old, x: old.at[rows_B1, at_BT].set(x, mode="drop"), slots, new)
+
+
+def _stored(k_BTKH, v_BTKH, like: Slots) -> Slots:
+    if like.k_scale_BSK is None:
+        return Slots(k_BTKH.astype(like.k_BSKH.dtype), v_BTKH.astype(like.v_BSKH.dtype))
+    (k, k_scale), (v, v_scale) = _rounded(k_BTKH), _rounded(v_BTKH)
+    return Slots(k, v, k_scale, v_scale)
+
+
+def _rounded(x_BTKH):
+    """(int8 [B, T, K, H], scale [B, T, K]) of the same product, within scale / 2."""
+    scale_BTK = jnp.max(jnp.abs(x_BTKH), axis=-1) / 127
+    return jnp.round(x_BTKH / jnp.maximum(scale_BTK, 1e-30)[..., None]).astype(jnp.int8), scale_BTK
+
+
+def _read(slots: Slots):
+    """(keys, values) as numbers."""
+    if slots.k_scale_BSK is None:
+        return slots.k_BSKH, slots.v_BSKH
+    numbers = lambda x, scale: x.astype(jnp.float32) * scale[..., None]
+    return numbers(slots.k_BSKH, slots.k_scale_BSK), numbers(slots.v_BSKH, slots.v_scale_BSK)

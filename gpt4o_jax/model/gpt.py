@@ -55,11 +55,10 @@ class GPT(nn.Module):
             x_BTD += jnp.take(param(self, "positions", normal(c.init_std), shape, ("position", "embed")), positions_BT, axis=0)
         x_BTD = constrain(nn.Dropout(c.dropout, deterministic=not train)(x_BTD), "batch", "seq", "embed")
 
-        caches = None if cache is None else (cache.k_LBSKH, cache.v_LBSKH)
         first_BTD = x_BTD if c.residual_mix else None
         rotations = _rotations(c, positions_BT)
         shared = Shared(positions_BT, segments_BT, *rotations, first_BTD, self._value_embeddings(tokens_BT))
-        x_BTD, caches = layers(c, self.compute, train, x_BTD, caches, shared)
+        x_BTD, cache = layers(c, self.compute, train, x_BTD, cache, shared)
         aux = {}
         if c.mtp_heads and (ahead or self.is_initializing()):
             later_nBTD = look_ahead(c, self.compute, train, x_BTD, embedded_BTD, shared)
@@ -69,7 +68,7 @@ class GPT(nn.Module):
         hidden_BTD = make_norm(c, "final_norm")(x_BTD)
         if c.mup_base_width:  # muP's multiplier of the logits, here so that whoever reads them finds it applied
             hidden_BTD *= c.width_ratio
-        return hidden_BTD, None if cache is None else Cache(*caches), aux
+        return hidden_BTD, cache, aux
 
     def _value_embeddings(self, tokens_BT):
         """[n, B, T, K, H], or None without tables; at the start of the size of the values that they are mixed with."""

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gpt4o_jax import parallel
 from gpt4o_jax.config import ModelConfig
 from gpt4o_jax.model import gpt
-from gpt4o_jax.model.cache import empty_cache
+from gpt4o_jax.model.cache import KINDS, empty_cache, grow
 from gpt4o_jax.ops.compute import Compute
 
 T = 12
@@ -90,15 +91,88 @@ def test_a_prompt_may_come_in_pieces(one_device):
         pieces.append(hidden)
     difference = np.abs(np.concatenate(pieces, axis=1) - full) * valid[..., None]
     assert np.max(difference) <= 1e-5 * np.max(np.abs(full))
-    for name in ("k_LBSKH", "v_LBSKH"):
-        slots, wanted = np.asarray(getattr(cache, name)), np.asarray(getattr(whole, name))
+    for slots, wanted in zip(jax.tree.leaves(cache), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(slots, wanted, atol=1e-5 * np.max(np.abs(wanted)))
         for row, length in enumerate(LENGTHS):
-            assert not slots[:, row, length:].any()
+            assert not np.asarray(slots)[:, row, length:].any()
+
+
+# Long enough for rings to turn several times: 16 slots each, and as many as the text has tokens in the global layer.
+LONG = 56
+LOCAL = ModelConfig(
+    vocab_size=40, context_length=64, n_layers=4, d_model=16, n_heads=4, n_kv_heads=2, layer_pattern=("local", "global"),
+    window=5, output_init="scaled", init_std=0.3,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def long_text():
+    """(apply, parameters, tokens [2, LONG], hidden states of one full pass) of LOCAL."""
+    with jax.set_mesh(parallel.make_mesh(devices=jax.devices()[:1])):
+        model = gpt.GPT(LOCAL, Compute("cpu", "float32"))
+        params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(0))
+        apply = jax.jit(lambda p, *inputs: model.apply({"params": p}, *inputs)[:2])
+        tokens = np.random.default_rng(1).integers(0, 40, (2, LONG)).astype(np.int32)
+        full, _ = apply(params, tokens, np.tile(np.arange(LONG, dtype=np.int32), (2, 1)), np.ones_like(tokens))
+        yield apply, params, tokens, jax.device_get(full)
+
+
+def feed(long_text, cache, starts, length, until=LONG, wrong=0):
+    """Rows go on at `starts` by `length` tokens, as far as `until`. Returns (cache, largest relative error)."""
+    apply, params, tokens, full = long_text
+    at = np.asarray(starts)[:, None] + np.arange(length, dtype=np.int32)
+    valid, seen = at < until, np.minimum(at, LONG - 1).astype(np.int32)
+    given = (np.take_along_axis(tokens, seen, axis=1) + wrong) % 40
+    hidden, cache = apply(params, given, seen, valid.astype(np.int32), cache)
+    error = np.abs(hidden - np.take_along_axis(full, seen[..., None], axis=1)) * valid[..., None]
+    return cache, np.max(error) / np.max(np.abs(full))
+
+
+# What rounding costs on these random weights; float32 is the full pass's but for the order of its sums.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.01, "int8": 0.015}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("piece", [1, 9, 31, 40])
+def test_a_ring_gives_what_the_whole_text_gives(one_device, long_text, kind, piece):
+    """Prompts shorter and longer than the ring, ragged, then single tokens."""
+    cache = empty_cache(LOCAL, 2, LONG, kind, spare=0)
+    assert [slots.k_BSKH.shape[2] for slots in cache] == [16, LONG]
+    cache, first = feed(long_text, cache, [0, 0], piece)
+    cache, second = feed(long_text, cache, [piece, piece], 6, until=piece + 4)
+    errors = [first, second]
+    for at in range(piece + 4, LONG, 1 if piece > 30 else 5):
+        cache, error = feed(long_text, cache, [at, at], 1 if piece > 30 else 5)
+        errors.append(error)
+    assert max(errors) <= TOLERANCE[kind]
+
+
+def test_the_newest_tokens_may_be_taken_back(one_device, long_text):
+    """As many as a ring has slots to spare: what was written for them is never seen again."""
+    spare = 11
+    cache = empty_cache(LOCAL, 2, LONG, spare=spare)
+    cache, _ = feed(long_text, cache, [0, 0], 20)
+    for at in range(20, LONG - spare, 2):
+        cache, _ = feed(long_text, cache, [at, at], spare, wrong=7)  # a draft, none of it accepted
+        cache, error = feed(long_text, cache, [at, at], 2)
+        assert error <= 1e-5
+
+
+def test_a_cache_grows_between_calls(one_device, long_text):
+    cache, at = empty_cache(LOCAL, 2, 8), 0
+    for slots in (8, 24, LONG):
+        cache = grow(LOCAL, cache, slots)
+        assert [s.k_BSKH.shape[2] for s in cache] == [min(slots, 32), slots]  # a window of 5 and 16 to spare
+        while at < slots:
+            cache, error = feed(long_text, cache, [at, at], 4)
+            assert error <= 1e-5
+            at += 4
 
 
 def test_empty_cache_has_the_shape_of_the_key_value_heads():
     c = ModelConfig(vocab_size=40, n_layers=3, d_model=16, n_heads=4, n_kv_heads=2, head_dim=6)
-    cache = empty_cache(c, batch=5, slots=7)
-    assert cache.k_LBSKH.shape == cache.v_LBSKH.shape == (3, 5, 7, 2, 6)
-    assert cache.k_LBSKH.dtype == jnp.float32
+    (slots,) = empty_cache(c, batch=5, slots=7)
+    assert slots.k_BSKH.shape == slots.v_BSKH.shape == (3, 5, 7, 2, 6)
+    assert slots.k_BSKH.dtype == jnp.float32
+    (rounded,) = empty_cache(c, batch=5, slots=7, kind="int8")
+    assert rounded.k_BSKH.dtype == jnp.int8 and rounded.k_scale_BSK.shape == (3, 5, 7, 2)
