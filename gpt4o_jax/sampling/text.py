@@ -27,7 +27,7 @@ def complete(
     part of a stop string.
     """
     encoded_stop = [s.encode() for s in stop if s]
-    writers = [_Streamer(tokenizer, stop, lambda text, row=row: stream(row, text)) for row in range(len(prompts) * num_samples)]
+    writers = [Streamer(tokenizer, stop, lambda text, row=row: stream(row, text)) for row in range(len(prompts) * num_samples)]
 
     def should_stop(row: int, ids: list[int]) -> int | None:
         # Looking back over as many tokens as the longest stop string has bytes is enough.
@@ -58,7 +58,7 @@ def complete(
     return results
 
 
-class _Streamer:
+class Streamer:
     """Passes text on as soon as it is whole characters and can no longer become a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], write: Callable[[str], None]):

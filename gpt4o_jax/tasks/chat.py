@@ -168,6 +168,12 @@ def _gemma(messages: Sequence[Message], reply: bool) -> Rendered:
     return [*out, begin, (Text("model\n"), False)] if reply else out
 
 
+def _plain(messages: Sequence[Message], reply: bool) -> Rendered:
+    """No turns at all: a text that model and user write in turns, a line each; for models that know no conversations."""
+    lines = [part for m in messages for part in ((Text(m.text), m.role == "assistant"), (Text("\n"), False))]
+    return [(BOS, False), *(lines[:-1] if reply else lines)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Template:
     """How a family writes conversations. render(messages, reply): reply asks for the head of the assistant's next turn."""
@@ -187,6 +193,7 @@ TEMPLATES = {
     "llama2": Template(_llama2, EOS),
     "mistral": Template(_mistral, EOS),
     "gemma": Template(_gemma, Symbol("<end_of_turn>")),
+    "plain": Template(_plain, EOS),
 }
 
 

@@ -1,0 +1,126 @@
+"""talks with a model in the terminal"""
+
+import dataclasses
+import sys
+
+from gpt4o_jax.commands import sampling_flags
+from gpt4o_jax.commands.flags import Flag
+
+_DRAWING = tuple(f for f in sampling_flags.FLAGS if f.name != "top_logprobs")  # there is no place to show them
+FLAGS = (
+    Flag("workdir", str, "", "run folder", required=True),
+    Flag("step", int, None, "checkpoint step; the newest if not given", low=0),
+    Flag(
+        "template", str, "", "how turns are written: own, plain, chatml, llama3, ...; what the run was imported with if not given"
+    ),
+    Flag("system", str, "", "what the model is told before the conversation"),
+    Flag("max_new_tokens", int, 256, "most tokens of a reply", low=1),
+    *_DRAWING,
+    Flag("seed", int, 0, "same seed and messages, same replies", low=0, high=2**31 - 1),
+)
+
+HELP = """\
+/reset              forget the conversation
+/system TEXT        tell the model TEXT before the conversation; without TEXT: nothing
+/set NAME=VALUE     change max_new_tokens, seed, temperature, top_p, ...; without: show them
+/help  /exit        this text; leave (also Ctrl-D). Ctrl-C stops a reply. //TEXT says /TEXT to the model"""
+
+
+def main(flags: dict, overrides: dict[str, str]) -> dict:
+    sampling = sampling_flags.sampling("chat", {**flags, "top_logprobs": 0})
+    import jax
+
+    from gpt4o_jax import run as runs
+    from gpt4o_jax.errors import RunError
+    from gpt4o_jax.sampling.chat import Session, reply
+    from gpt4o_jax.tasks import chat
+
+    name = flags["template"]
+    if name:
+        chat.template(name)  # before the model is read
+    run = runs.open_run(flags["workdir"], flags["step"])
+    if not name and not run.tokenizer.template:
+        _tell("this model was not trained to chat: what you write is continued as plain text (--template says otherwise)")
+    name = name or run.tokenizer.template or "plain"
+    session = Session(run, chat.template(name), sampling, flags["max_new_tokens"], flags["seed"], flags["system"])
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    _tell(f"{run.workdir} at step {run.step}, template {name}; /help lists the commands")
+    with jax.set_mesh(run.mesh):
+        for line in _lines():
+            if line == "/exit":
+                break
+            try:
+                if line.startswith("/") and not line.startswith("//"):
+                    _tell(_command(session, line))
+                    continue
+                if not reply(session, line.removeprefix("/") if line.startswith("//") else line, write, _tell):
+                    _tell("\nstopped")
+                write("\n")
+            except RunError as e:
+                _tell(str(e))
+    return {
+        "workdir": str(run.workdir), "step": run.step, "template": name, "replies": session.replies, "tokens": session.tokens,
+        "messages": [{"role": m.role, "content": m.text} for m in session.turns],
+    }  # fmt: skip
+
+
+def _lines():
+    """What the user writes, a line at a time, to the end; empty lines are passed over."""
+    on_terminal = sys.stdin.isatty()
+    if on_terminal:
+        import readline  # noqa: F401  (lines can be edited, and called back)
+    while True:
+        try:
+            line = input("> ") if on_terminal else sys.stdin.readline()
+        except KeyboardInterrupt:
+            _tell("\n/exit or Ctrl-D leaves")
+            continue
+        except EOFError:
+            return
+        if not line and not on_terminal:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _command(session, line: str) -> str:
+    """Does what a line with / asks for. Returns what to tell. Raises RunError."""
+    from gpt4o_jax.errors import RunError, did_you_mean
+
+    name, _, rest = line[1:].partition(" ")
+    rest = rest.strip()
+    if name == "help":
+        return HELP
+    if name == "reset":
+        session.turns.clear()
+        return "forgotten"
+    if name == "system":
+        session.system = rest
+        return "system text set" if rest else "no system text"
+    if name == "set":
+        return _set(session, rest)
+    known = ("reset", "system", "set", "help", "exit")
+    raise RunError(f"unknown command /{name}{did_you_mean(name, known)}; /help lists them")
+
+
+def _set(session, rest: str) -> str:
+    from gpt4o_jax.commands.flags import parse
+
+    settable = [f for f in FLAGS if f.name in ("max_new_tokens", "seed") or (f in _DRAWING and f.kind in (int, float))]
+    for assignment in rest.split():
+        values, _ = parse("/set", settable, [f"--{assignment}"], False)
+        name = assignment.partition("=")[0]
+        if hasattr(session, name):
+            setattr(session, name, values[name])
+        else:
+            session.sampling = dataclasses.replace(session.sampling, **{name: values[name]})
+    now = {f.name: getattr(session if hasattr(session, f.name) else session.sampling, f.name) for f in settable}
+    return " ".join(f"{name}={value}" for name, value in now.items())

@@ -1,0 +1,89 @@
+"""A conversation with a model: its history as prompt, the reply as it comes, room made by dropping the oldest turns."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from gpt4o_jax.errors import RunError
+from gpt4o_jax.run import Run
+from gpt4o_jax.sampling.generate import generate
+from gpt4o_jax.sampling.logits import Sampling
+from gpt4o_jax.sampling.text import Streamer
+from gpt4o_jax.tasks.chat import Message, Template, encode, say, symbol_id
+
+
+@dataclasses.dataclass
+class Session:
+    """What a conversation has come to. Use it under `with jax.set_mesh(run.mesh):`."""
+
+    run: Run
+    template: Template
+    sampling: Sampling
+    max_new_tokens: int
+    seed: int
+    system: str = ""
+    turns: list[Message] = dataclasses.field(default_factory=list)  # user, assistant, user, ...
+    replies: int = 0  # ever given
+    tokens: int = 0  # of them
+
+    def __post_init__(self):
+        symbol_id(self.template.end, self.run.tokenizer)  # a template for another tokenizer is told at once
+
+
+def prompt(session: Session) -> tuple[list[int], int]:
+    """(ids of the conversation up to the reply's first token, turns that had to be dropped for it).
+
+    Half of the context at most is kept free for the reply. Pairs of question and answer go, the oldest first. Raises
+    RunError where the last question alone does not fit.
+    """
+    limit = session.run.model.config.context_length
+    free = min(session.max_new_tokens, max(limit // 2, 1))
+    head = [say("system", session.system)] if session.system else []
+    for dropped in range(0, len(session.turns), 2):
+        ids, _ = encode(session.template.render([*head, *session.turns[dropped:]], True), session.run.tokenizer)
+        if len(ids) + free <= limit:
+            return ids, dropped
+    raise RunError(
+        f"this message and the system text are {len(ids)} tokens, but the context holds {limit} and {free} are kept for"
+        " the reply; write less, or /set max_new_tokens"
+    )
+
+
+def reply(session: Session, text: str, write: Callable[[str], None], tell: Callable[[str], None]) -> bool:
+    """Asks `text`, streams the answer to `write` and keeps both. False where KeyboardInterrupt stopped it early.
+
+    tell: gets a line where turns were dropped. Raises RunError, and keeps nothing, where the question does not fit.
+    """
+    tokenizer = session.run.tokenizer
+    session.turns.append(say("user", text))
+    try:
+        ids, dropped = prompt(session)
+    except RunError:
+        session.turns.pop()
+        raise
+    if dropped:
+        del session.turns[:dropped]
+        tell(f"the context is full: the oldest {dropped} turns are forgotten")
+    ends = (*tokenizer.symbols.eos, symbol_id(session.template.end, tokenizer))
+    symbols = dataclasses.replace(tokenizer.symbols, eos=tuple(dict.fromkeys(ends)))
+    said: list[int] = []
+    stream = Streamer(tokenizer, (), write)
+
+    def take(row: int, new: list[int]) -> None:
+        said.extend(new)
+        stream.feed(new)
+
+    rows = [ids]
+    how = {"on_tokens": take, "vocab_size": tokenizer.vocab_size, "symbols": symbols}
+    seed = int(np.random.SeedSequence([session.seed, session.replies]).generate_state(1)[0] >> 1)
+    finished = True
+    try:
+        generate(session.run.model, session.run.params, rows, session.max_new_tokens, session.sampling, seed, **how)
+    except KeyboardInterrupt:
+        finished = False
+    stream.close()
+    session.turns.append(say("assistant", tokenizer.decode(said)))
+    session.replies += 1
+    session.tokens += len(said)
+    return finished
