@@ -58,6 +58,13 @@ class DataConfig:
         " windows: random contiguous windows.",
         ("packed", "first_fit", "windows"),
     )
+    lanes: int = knob(
+        0,
+        "For text too large to tokenise beforehand: streams of documents that are tokenised as they are read, the rows taken from"
+        " each in turn (data/lanes.py); 0: tokenise once, into data.cache_dir.",
+        low=0,
+        high=2**16,
+    )
     prefetch: int = knob(2, "Dispatches of batches built ahead.", low=1, high=64)
     workers: int = knob(1, "Threads that build batches, at most data.prefetch.", low=1, high=64)
     cache_dir: str = knob("", "Folder of tokenised corpora; empty: gpt4o_jax/ in the user's cache folder.")

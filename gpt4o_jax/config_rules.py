@@ -218,6 +218,12 @@ def _validate_data(d) -> None:
     elif d.source != "python_docs" and not d.path:
         example = "NAME/CONFIG:SPLIT" if d.source == "tfds" else "FILE"
         raise RunError(f"config.data.path is empty; data.source={d.source} needs it: --config.data.path={example}")
+    for name, needed in (("rows", "packed"), ("holdout", "hash"), ("shingle_bytes", 0)):
+        if d.lanes and getattr(d, name) != needed:
+            raise RunError(
+                f"config.data.{name}={getattr(d, name)} needs the whole text before training, and data.lanes={d.lanes} never"
+                f" holds it; set data.{name}={needed}"
+            )
     if d.workers > d.prefetch:
         raise RunError(
             f"config.data.workers={d.workers} is more than data.prefetch={d.prefetch}: the rest would have nothing to build;"

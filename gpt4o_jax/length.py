@@ -35,6 +35,11 @@ def row_numbers(t: TrainConfig, step: int) -> list[int | None]:
     return [first + p // A * n + p % A if p % A < n else None for p in range(t.batch_size)]
 
 
+def in_epochs(config: RunConfig) -> bool:
+    """Whether train.length asks how much text there is."""
+    return parse_length(config.train.length)[1] == "epochs"
+
+
 def total_steps(config: RunConfig, tokens_per_epoch: int) -> int:
     """Optimizer steps of the whole run: train.length, tokens and epochs rounded up to whole dispatches."""
     number, unit = parse_length(config.train.length)

@@ -77,7 +77,7 @@ def dispatches(
     (length.row_numbers); without it row i of step s is rows[s * B + i]. places: those of the B that this process builds
     (parallel.places), in order; the batches then hold no others. None: all.
     Up to `prefetch` dispatches are built ahead, by `workers` threads. Threads, not processes: a row takes microseconds to
-    build, and sending it from one process to another takes longer.
+    build, and sending it from one process to another takes longer; where it is tokenised first, SentencePiece lets others run.
     """
     numbers = numbers or (lambda s: range(s * B, s * B + B))
 

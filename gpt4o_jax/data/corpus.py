@@ -1,4 +1,7 @@
-"""From a config to token caches: load, split, train the tokenizer, tokenise; each once per machine."""
+"""From a config to token caches: load, split, train the tokenizer, tokenise; each once per machine.
+
+With data.lanes only the hold-out is tokenised here, and the text of a tokenizer is a sample (data/lanes.py).
+"""
 
 import dataclasses
 import functools
@@ -12,9 +15,9 @@ from fractions import Fraction
 from pathlib import Path
 
 from gpt4o_jax.config import DataConfig, RunConfig
-from gpt4o_jax.data import file_digests, mixture, prepared, python_docs, sources, token_cache
+from gpt4o_jax.data import file_digests, lanes, mixture, prepared, python_docs, sources, token_cache
 from gpt4o_jax.data import tokenizer as tokenizers
-from gpt4o_jax.data.rows import make_rows
+from gpt4o_jax.data.rows import ROWS, make_rows
 from gpt4o_jax.data.token_cache import TokenCache
 from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import ExitCode, RunError
@@ -28,7 +31,7 @@ class Member:
 
     data: DataConfig  # what it would be read by alone
     share: Fraction  # of the training rows
-    training: TokenCache
+    training: TokenCache | lanes.Chunks
     holdout: TokenCache
 
 
@@ -39,6 +42,13 @@ class Corpus:
     name: str
     tokenizer: Tokenizer
     members: tuple[Member, ...]  # several only for data.source=mixture
+
+    @property
+    def size(self) -> str:
+        """How much training text there is, as far as that is known without reading it."""
+        if any(isinstance(m.training, lanes.Chunks) for m in self.members):
+            return f"up to {sum(len(m.training) for m in self.members) * lanes.CHUNK:,} training documents, read in lanes"
+        return f"{sum(m.training.token_count for m in self.members):,} training tokens"
 
     @functools.cached_property
     def holdout(self) -> TokenCache:
@@ -63,13 +73,23 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Corpus:
 
     def tokenizer_text():
         if config.tokenizer.kind == "char":  # no statistic of the text: the hold-out's characters belong to it
+            if config.data.lanes:
+                return itertools.chain(*map(sources.load, alone))
             return itertools.chain(*(part for pair in documents() for part in pair))
-        return mixture.fair_text([training for training, _ in documents()], shares, _TOKENIZER_BYTES)
+        if config.data.lanes:
+            sampled = zip(alone, shares, strict=True)
+            parts = [lanes.sample(sources.load(c), c.holdout_fraction, int(share * _TOKENIZER_BYTES)) for c, share in sampled]
+        else:
+            parts = [training for training, _ in documents()]
+        return mixture.fair_text(parts, shares, _TOKENIZER_BYTES)
 
     if tokenizer is None:
         tokenizer = _tokenizer(config, root / "tokenizers", whole, tokenizer_text)
     members = []
     for i, key in enumerate(keys):
+        if config.data.lanes:
+            members.append(_in_lanes(alone[i], shares[i], root / "tokens", _digest(key, tokenizer.digest), tokenizer))
+            continue
         caches = []
         for j, part in enumerate(("training", "holdout")):
             folder = root / "tokens" / f"{_digest(key, tokenizer.digest)}-{part}"
@@ -81,15 +101,29 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     return Corpus(_digest(whole, tokenizer.digest), tokenizer, tuple(members))
 
 
+def _in_lanes(data: DataConfig, share: Fraction, root: Path, name: str, tokenizer: Tokenizer) -> Member:
+    """A member whose training text is tokenised as it is read."""
+    documents = sources.load(data)
+    training = lanes.Chunks(documents, data.holdout_fraction, tokenizer, root / f"{name}-chunks")
+    folder = root / f"{name}-holdout"
+    if (folder / "meta.json").exists():
+        return Member(data, share, training, token_cache.open_cache(folder))
+    held = lanes.held_out(documents, data.holdout_fraction)
+    if not held:
+        raise sources.no_holdout(documents, data)
+    return Member(data, share, training, token_cache.build(root, folder.name, held, tokenizer))
+
+
 def split_documents(alone: Sequence[DataConfig]) -> list[tuple[Sequence[str], Sequence[str]]]:
     """(training documents, held-out documents) of each source of a corpus."""
     return sources.split_all([sources.load(c) for c in alone], alone[0])
 
 
 def training_rows(config: RunConfig, corpus: Corpus):
-    """The row function of a run. Raises RunError where a source is too short for one row."""
-    caches, shares = [m.training for m in corpus.members], [m.share for m in corpus.members]
-    return make_rows(config.data.rows, caches, shares, config.model.context_length, config.seed)
+    """The row function of a run. Raises RunError where a source is too short for one row, or for its lanes."""
+    texts, shares = [m.training for m in corpus.members], [m.share for m in corpus.members]
+    make = functools.partial(lanes.LaneRows, lanes=config.data.lanes) if config.data.lanes else ROWS[config.data.rows]
+    return make_rows(make, texts, shares, config.model.context_length, config.seed)
 
 
 def _tokenizer(config: RunConfig, folder: Path, key: str, text: Callable[[], Iterable[str]]) -> Tokenizer:
@@ -127,7 +161,8 @@ def _source_key(config: DataConfig, memory: Path) -> str:
 def _split_keys(alone: Sequence[DataConfig], memory: Path) -> list[str]:
     """Names training text and hold-out of each source."""
     knobs = alone[0]
-    split = json.dumps([knobs.holdout, knobs.holdout_fraction, knobs.shingle_bytes, knobs.shingle_share])
+    split = [knobs.holdout, knobs.holdout_fraction, knobs.shingle_bytes, knobs.shingle_share]
+    split = json.dumps([*split, "lanes", lanes.CHUNK, lanes.HOLDOUT_BYTES] if knobs.lanes else split)
     keys = [_digest(_source_key(c, memory), split) for c in alone]
     if len(keys) > 1 and knobs.shingle_bytes:  # each loses what repeats the hold-outs of all
         return [_digest(key, *sorted(keys)) for key in keys]

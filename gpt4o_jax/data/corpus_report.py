@@ -47,7 +47,7 @@ def _source(member: corpora.Member, config: RunConfig, seen: set[bytes]) -> dict
         seen.add(key)
         documents, text_bytes, longest = documents + 1, text_bytes + len(raw), max(longest, len(raw))
     training, holdout = member.training, member.holdout
-    kept_bytes, tokens = training.text_bytes + holdout.text_bytes, len(training.tokens) + len(holdout.tokens)
+    kept_bytes, tokens = training.text_bytes + holdout.text_bytes, training.token_count + holdout.token_count
     dropped = documents - training.documents - holdout.documents if config.data.shingle_bytes else 0
     return {
         "source": member.data.source,
@@ -62,9 +62,9 @@ def _source(member: corpora.Member, config: RunConfig, seen: set[bytes]) -> dict
         "tokens": tokens,
         "bytes_per_token": _ratio(kept_bytes, tokens),
         "training_documents": training.documents,
-        "training_tokens": len(training.tokens),
+        "training_tokens": training.token_count,
         "holdout_documents": holdout.documents,
-        "holdout_tokens": len(holdout.tokens),
+        "holdout_tokens": holdout.token_count,
     }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from gpt4o_jax.errors import data_error
 
-_LINES = 4096  # of a JSONL file read at once
+_LINES = 1024  # of a JSONL file read at once
 
 
 class Blocks(Sequence[str]):
@@ -17,6 +17,7 @@ class Blocks(Sequence[str]):
     def __init__(self, sizes: Sequence[int], read: Callable[[int], list[str]]):
         """sizes: documents in each block. read(block): its documents."""
         self._ends = list(itertools.accumulate(sizes))
+        self.largest = max(sizes, default=0)
         self._read = functools.lru_cache(maxsize=2)(read)
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@ T row length in tokens (a row also holds the token after its last, as a target)
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -30,7 +30,7 @@ def random_bits(seed: int, index) -> np.ndarray:
     return z
 
 
-def _shuffled(seed: int, epoch: int, n: int) -> np.ndarray:
+def shuffled(seed: int, epoch: int, n: int) -> np.ndarray:
     """The numbers 0 to n - 1 in the random order of an epoch."""
     return np.argsort(random_bits(seed, epoch * n + np.arange(n)), kind="stable")
 
@@ -71,7 +71,7 @@ class PackedRows:
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """(document numbers in this epoch's order, where each starts in this epoch's stream)."""
-        order = _shuffled(self.seed, epoch, self.cache.documents)
+        order = shuffled(self.seed, epoch, self.cache.documents)
         lengths = np.diff(self.cache.offsets)[order]
         return order, np.concatenate([[0], np.cumsum(lengths)])
 
@@ -109,7 +109,7 @@ class FirstFitRows:
         self._row_starts = np.searchsorted(row[order], np.arange(self.rows_per_epoch + 1))
         self.tokens_per_epoch = self.rows_per_epoch * T
         self.fill = float(length.sum() / (self.rows_per_epoch * (T + 1)))
-        self._epoch = functools.lru_cache(maxsize=2)(lambda epoch: _shuffled(seed, epoch, self.rows_per_epoch))
+        self._epoch = functools.lru_cache(maxsize=2)(lambda epoch: shuffled(seed, epoch, self.rows_per_epoch))
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Row number `row` of the run: (T + 1 tokens, and for each the number of its document, from 1; 0: padding)."""
@@ -136,13 +136,17 @@ class MixtureRows:
     def __init__(self, members: Sequence, shares: Sequence[Fraction], seed: int):
         """members: row functions; shares: of the rows, adding up to 1."""
         self.members, self.T = members, members[0].T
-        self.tokens_per_epoch = sum(m.tokens_per_epoch for m in members)  # an epoch: as many rows as all have together
         self.fill = sum(float(share) * m.fill for m, share in zip(members, shares, strict=True))
         left = [sum(shares[i:]) for i in range(len(shares))]
         self._steps = [
             (share / rest, Fraction(int(random_bits(seed, i)), 2**64))
             for i, (share, rest) in enumerate(zip(shares, left, strict=True))
         ]
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """An epoch: as many rows as all members have together."""
+        return sum(m.tokens_per_epoch for m in self.members)
 
     def locate(self, row: int) -> tuple[int, int]:
         """(member, number of the row among those of this member)."""
@@ -159,9 +163,12 @@ class MixtureRows:
         return self.members[member][row]
 
 
-def make_rows(kind: str, caches: Sequence[TokenCache], shares: Sequence[Fraction], T: int, seed: int):
-    """The row function of a run over one cache, or over several in the ratio of their shares."""
-    members = [ROWS[kind](cache, T, seed + (i << 31)) for i, cache in enumerate(caches)]  # seeds of runs end below 2^31
+def make_rows(make: Callable, texts: Sequence, shares: Sequence[Fraction], T: int, seed: int):
+    """The row function of a run over one source, or over several in the ratio of their shares.
+
+    make(text, T, seed): the row function of one, such as those of ROWS over a token cache.
+    """
+    members = [make(text, T, seed + (i << 31)) for i, text in enumerate(texts)]  # seeds of runs end below 2^31
     return MixtureRows(members, shares, seed) if len(members) > 1 else members[0]
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from gpt4o_jax.config import DataConfig
 from gpt4o_jax.data import prepared, python_docs, records
-from gpt4o_jax.errors import data_error
+from gpt4o_jax.errors import RunError, data_error
 
 
 def load(config: DataConfig) -> Sequence[str]:
     """Every document of one source (not a mixture), in a fixed order. Raises RunError for unreadable or empty input."""
     documents = {
         "python_docs": lambda: python_docs.documents(),
-        "text": lambda: _text(config),
+        "text": lambda: _text_by_files(config) if config.lanes else _text(config),
         "jsonl": lambda: records.jsonl(text_files(config.path), config.field),
         "parquet": lambda: records.parquet(text_files(config.path), config.field),
         "tfds": lambda: prepared.documents(config.path, config.tfds_dir, config.field),
@@ -33,6 +33,17 @@ def _text(config: DataConfig) -> list[str]:
         text = read_text(path)
         documents += text.split(config.separator) if config.separator else [text]
     return [d for d in documents if d.strip()]
+
+
+def _text_by_files(config: DataConfig) -> records.Blocks:
+    """The documents of _text, blank ones among them, of which only those of the last two files stay in memory."""
+    paths = text_files(config.path)
+
+    def read(i: int) -> list[str]:
+        text = read_text(paths[i])
+        return text.split(config.separator) if config.separator else [text]
+
+    return records.Blocks([len(read(i)) if config.separator else 1 for i in range(len(paths))], read)
 
 
 def text_files(pattern: str) -> list:
@@ -142,11 +153,15 @@ def split_all(corpora: Sequence[Sequence[str]], config: DataConfig) -> list[tupl
                 f" shingle_bytes={config.shingle_bytes}); use more documents, or data.holdout=tail"
             )
         if not held and config.holdout_fraction:
-            raise data_error(
-                f"hold-out is empty: none of {len(documents)} document(s) fell into holdout_fraction={config.holdout_fraction};"
-                " split the text with data.separator, use more documents, or data.holdout=tail"
-            )
+            raise no_holdout(documents, config)
     return pairs
+
+
+def no_holdout(documents: Sequence[str], config: DataConfig) -> RunError:
+    return data_error(
+        f"hold-out is empty: none of {len(documents)} document(s) fell into holdout_fraction={config.holdout_fraction};"
+        " split the text with data.separator, use more documents, or data.holdout=tail"
+    )
 
 
 def _choose(documents: Sequence[str], keep: Iterable[bool]) -> Sequence[str]:
@@ -159,13 +174,14 @@ def _choose(documents: Sequence[str], keep: Iterable[bool]) -> Sequence[str]:
 def _split_by_hash(documents: Sequence[str], fraction: float) -> tuple[Sequence[str], list[str]]:
     held, kept = [], bytearray()
     for d in documents:
-        out = _is_held(d, fraction)
+        out = is_held(d, fraction)
         held += [d] if out and d.strip() else []
         kept.append(not out and bool(d.strip()))
     return _choose(documents, kept), held
 
 
-def _is_held(document: str, fraction: float) -> bool:
+def is_held(document: str, fraction: float) -> bool:
+    """Whether a document belongs to the hold-out: a question to its text alone."""
     return int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big") < fraction * 2**64
 
 

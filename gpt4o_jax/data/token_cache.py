@@ -26,8 +26,16 @@ class TokenCache:
     def documents(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def token_count(self) -> int:
+        return len(self.tokens)
+
     def document(self, d: int) -> np.ndarray:
         return self.tokens[self.offsets[d] : self.offsets[d + 1]]
+
+
+def token_dtype(tokenizer: Tokenizer) -> type:
+    return np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
 
 
 def join(caches: Sequence[TokenCache]) -> TokenCache:
@@ -68,7 +76,7 @@ def build(root: Path, name: str, documents: Sequence[str], tokenizer: Tokenizer)
 
 
 def _write(folder: Path, documents: Sequence[str], tokenizer: Tokenizer) -> None:
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    dtype = token_dtype(tokenizer)
     offsets, text_bytes = [0], 0
     with open(folder / "tokens.bin", "wb") as f:
         for text in documents:

@@ -18,7 +18,7 @@ from gpt4o_jax.data.batches import dispatches
 from gpt4o_jax.data.corpus import Corpus, training_rows
 from gpt4o_jax.data.tokenizer import byte_lengths
 from gpt4o_jax.errors import ExitCode, RunError
-from gpt4o_jax.length import row_numbers, tokens_before, total_steps
+from gpt4o_jax.length import in_epochs, row_numbers, tokens_before, total_steps
 from gpt4o_jax.model import flops, gpt
 from gpt4o_jax.training import guards
 from gpt4o_jax.training.metrics import Ledger, MetricsWriter
@@ -54,7 +54,7 @@ def train(
         model, optimizer, shardings = program.model, program.optimizer, program.shardings
         K, B, T = config.train.steps_per_dispatch, config.train.batch_size, config.model.context_length
         rows = training_rows(config, corpus)
-        last_step = total_steps(config, rows.tokens_per_epoch)
+        last_step = total_steps(config, rows.tokens_per_epoch if in_epochs(config) else 0)
 
         # ------------------------------------------------------------ state: restored, or born in its shards
         store = Store(workdir / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_every)
@@ -87,7 +87,7 @@ def train(
     say(
         f"model {flops.parameter_count(config.model):,} parameters, {config.model.compute_dtype} products, attention by"
         f" {program.attention}, on {mesh.devices.size} {mesh.devices.flat[0].device_kind} device(s);"
-        f" {last_step} steps of {B} x {T} tokens; {sum(len(m.training.tokens) for m in corpus.members):,} training tokens,"
+        f" {last_step} steps of {B} x {T} tokens; {corpus.size},"
         f" rows {rows.fill:.1%} full"
     )
 

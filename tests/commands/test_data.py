@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt4o_jax.checkpoint.store import Store
+from gpt4o_jax.data import lanes
 from gpt4o_jax.errors import ExitCode
 
 
@@ -113,3 +114,23 @@ def test_what_was_prepared_is_trained_on_without_reading_it_again(command, train
 )
 def test_wrong_flags(refused, fragment, args):
     refused(ExitCode.USAGE, fragment, "data", *args)
+
+
+def test_text_that_is_tokenised_as_it_is_read_trains_goes_on_and_is_reported(command, train_args, tmp_path, monkeypatch):
+    monkeypatch.setattr(lanes, "CHUNK", 16)
+    cache = f"--config.data.cache_dir={tmp_path}/cache"
+    knobs = ("--config.data.lanes=3", cache, "--config.train.length=0.3 epochs", "--config.data.prefetch=5")
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    done, log = command(*train_args(straight, *knobs))
+    assert "up to 128 training documents, read in lanes" in log and not list((tmp_path / "cache").rglob("*-training"))
+    shutil.copytree(straight, stopped)
+    shutil.rmtree(stopped / "checkpoints" / str(done["step"]))
+    shutil.rmtree(tmp_path / "cache")
+    _, log = command(*train_args(stopped, *knobs))
+    assert "continuing from step" in log
+    scores = [command("evaluate", f"--workdir={w}")[0] for w in (straight, stopped)]
+    assert scores[0]["loss"] == scores[1]["loss"] and scores[0]["tokens"] == scores[1]["tokens"] > 0
+    report, _ = command(*report_args(train_args, "report", *knobs))
+    (source,) = report["sources"]
+    assert source["documents"] == 120 == source["training_documents"] + source["holdout_documents"]
+    assert report["tokens_per_epoch"] == source["training_tokens"] // 16 * 16

@@ -76,13 +76,13 @@ def test_a_batch_holds_every_member_in_its_share():
 @pytest.mark.parametrize("kind", ROWS)
 def test_rows_are_those_of_the_members(kind):
     caches, shares = [cache_of([9, 30, 12]), cache_of([50, 20], first=10_000)], [Fraction(1, 4), Fraction(3, 4)]
-    rows = make_rows(kind, caches, shares, 8, seed=3)
+    rows = make_rows(ROWS[kind], caches, shares, 8, seed=3)
     alone = [ROWS[kind](cache, 8, seed=3 + m * 2**31) for m, cache in enumerate(caches)]
     for i in [*range(50), 10**6, 10**9]:
         member, row = rows.locate(i)
         np.testing.assert_array_equal(rows[i], alone[member][row])
     assert rows.tokens_per_epoch == sum(r.tokens_per_epoch for r in alone)
-    assert type(make_rows(kind, caches[:1], [Fraction(1)], 8, 3)) is ROWS[kind]
+    assert type(make_rows(ROWS[kind], caches[:1], [Fraction(1)], 8, 3)) is ROWS[kind]
 
 
 # ---------------------------------------------------------------- how it is written

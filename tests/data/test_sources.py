@@ -207,7 +207,7 @@ def test_the_embedded_corpus_keeps_most_of_its_text_and_a_clean_hold_out(docs):
 def test_a_hold_out_that_takes_all_or_nothing_is_refused():
     same = ["x" * 60 + "y" * 50 + str(i) for i in range(50)]
     assert "hold-out took every one of 50 documents" in refusal(sources.split, same, DataConfig(holdout_fraction=0.2))
-    one = [d for d in _documents(50) if not sources._is_held(d, 0.05)][:1]
+    one = [d for d in _documents(50) if not sources.is_held(d, 0.05)][:1]
     assert "hold-out is empty: none of 1 document(s)" in refusal(sources.split, one, DataConfig(holdout_fraction=0.05))
 
 

@@ -1,0 +1,276 @@
+"""Rows of a corpus too large to tokenise beforehand: documents are tokenised when a row asks for them.
+
+Documents are taken in chunks of 256, and chunk c belongs to lane c % N, N = data.lanes. A lane is one stream of tokens without
+end: epoch after epoch its chunks in a new random order, in each the documents in a new random order, laid end to end. Row n of
+the run is row n // N of lane n % N, where row r holds the T tokens from r * T on, and the one after them.
+
+So a row is a function of (seed, n) alone, as in data/rows.py. What is kept on disk only spares work: how many tokens each chunk
+has, 8 bytes for 256 documents, written as they become known. With them any position is found at once, and a start there
+tokenises a part of one chunk in each lane; without them, all that was read before is tokenised once more.
+
+Why chunks: files are read 256 documents at a time, and the index stays small. The price is that documents are shuffled by chunks
+and within them, not singly. Why chunks in turn, not a range for each lane: lanes end within a chunk of each other, and a corpus
+sorted by subject gives no lane a subject of its own. Where N is train.batch_size, or a multiple of it, each process of several
+reads only the chunks of its own rows; otherwise they all read everything.
+
+In memory are N times up to two chunks, as text or tokens, and what the source holds: of text files a whole one.
+"""
+
+import bisect
+import concurrent.futures
+import functools
+import os
+import threading
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gpt4o_jax.data import sources
+from gpt4o_jax.data.records import Blocks
+from gpt4o_jax.data.rows import random_bits, shuffled
+from gpt4o_jax.data.token_cache import token_dtype
+from gpt4o_jax.data.tokenizer import Tokenizer
+from gpt4o_jax.errors import ExitCode, RunError, data_error
+
+CHUNK = 256  # documents
+HOLDOUT_BYTES = 1 << 24  # a final evaluation reads all of the hold-out
+_LARGEST_BLOCK = 1 << 14  # documents that a source reads at once; it does so for every chunk in it
+
+
+class Chunks:
+    """The training documents of a source, in chunks of CHUNK documents of the source, hold-out and blanks left out."""
+
+    def __init__(self, documents: Sequence[str], fraction: float, tokenizer: Tokenizer, folder: Path):
+        """fraction: share of the documents that is held out. folder: keeps what is known of the chunks' tokens."""
+        if isinstance(documents, Blocks) and documents.largest > _LARGEST_BLOCK:
+            raise data_error(
+                f"data.lanes: {documents.largest} documents of a file can only be read together, and would be for every {CHUNK};"
+                f" write at most {_LARGEST_BLOCK}, better 1000, a Parquet row group or text file, or set data.lanes=0"
+            )
+        self._source, self._fraction, self.tokenizer = documents, fraction, tokenizer
+        self._known = _open_index(folder, -(-len(documents) // CHUNK))  # tokens of each chunk, plus one; 0: not known
+        self._reading = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def texts(self, chunk: int) -> list[str]:
+        with self._reading:  # or threads would push each other's files out of what the source keeps in memory
+            texts = _texts(self._source, chunk)
+        return [d for d in texts if not sources.is_held(d, self._fraction)]
+
+    def known(self, chunk: int) -> int | None:
+        """Tokens of a chunk, where they have been counted."""
+        return int(self._known[chunk]) - 1 if self._known[chunk] else None
+
+    def learn(self, chunk: int, tokens: int) -> None:
+        self._known[chunk] = tokens + 1
+
+    @functools.cached_property
+    def token_count(self) -> int:
+        """Tokens of all chunks; counts those that are not known yet, on all cores."""
+        missing, cores = np.flatnonzero(np.asarray(self._known) == 0), os.cpu_count() or 1
+
+        def count(part: np.ndarray) -> None:
+            for chunk in part.tolist():
+                self.learn(chunk, sum(len(self.tokenizer.document(text)) for text in self.texts(chunk)))
+
+        with concurrent.futures.ThreadPoolExecutor(cores) as pool:  # SentencePiece lets other threads run
+            list(pool.map(count, (missing[i::cores] for i in range(cores))))
+        return int(np.sum(self._known)) - len(self)
+
+    @functools.cached_property
+    def _sizes(self) -> tuple[int, int]:
+        sizes = [len(text.encode()) for chunk in range(len(self)) for text in self.texts(chunk)]
+        return len(sizes), sum(sizes)
+
+    @property
+    def documents(self) -> int:
+        """Training documents; reads them all."""
+        return self._sizes[0]
+
+    @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes of all training documents; reads them all."""
+        return self._sizes[1]
+
+
+class LaneRows:
+    """The rows of N lanes in turn."""
+
+    fill = 1.0  # share of a row's places that hold a token
+
+    def __init__(self, chunks: Chunks, T: int, seed: int, lanes: int):
+        if lanes > len(chunks):
+            raise data_error(
+                f"data.lanes={lanes}: the source has {len(chunks)} chunk(s) of up to {CHUNK} documents, and a lane needs one;"
+                f" nearest: data.lanes={len(chunks)}, or 0"
+            )
+        self.chunks, self.T = chunks, T
+        self._lanes = [_Lane(chunks, range(lane, len(chunks), lanes), seed, T) for lane in range(lanes)]
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Of all lanes together; counts the whole corpus where that was not done yet."""
+        return self.chunks.token_count // self.T * self.T
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Row number `row` of the run: (T + 1 tokens, and for each the number of its document, from 1)."""
+        row, lane = divmod(row, len(self._lanes))
+        return self._lanes[lane][row]
+
+
+class _Lane:
+    """A stream of tokens without end. A place is the number of a chunk in it, counted through all epochs."""
+
+    def __init__(self, chunks: Chunks, mine: range, seed: int, T: int):
+        self._chunks, self._mine, self._seed, self._T = chunks, mine, seed, T
+        self._first = array("q", [0])  # tokens before each chunk of the first epoch, as far as they are known
+        self._lock = threading.Lock()
+        self._order = functools.lru_cache(maxsize=2)(self._order)
+        self._starts = functools.lru_cache(maxsize=2)(self._starts)
+        self._open = functools.lru_cache(maxsize=2)(self._open)
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        at, end = row * self._T, row * self._T + self._T + 1
+        tokens, segments = [], []
+        with self._lock:
+            while at < end:
+                place, start = self._locate(at)
+                for ids in self._open(place).between(at - start, end - start):
+                    tokens.append(ids)
+                    segments.append(np.full(len(ids), len(tokens), np.int32))
+                    at += len(ids)
+        return np.concatenate(tokens).astype(np.int32), np.concatenate(segments)
+
+    def _locate(self, at: int) -> tuple[int, int]:
+        """(place, tokens before it) of the chunk that holds token `at`."""
+        n, first = len(self._mine), self._first
+        while len(first) <= n and first[-1] <= at:
+            place = len(first) - 1
+            chunk = self._chunk(place)
+            count = self._chunks.known(chunk)
+            if count is None:
+                opened = self._open(place)
+                if opened.reaches(at - first[-1]):
+                    return place, first[-1]
+                count = opened.tokens
+                self._chunks.learn(chunk, count)
+            first.append(first[-1] + count)
+        if at < first[-1]:
+            place = bisect.bisect_right(first, at) - 1
+            return place, first[place]
+        if not first[-1]:
+            raise data_error(f"data.lanes: no training text in chunks {list(self._mine[:3])}, ... of one lane; use fewer lanes")
+        epoch, rest = divmod(at, first[-1])
+        starts = self._starts(epoch)
+        place = int(np.searchsorted(starts, rest, side="right")) - 1
+        return epoch * n + place, epoch * first[-1] + int(starts[place])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return shuffled(_seed(self._seed, self._mine.start), epoch, len(self._mine))
+
+    def _chunk(self, place: int) -> int:
+        epoch, place = divmod(place, len(self._mine))
+        return self._mine[self._order(epoch)[place]]
+
+    def _starts(self, epoch: int) -> np.ndarray:
+        """Tokens before each chunk of an epoch; all are known by then."""
+        counts = [self._chunks.known(self._mine[i]) for i in self._order(epoch)]
+        return np.cumsum([0, *counts[:-1]])
+
+    def _open(self, place: int) -> "_Opened":
+        chunk, epoch = self._chunk(place), place // len(self._mine)
+        texts = self._chunks.texts(chunk)
+        order = shuffled(_seed(self._seed, len(self._chunks) + chunk), epoch, len(texts))
+        return _Opened([texts[i] for i in order], self._chunks.tokenizer)
+
+
+class _Opened:
+    """The documents of a chunk in the order of an epoch, tokenised as far as they were asked for."""
+
+    def __init__(self, texts: list[str], tokenizer: Tokenizer):
+        self._left, self._tokenizer, self._dtype = texts[::-1], tokenizer, token_dtype(tokenizer)
+        self._ids: list[np.ndarray] = []
+        self._starts = [0]
+
+    @property
+    def tokens(self) -> int:
+        """Of the documents so far."""
+        return self._starts[-1]
+
+    def reaches(self, at: int) -> bool:
+        """Whether the chunk has a token number `at`; it and all before it are there then."""
+        while self.tokens <= at and self._left:
+            self._ids.append(np.array(self._tokenizer.document(self._left.pop()), self._dtype))
+            self._starts.append(self.tokens + len(self._ids[-1]))
+        return at < self.tokens
+
+    def between(self, begin: int, end: int) -> Iterator[np.ndarray]:
+        """Tokens begin to end, or to the chunk's last, document by document."""
+        self.reaches(end - 1)
+        for d in range(bisect.bisect_right(self._starts, begin) - 1, len(self._ids)):
+            start = self._starts[d]
+            if start >= end:
+                return
+            yield self._ids[d][max(begin - start, 0) : end - start]
+
+
+def _seed(seed: int, index: int) -> int:
+    """Of its own for each lane and each chunk."""
+    return int(random_bits(seed, index)) >> 1
+
+
+# ---------------------------------------------------------------- hold-out, and text for a tokenizer
+
+
+def held_out(documents: Sequence[str], fraction: float) -> list[str]:
+    """The held-out documents, in order: all, or those in the first chunks of a random order that fill HOLDOUT_BYTES.
+
+    Training leaves out the others too: whether a document is held out depends on its text alone.
+    """
+    return _gather(documents, lambda d: sources.is_held(d, fraction), HOLDOUT_BYTES)
+
+
+def sample(documents: Sequence[str], fraction: float, limit: int) -> list[str]:
+    """Training documents, in order: all, or those in the first chunks of a random order that fill `limit` bytes."""
+    return _gather(documents, lambda d: not sources.is_held(d, fraction), limit)
+
+
+def _gather(documents: Sequence[str], wanted: Callable[[str], bool], limit: int) -> list[str]:
+    found, size = {}, 0
+    for chunk in shuffled(0, 0, -(-len(documents) // CHUNK)).tolist():
+        if size >= limit:
+            break
+        found[chunk] = [d for d in _texts(documents, chunk) if wanted(d)]
+        size += sum(len(d.encode()) for d in found[chunk])
+    return [d for chunk in sorted(found) for d in found[chunk]]
+
+
+def _texts(documents: Sequence[str], chunk: int) -> list[str]:
+    """The documents of a chunk but for blank ones."""
+    texts = (documents[i] for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(documents))))
+    return [d for d in texts if d.strip()]
+
+
+# ---------------------------------------------------------------- the index
+
+
+def _open_index(folder: Path, chunks: int) -> np.ndarray:
+    """8 bytes for each chunk, shared with other processes: what they write is the same."""
+    path = folder / "chunks.bin"
+    try:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = folder / f"chunks.{os.getpid()}"
+            temporary.write_bytes(bytes(8 * chunks))  # written out: a full disk is told here, not in the midst of training
+            os.replace(temporary, path)
+        if path.stat().st_size != 8 * chunks:
+            raise data_error(f"{path}: damaged ({path.stat().st_size} bytes, expected {8 * chunks}); delete that folder")
+        return np.memmap(path, np.int64, "r+", shape=(chunks,))
+    except OSError as e:
+        raise RunError(
+            f"{path}: cannot write ({e.strerror or e}); free space or set --config.data.cache_dir", ExitCode.STORAGE
+        ) from None
