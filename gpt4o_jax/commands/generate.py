@@ -4,6 +4,7 @@ import sys
 
 from gpt4o_jax.commands import sampling_flags
 from gpt4o_jax.commands.flags import Flag
+from gpt4o_jax.commands.ready_flags import READY, ready
 
 FLAGS = (
     Flag("workdir", str, "", "run folder", required=True),
@@ -11,6 +12,7 @@ FLAGS = (
     Flag("step", int, None, "checkpoint step; the newest if not given", low=0),
     Flag("max_new_tokens", int, 100, "most tokens to add", low=1),
     *sampling_flags.FLAGS,
+    *READY,
     Flag("num_samples", int, 1, "continuations of the prompt", low=1, high=1024),
     Flag("seed", int, 0, "same seed, same text", low=0, high=2**31 - 1),
     Flag("stop", list, None, "end before this string; may be given several times"),
@@ -24,7 +26,7 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     from gpt4o_jax import run as runs
     from gpt4o_jax.sampling.text import complete
 
-    run = runs.open_run(flags["workdir"], flags["step"])
+    run = ready("generate", runs.open_run(flags["workdir"], flags["step"]), flags)
     one = flags["num_samples"] == 1
 
     unseen = [flags["prompt"]]  # shown with the first text, when it is known to fit

@@ -23,6 +23,7 @@ from gpt4o_jax.model.layers import normal, param
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.cross_entropy import capped_logits
 from gpt4o_jax.ops.positions import RopeScaling, Rotation, rotation
+from gpt4o_jax.ops.weights import Weight, rows
 from gpt4o_jax.parallel import constrain
 
 
@@ -46,7 +47,7 @@ class GPT(nn.Module):
         """
         c = self.config
         table_VD = param(self, "embedding", normal(c.init_std), (c.vocab_size, c.d_model), ("vocab", "embed"))
-        x_BTD = jnp.take(table_VD, tokens_BT, axis=0)
+        x_BTD = rows(table_VD, tokens_BT) if isinstance(table_VD, Weight) else jnp.take(table_VD, tokens_BT, axis=0)
         if c.embed_scale:
             x_BTD *= (c.d_model * c.width_ratio) ** 0.5  # under muP as in the base model
         embedded_BTD = x_BTD
@@ -93,9 +94,12 @@ def _rotations(c: ModelConfig, positions_BT) -> tuple[Rotation | None, Rotation 
     return rotation(positions_BT, c.rotary_width, c.rope_theta, scaling), local
 
 
-def unembedding(params) -> jax.Array:
-    """The head's matrix [D, V]: its own, or the embedding table transposed where they are tied."""
-    return params["unembedding"] if "unembedding" in params else params["embedding"].T
+def unembedding(params) -> jax.Array | Weight:
+    """The head's matrix [D, V]: its own, or the embedding table transposed where they are tied (as a Weight it already is)."""
+    if "unembedding" in params:
+        return params["unembedding"]
+    table = params["embedding"]
+    return table if isinstance(table, Weight) else table.T
 
 
 def unembed(model: GPT, params, hidden_BTD: jax.Array) -> jax.Array:

@@ -4,9 +4,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gpt4o_jax.ops.weights import Weight
+
 
 def param(module: nn.Module, name: str, init, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
-    """A float32 parameter whose axes carry the logical names of parallel/rules.py."""
+    """A float32 parameter whose axes carry the logical names of parallel/rules.py, or the Weight that stands for it."""
+    if module.has_variable("params", name) and isinstance(given := module.get_variable("params", name), Weight):
+        return given
     value = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
     return value
 

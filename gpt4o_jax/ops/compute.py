@@ -7,10 +7,11 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """Platform of the mesh's devices, and operand type of matrix products (sums are float32)."""
+    """Platform of the mesh's devices, operand type of matrix products (sums are float32), and type of the cache."""
 
     platform: str = "cpu"  # "cpu", "gpu" or "tpu"
     dtype: str = "float32"  # "float32" or "bfloat16"
+    kv_cache: str = "float32"  # what keys and values are kept in while generating, one of model/cache.py's KINDS
 
     @property
     def operand(self) -> jnp.dtype:

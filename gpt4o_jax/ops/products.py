@@ -15,14 +15,17 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.ops.weights import Weight, weight_product
 
 
-def product(spec: str, x: jax.Array, w: jax.Array, compute: Compute) -> jax.Array:
-    """einsum(spec, x, w), operands rounded to compute.dtype, float32 result.
+def product(spec: str, x: jax.Array, w: jax.Array | Weight, compute: Compute) -> jax.Array:
+    """einsum(spec, x, w), operands rounded to compute.dtype, float32 result. A Weight has its own precision and no gradient.
 
     The last axes of x meet the first of w, and nothing is batched: "BTD,DNH->BTNH".
     The gradient's two products round their operands too.
     """
+    if isinstance(w, Weight):
+        return weight_product(x, w, compute)
     if compute.operand == jnp.float32:
         return jnp.einsum(spec, x, w, preferred_element_type=jnp.float32)
     return _rounded(spec, compute, x, w)
@@ -34,7 +37,7 @@ def joint_product(specs: list[str], x: jax.Array, ws: list[jax.Array], compute: 
     On CPU as one wide product: the narrow ones of a query, key or value projection keep two cores
     busy only half of the time.
     """
-    if compute.platform != "cpu" or compute.operand == jnp.float32:
+    if compute.platform != "cpu" or compute.operand == jnp.float32 or isinstance(ws[0], Weight):
         return [product(spec, x, w, compute) for spec, w in zip(specs, ws, strict=True)]
     widths = [w.size // w.shape[0] for w in ws]
     joint = jnp.concatenate([w.reshape(w.shape[0], -1) for w in ws], axis=1)

@@ -1,0 +1,34 @@
+"""The flags that say in what numbers a model generates."""
+
+import dataclasses
+
+from gpt4o_jax.commands.flags import Flag
+from gpt4o_jax.errors import RunError, did_you_mean
+
+WEIGHTS = ("float32", "bfloat16", "int8", "int4")
+KV_CACHE = ("float32", "bfloat16", "int8")
+
+READY = (
+    Flag("weights", str, "float32", f"what matrices are kept in: {', '.join(WEIGHTS)}; fewer bits are faster and less exact"),
+    Flag("kv_cache", str, "float32", f"what keys and values are kept in: {', '.join(KV_CACHE)}"),
+)
+
+
+def ready(command: str, run, flags: dict):
+    """The run with its model and parameters as these flags want them. Raises RunError."""
+    check_weights(command, flags["weights"])
+    _check(command, "kv_cache", flags["kv_cache"], KV_CACHE)
+    from gpt4o_jax.model.quantization import for_generation
+
+    model, params = for_generation(run.model, run.params, flags["weights"], flags["kv_cache"])
+    return dataclasses.replace(run, model=model, params=params)
+
+
+def check_weights(command: str, value: str) -> None:
+    """Raises RunError where there is no such type of weights."""
+    _check(command, "weights", value, WEIGHTS)
+
+
+def _check(command: str, name: str, value: str, legal: tuple[str, ...]) -> None:
+    if value not in legal:
+        raise RunError(f"{command}: --{name}={value}: expected one of {', '.join(legal)}{did_you_mean(value, legal)}")
