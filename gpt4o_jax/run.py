@@ -1,7 +1,7 @@
 """A run folder, opened: what every command but `train` starts from.
 
 config.json  tokenizer.model  metrics.jsonl  tensorboard/  checkpoints/STEP/  samples/STEP.txt
-report.md  loss.png  training.png
+report.md  loss.png  training.png; with data.lanes, lanes/: tokens of what was read
 
 With a published tokenizer: tokenizer.extra.json, and tokenizer.json in the place of tokenizer.model.
 """

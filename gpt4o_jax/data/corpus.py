@@ -46,9 +46,14 @@ class Corpus:
     @property
     def size(self) -> str:
         """How much training text there is, as far as that is known without reading it."""
-        if any(isinstance(m.training, lanes.Chunks) for m in self.members):
-            return f"up to {sum(len(m.training) for m in self.members) * lanes.CHUNK:,} training documents, read in lanes"
+        if self.in_lanes:
+            return f"up to {sum(map(len, self.in_lanes)) * lanes.CHUNK:,} training documents, read in lanes"
         return f"{sum(m.training.token_count for m in self.members):,} training tokens"
+
+    @property
+    def in_lanes(self) -> list[lanes.Chunks]:
+        """Training text that is tokenised as it is read."""
+        return [m.training for m in self.members if isinstance(m.training, lanes.Chunks)]
 
     @functools.cached_property
     def holdout(self) -> TokenCache:

@@ -5,8 +5,9 @@ end: epoch after epoch its chunks in a new random order, in each the documents i
 the run is row n // N of lane n % N, where row r holds the T tokens from r * T on, and the one after them.
 
 So a row is a function of (seed, n) alone, as in data/rows.py. What is kept on disk only spares work: how many tokens each chunk
-has, 8 bytes for 256 documents, written as they become known. With them any position is found at once, and a start there
-tokenises a part of one chunk in each lane; without them, all that was read before is tokenised once more.
+has, 8 bytes for 256 documents, written as they become known into data.cache_dir, and with each checkpoint into the run. With
+them any position is found at once, and a start there tokenises a part of one chunk in each lane; without them, all that was read
+before is tokenised once more.
 
 Why chunks: files are read 256 documents at a time, and the index stays small. The price is that documents are shuffled by chunks
 and within them, not singly. Why chunks in turn, not a range for each lane: lanes end within a chunk of each other, and a corpus
@@ -21,6 +22,7 @@ import concurrent.futures
 import functools
 import os
 import threading
+import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -49,6 +51,7 @@ class Chunks:
                 f"data.lanes: {documents.largest} documents of a file can only be read together, and would be for every {CHUNK};"
                 f" write at most {_LARGEST_BLOCK}, better 1000, a Parquet row group or text file, or set data.lanes=0"
             )
+        self.name = folder.name
         self._source, self._fraction, self.tokenizer = documents, fraction, tokenizer
         self._known = _open_index(folder, -(-len(documents) // CHUNK))  # tokens of each chunk, plus one; 0: not known
         self._reading = threading.Lock()
@@ -67,6 +70,22 @@ class Chunks:
 
     def learn(self, chunk: int, tokens: int) -> None:
         self._known[chunk] = tokens + 1
+
+    def keep(self, folder, process: int) -> None:
+        """Writes what is known into a folder of the run, for machines whose data.cache_dir is another. Takes any path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{self.name}.{process}.tmp"
+        temporary.write_bytes(zlib.compress(self._known.tobytes()))
+        temporary.replace(folder / f"{self.name}.{process}")
+
+    def take(self, folder) -> None:
+        """Reads what `keep` wrote, of every process."""
+        for path in sorted(folder.glob(f"{self.name}.*")) if folder.exists() else ():
+            try:
+                stored = np.frombuffer(zlib.decompress(path.read_bytes()), np.int64)
+                np.maximum(self._known, stored, out=self._known)  # what both know is the same
+            except (ValueError, zlib.error):  # cut off while it was written: counted again
+                continue
 
     @functools.cached_property
     def token_count(self) -> int:

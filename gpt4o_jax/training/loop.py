@@ -54,6 +54,8 @@ def train(
         model, optimizer, shardings = program.model, program.optimizer, program.shardings
         K, B, T = config.train.steps_per_dispatch, config.train.batch_size, config.model.context_length
         rows = training_rows(config, corpus)
+        for text in corpus.in_lanes:
+            text.take(workdir / "lanes")
         last_step = total_steps(config, rows.tokens_per_epoch if in_epochs(config) else 0)
 
         # ------------------------------------------------------------ state: restored, or born in its shards
@@ -138,6 +140,8 @@ def train(
                             (folder / f"{step}.txt").write_text(sample(model, params))
                     if due(config.checkpoint.every) or stopping:
                         with ledger.time("checkpoint"):
+                            for text in corpus.in_lanes:
+                                text.keep(workdir / "lanes", jax.process_index())
                             save_state(store, step, state, params, corpus)
                 if stopping and not last:
                     with ledger.time("checkpoint"):

@@ -229,6 +229,21 @@ def test_what_is_known_is_not_tokenised_again(config_of, monkeypatch):
     assert rows.tokens_per_epoch and len(asked) <= 2 * LANES
 
 
+def test_what_is_known_travels_with_the_run(config_of, tmp_path, monkeypatch):
+    """To a machine with an empty cache, from two processes that each know of their own lanes."""
+    for process, places in enumerate(([0, 1], [2, 3])):
+        rows = open_rows(config_of(cache=f"of {process}", lanes=B))
+        stream(rows, 0, 2 * EPOCH, places=places)
+        rows.chunks.keep(tmp_path / "run", process)
+    (tmp_path / "run" / f"{rows.chunks.name}.2").write_bytes(b"cut off")
+    rows, asked = open_rows(config_of(cache="new", lanes=B)), []
+    rows.chunks.take(tmp_path / "run")
+    texts = rows.chunks.texts
+    monkeypatch.setattr(rows.chunks, "texts", lambda chunk: asked.append(chunk) or texts(chunk))
+    assert_same(stream(rows, 5 * EPOCH, 5 * EPOCH + K), stream(open_rows(config_of(lanes=B)), 5 * EPOCH, 5 * EPOCH + K))
+    assert len(asked) <= 2 * B
+
+
 # ---------------------------------------------------------------- memory
 
 
