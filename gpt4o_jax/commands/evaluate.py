@@ -1,4 +1,4 @@
-"""loss, perplexity, bits per byte and accuracy of a run on its hold-out, or on any text"""
+"""scores a run: loss and bits per byte of its hold-out or any text; multiple choice; tasks of lm-evaluation-harness"""
 
 from gpt4o_jax.commands.flags import Flag
 from gpt4o_jax.commands.ready_flags import check_weights
@@ -10,36 +10,89 @@ FLAGS = (
     Flag("text", str, "", "UTF-8 file, folder or glob to score instead of the hold-out"),
     Flag("weights", str, "", "score them again in bfloat16, int8 or int4, as generate --weights has them: what that costs"),
     Flag("stride", int, None, "tokens between windows; the run's eval.stride if not given", low=1),
+    Flag("choice", str, "", "JSONL of multiple-choice questions (question, choices, answer) to score instead"),
+    Flag("tasks", str, "", "NAME[,NAME] of lm-evaluation-harness to score instead (requirements-eval.txt)"),
+    Flag("task_dir", str, "", "for --tasks: folder with task YAML files; with it, nothing is downloaded"),
+    Flag("num_fewshot", int, None, "for --choice, --tasks: solved examples before each question", low=0),
+    Flag("limit", int, None, "for --choice, --tasks: only the first so many questions", low=1),
 )
+_FOR = {
+    "stride": ("text", ""),
+    "weights": ("text", ""),
+    "task_dir": ("tasks",),
+    "num_fewshot": ("choice", "tasks"),
+    "limit": ("choice", "tasks"),
+}
 
 
 def main(flags: dict, overrides: dict[str, str]) -> dict:
+    what = [name for name in ("text", "choice", "tasks") if flags[name]] or [""]
+    if len(what) > 1:
+        raise RunError(f"evaluate: --{what[0]} and --{what[1]}: expected one of them")
+    for name, kinds in _FOR.items():
+        if flags[name] not in (None, "") and what[0] not in kinds:
+            needed = " or ".join(f"--{k}" for k in kinds if k)
+            raise RunError(f"evaluate: --{name}={flags[name]} is for {needed}; give that too, or leave it out")
     if flags["weights"]:
         check_weights("evaluate", flags["weights"])
     import jax
 
+    from gpt4o_jax import run as runs
+
+    score = {"choice": _choice, "tasks": _tasks}.get(what[0], _perplexity)
+    ready = score(flags)  # reads what the user named before the model
+    run = runs.open_run(flags["workdir"], flags["step"])
+    with jax.set_mesh(run.mesh):
+        return {"workdir": str(run.workdir), "step": run.step, **ready(run)}
+
+
+def _perplexity(flags: dict):
     from gpt4o_jax import run as runs
     from gpt4o_jax.data import sources
     from gpt4o_jax.evaluation import perplexity
     from gpt4o_jax.model.quantization import for_generation
 
     texts = [sources.read_text(p) for p in sources.text_files(flags["text"])] if flags["text"] else None
-    run = runs.open_run(flags["workdir"], flags["step"])
-    if (flags["stride"] or 0) > run.config.model.context_length:
-        raise RunError(
-            f"evaluate: --stride={flags['stride']}: at most the model's context_length={run.config.model.context_length},"
-            " or tokens between two windows would not be scored"
-        )
-    if texts is None:
-        documents = list(perplexity.cached_documents(runs.holdout(run), run.tokenizer))
-    else:
-        documents = [perplexity.text_document(text, run.tokenizer) for text in texts]
-    stride = flags["stride"] or run.config.eval.stride
-    with jax.set_mesh(run.mesh):
+
+    def score(run) -> dict:
+        if (flags["stride"] or 0) > run.config.model.context_length:
+            raise RunError(
+                f"evaluate: --stride={flags['stride']}: at most the model's context_length={run.config.model.context_length},"
+                " or tokens between two windows would not be scored"
+            )
+        if texts is None:
+            documents = list(perplexity.cached_documents(runs.holdout(run), run.tokenizer))
+        else:
+            documents = [perplexity.text_document(text, run.tokenizer) for text in texts]
+        stride = flags["stride"] or run.config.eval.stride
         how = (documents, run.tokenizer, stride, run.config.eval.batch_size)
         scores = perplexity.evaluate(run.model, run.params, *how)
         if flags["weights"]:
             again = perplexity.evaluate(*for_generation(run.model, run.params, flags["weights"]), *how)
             names = ("loss", "perplexity", "bits_per_byte", "accuracy")
             scores[flags["weights"]] = {name: again[name] for name in names} | {"loss_added": again["loss"] - scores["loss"]}
-    return {"workdir": str(run.workdir), "step": run.step, "text": flags["text"] or "holdout", **scores}
+        return {"text": flags["text"] or "holdout", **scores}
+
+    return score
+
+
+def _choice(flags: dict):
+    from pathlib import Path
+
+    from gpt4o_jax.evaluation import choice
+
+    questions, shots = choice.read_questions(Path(flags["choice"])), flags["num_fewshot"] or 0
+
+    def score(run) -> dict:
+        model = (run.model, run.params, run.tokenizer)
+        scores = choice.evaluate(*model, questions, shots, flags["limit"], run.config.seed, run.config.eval.batch_size)
+        return {"choice": flags["choice"], "num_fewshot": shots, **scores}
+
+    return score
+
+
+def _tasks(flags: dict):
+    from gpt4o_jax.evaluation import harness
+
+    names = [name for name in flags["tasks"].split(",") if name]
+    return lambda run: {"tasks": harness.evaluate(run, names, flags["task_dir"], flags["num_fewshot"], flags["limit"])}

@@ -46,7 +46,7 @@ def windows(ids: np.ndarray, T: int, stride: int):
 
 
 @functools.lru_cache(maxsize=4)
-def _scorer(model: GPT, loss_chunk: int):
+def scorer(model: GPT, loss_chunk: int):
     """jit: (params, Batch) -> summed (nats, correct) over weighted targets."""
 
     def score(params, batch: Batch):
@@ -80,7 +80,7 @@ def evaluate(
     stride = stride or max(T // 2, 1)
     if stride > T:
         raise RunError(f"eval.stride={stride} is longer than model.context_length={T}: tokens would be left out; nearest: {T}")
-    score = _scorer(model, loss_chunk)
+    score = scorer(model, loss_chunk)
     lengths_V = byte_lengths(tokenizer)
     nats = correct = 0.0
     tokens = text_bytes = 0
@@ -90,7 +90,7 @@ def evaluate(
         nonlocal nats, correct
         if waiting:
             rows = waiting + [(np.zeros(T + 1, np.int32), 0, 0)] * (batch_size - len(waiting))
-            sums = jax.device_get(score(params, _batch(rows, T)))
+            sums = jax.device_get(score(params, window_batch(rows, T)))
             nats += float(np.sum(sums[0], dtype=np.float64))
             correct += float(np.sum(sums[1], dtype=np.float64))
             waiting.clear()
@@ -116,7 +116,8 @@ def evaluate(
     }
 
 
-def _batch(rows: list[tuple], T: int) -> Batch:
+def window_batch(rows: list[tuple], T: int) -> Batch:
+    """Batch [B, T] of what `windows` yields: (T + 1 tokens, how many are real, targets scored from)."""
     ids = np.stack([r[0] for r in rows]).astype(np.int32)
     index = np.arange(T)
     real = np.array([r[1] for r in rows])[:, None]

@@ -77,12 +77,12 @@ def layout(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, pa
         )
     lengths_P = np.array([len(p) for p in prompts], np.int32)
     room_P = np.minimum(max_new_tokens, limit - lengths_P)  # each row's own: neighbours do not matter
-    T = _bucket(longest, limit)
+    T = bucket(longest, limit)
     tokens_PT = np.stack([np.pad(np.asarray(p, np.int32), (0, T - len(p)), constant_values=pad) for p in prompts])
-    return room_P, tokens_PT, lengths_P, _bucket(int(max(lengths_P + room_P)), limit)
+    return room_P, tokens_PT, lengths_P, bucket(int(max(lengths_P + room_P)), limit)
 
 
-def _bucket(n: int, limit: int) -> int:
+def bucket(n: int, limit: int) -> int:
     """n rounded up to 32, 64, 128, ... but at most `limit`: few shapes, few compilations."""
     size = 32
     while size < n:

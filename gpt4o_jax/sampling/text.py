@@ -13,7 +13,7 @@ def complete(
     model: GPT,
     params,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str | list[int]],
     max_new_tokens: int,
     sampling: Sampling = Sampling(),
     seed: int = 0,
@@ -21,7 +21,7 @@ def complete(
     stream: Callable[[int, str], None] | None = None,
     num_samples: int = 1,
 ) -> list[tuple[str, Completion]]:
-    """Continuations of `prompts`, `num_samples` of each, cut before the first stop string.
+    """Continuations of `prompts` (texts or ids), `num_samples` of each, cut before the first stop string.
 
     Sample j of prompt p is row p * num_samples + j. stream(row, text) receives whole characters as they come, never any
     part of a stop string.
@@ -38,7 +38,7 @@ def complete(
     completions = generate(
         model,
         params,
-        [tokenizer.prompt(p) for p in prompts],
+        [tokenizer.prompt(p) if isinstance(p, str) else p for p in prompts],
         max_new_tokens,
         sampling,
         seed,

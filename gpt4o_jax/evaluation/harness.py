@@ -1,0 +1,123 @@
+"""Tasks of the Language Model Evaluation Harness (lm-eval, arXiv:2405.14782), answered by a run.
+
+lm-eval 0.4 is imported only by `evaluate`, and needs no torch for it; the three methods it calls take anything with `.args`.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpt4o_jax.errors import RunError, data_error, did_you_mean
+from gpt4o_jax.evaluation.continuations import encode_pair, rolling, score
+from gpt4o_jax.run import Run
+from gpt4o_jax.sampling.logits import Sampling
+from gpt4o_jax.sampling.text import complete
+
+MAX_GEN_TOKS = 256  # lm-eval's own, where a task does not say
+
+
+class Harness:
+    """The model as lm-eval asks it. Use it under `with jax.set_mesh(run.mesh):`."""
+
+    def __init__(self, run: Run, batch_size: int = 16):
+        self.run, self.batch_size = run, batch_size
+
+    def loglikelihood(self, requests: Sequence, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """args (context, continuation) -> (log-probability of the continuation, whether greedy decoding gives it)."""
+        pairs = [encode_pair(self.run.tokenizer, *r.args) for r in requests]
+        return score(self.run.model, self.run.params, pairs, self.batch_size)
+
+    def loglikelihood_rolling(self, requests: Sequence, disable_tqdm: bool = False) -> list[float]:
+        """args (text,) -> its log-probability from the first token on, each token counted once."""
+        tokenizer, T = self.run.tokenizer, self.run.model.config.context_length
+        windows = [rolling(tokenizer.encode(text), tokenizer.symbols.bos, T) for (text,) in (r.args for r in requests)]
+        logprobs = iter(score(self.run.model, self.run.params, [pair for w in windows for pair in w], self.batch_size))
+        return [sum(next(logprobs)[0] for _ in w) for w in windows]
+
+    def generate_until(self, requests: Sequence, disable_tqdm: bool = False) -> list[str]:
+        """args (context, settings) -> what follows, up to the first of settings["until"]."""
+        results = [""] * len(requests)
+        lengths = [len(self.run.tokenizer.prompt(r.args[0])) for r in requests]
+        groups: dict[str, list[int]] = {}
+        for i in sorted(range(len(requests)), key=lambda i: -lengths[i]):
+            groups.setdefault(repr(sorted(requests[i].args[1].items())), []).append(i)
+        for members in groups.values():
+            settings = _settings(requests[members[0]].args[1])
+            for begin in range(0, len(members), self.batch_size):
+                batch = members[begin : begin + self.batch_size]
+                for i, text in zip(batch, self._generate([requests[i].args[0] for i in batch], *settings), strict=True):
+                    results[i] = text
+        return results
+
+    def _generate(self, contexts: list[str], until: list[str], max_new_tokens: int, sampling: Sampling) -> list[str]:
+        run = self.run
+        room = run.model.config.context_length - max_new_tokens
+        if room < 1:
+            raise RunError(
+                f"a task wants {max_new_tokens} new tokens, but model.context_length={run.model.config.context_length} holds"
+                " them and the question together; nearest: a task with generation_kwargs.max_gen_toks below that"
+            )
+        prompts = [run.tokenizer.prompt(c)[-room:] for c in contexts]
+        prompts += [prompts[-1]] * (self.batch_size - len(prompts))  # one shape, one compilation
+        done = complete(run.model, run.params, run.tokenizer, prompts, max_new_tokens, sampling, stop=until)
+        return [text for text, _ in done[: len(contexts)]]
+
+
+def _settings(given: dict) -> tuple[list[str], int, Sampling]:
+    """(stop strings, most new tokens, sampling) of a request, whose names are those of transformers. Raises RunError."""
+    left = dict(given)
+    until = left.pop("until", None) or []
+    until = [until] if isinstance(until, str) else list(until)
+    lengths = [left.pop(name) for name in ("max_gen_toks", "max_new_tokens", "max_tokens") if name in left]
+    temperature = float(left.pop("temperature", 1.0))
+    drawn = left.pop("do_sample", temperature > 0 and "temperature" in given) and temperature > 0
+    known = {"top_p": float(left.pop("top_p", 1.0)), "top_k": int(left.pop("top_k", 0)), "min_p": float(left.pop("min_p", 0.0))}
+    if left:
+        name = next(iter(left))
+        raise RunError(
+            f"a task sets generation_kwargs.{name}={left[name]!r}, which is not known here; expected until, max_gen_toks,"
+            " do_sample, temperature, top_k, top_p or min_p"
+        )
+    sampling = Sampling(temperature=temperature, **known) if drawn else Sampling(temperature=0.0)
+    return until, int(lengths[0]) if lengths else MAX_GEN_TOKS, sampling
+
+
+def evaluate(run: Run, tasks: Sequence[str], task_dir: str = "", shots: int | None = None, limit: int | None = None) -> dict:
+    """Runs tasks by name and returns {task: {metric: value}}; needs the mesh in force.
+
+    task_dir: folder of task YAML files; with one, nothing is asked of the network. shots None: what each task says.
+    Raises RunError where lm-eval is not installed, or a task is not known.
+    """
+    if task_dir:
+        if not Path(task_dir).is_dir():
+            raise RunError(f"--task_dir={task_dir}: no such folder; expected one with task YAML files")
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    try:
+        import lm_eval
+        from lm_eval.api.model import LM
+        from lm_eval.tasks import TaskManager
+    except ImportError as e:
+        raise RunError(f"--tasks needs lm-eval ({e}): pip install -r requirements-eval.txt") from None
+
+    class Model(Harness, LM):
+        def __init__(self, run: Run, batch_size: int):
+            LM.__init__(self)
+            Harness.__init__(self, run, batch_size)
+
+    manager = TaskManager(include_path=task_dir or None)
+    for name in tasks:
+        if name not in manager.all_tasks:
+            raise data_error(f"--tasks: lm-eval has no task {name!r}{did_you_mean(name, manager.all_tasks)}; see --task_dir")
+    model = Model(run, run.config.eval.batch_size)
+    found = lm_eval.simple_evaluate(
+        model=model, tasks=list(tasks), num_fewshot=shots, limit=limit, task_manager=manager, bootstrap_iters=0, log_samples=False
+    )
+    return {name: _metrics(values) for name, values in found["results"].items()}
+
+
+def _metrics(values: dict) -> dict[str, float]:
+    """lm-eval's "acc,none" and its like, without the filter's name where it is none, and without what could not be computed."""
+    numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and not math.isnan(v)}
+    return {k.removesuffix(",none"): v for k, v in numbers.items()}
