@@ -16,6 +16,11 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     config = config_file.read(flags["config"], overrides)
     profile = _profile(flags["profile"])
 
+    from gpt4o_jax.length import in_epochs, total_steps
+
+    if profile and not in_epochs(config) and profile[0] >= total_steps(config, 0):
+        raise RunError(f"train: --profile={flags['profile']}: the run has {total_steps(config, 0)} steps; begin before its end")
+
     from etils import epath
 
     from gpt4o_jax import parallel, report, run

@@ -82,6 +82,11 @@ def _json_text(path, number: int, line: bytes, field: str) -> str:
         raise data_error(f"{path}:{number}: no key {field!r} (there are {keys}); set data.field")
     if not isinstance(record[field], str):
         raise data_error(f"{path}:{number}: {field!r} is {json.dumps(record[field])[:40]}, expected a string")
+    try:
+        record[field].encode()
+    except UnicodeEncodeError as e:  # JSON can write what no UTF-8 text holds
+        lone = f"U+{ord(record[field][e.start]):04X} at character {e.start}"
+        raise data_error(f"{path}:{number}: {field!r} is not valid Unicode: lone surrogate {lone}; leave it out") from None
     return record[field]
 
 

@@ -81,6 +81,7 @@ CONFIGS = [
     (USAGE, "expected 'N steps', 'N tokens' or 'N epochs'", "--config.train.length=soon"),
     (USAGE, "--profile=5: expected FIRST:LAST", "--profile=5"),
     (USAGE, "--profile=9:3: expected FIRST:LAST", "--profile=9:3"),
+    (USAGE, "--profile=20:30: the run has 20 steps", "--profile=20:30"),
     (USAGE, "config.mesh (data=3, fsdp=1, tensor=1) does not fit 1 device(s)", "--config.mesh.data=3"),
     (USAGE, "model.vocab_size=40 is smaller than the tokenizer's", "--config.model.vocab_size=40"),
     (USAGE, "is 17 tokens with <bos>, but model.context_length=16", "--config.sample.prompts=('green bottles an',)"),

@@ -195,6 +195,7 @@ LINES = [
     (b'{"text": "a"}\n{"text": null}\n', ":2: 'text' is null, expected a string"),
     (b'{"text": "a"}\n{"text": ["b"]}\n', ":2: 'text' is [\"b\"], expected a string"),
     (b'{"text": "a"}\n{"text": "\xff"}\n', ":2: not UTF-8 (byte 0xff)"),
+    (b'{"text": "a"}\n{"text": "b\\ud800"}\n', ":2: 'text' is not valid Unicode: lone surrogate U+D800 at character 1"),
     (b"\x89PNG\r\n\0\0", ":1: not UTF-8 (byte 0x89)"),
     (b"[" * 100_000, ":1: not JSON"),
     (b"", "no text found in"),
