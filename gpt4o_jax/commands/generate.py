@@ -5,6 +5,7 @@ import sys
 from gpt4o_jax.commands import sampling_flags
 from gpt4o_jax.commands.flags import Flag
 from gpt4o_jax.commands.ready_flags import READY, ready
+from gpt4o_jax.errors import RunError, data_error
 
 FLAGS = (
     Flag("workdir", str, "", "run folder", required=True),
@@ -16,18 +17,67 @@ FLAGS = (
     Flag("num_samples", int, 1, "continuations of the prompt", low=1, high=1024),
     Flag("seed", int, 0, "same seed, same text", low=0, high=2**31 - 1),
     Flag("stop", list, None, "end before this string; may be given several times"),
+    Flag("draft", str, "", "faster, same distribution: a smaller model's run folder, or ngram (looks up what followed before)"),
+    Flag("draft_tokens", int, None, "tokens that --draft proposes at once; 4 if not given", low=1, high=16),
+    Flag("beams", int, 0, "search the most probable texts with this many beams, instead of drawing; 0: draw", low=0, high=1024),
+    Flag(
+        "length_penalty", float, None, "--beams: score = log-probability / tokens^penalty; 1 if not given", low=-10.0, high=10.0
+    ),
 )
 
 
 def main(flags: dict, overrides: dict[str, str]) -> dict:
     sampling = sampling_flags.sampling("generate", flags)
+    _check(flags)
     import jax
 
     from gpt4o_jax import run as runs
-    from gpt4o_jax.sampling.text import complete
 
     run = ready("generate", runs.open_run(flags["workdir"], flags["step"]), flags)
-    one = flags["num_samples"] == 1
+    with jax.set_mesh(run.mesh):
+        samples = _search(run, flags, sampling.stop_ids) if flags["beams"] else _draw(run, flags, sampling)
+    return {"workdir": str(run.workdir), "step": run.step, "prompt": flags["prompt"], "samples": samples}
+
+
+def _check(flags: dict) -> None:
+    """Flags that do nothing together. Raises RunError."""
+    if flags["draft_tokens"] is not None and not flags["draft"]:
+        raise RunError("generate: --draft_tokens needs --draft=RUN_DIR or --draft=ngram")
+    if not flags["beams"]:
+        if flags["length_penalty"] is not None:
+            raise RunError("generate: --length_penalty needs --beams, such as --beams=4")
+        return
+    drawing = [f for f in FLAGS if f in sampling_flags.FLAGS or f.name in ("seed", "stop", "draft")]
+    for f in drawing:
+        default = [] if f.kind is list else f.default
+        if f.name != "stop_ids" and flags[f.name] != default:
+            raise RunError(f"generate: --{f.name} does nothing with --beams, which searches and does not draw; leave one out")
+    if flags["num_samples"] > flags["beams"]:
+        raise RunError(
+            f"generate: --num_samples={flags['num_samples']} is more than --beams={flags['beams']}; nearest:"
+            f" --beams={flags['num_samples']}"
+        )
+
+
+def _search(run, flags: dict, stop_ids) -> list[dict]:
+    from gpt4o_jax.sampling.beam import beam_search
+
+    penalty = 1.0 if flags["length_penalty"] is None else flags["length_penalty"]
+    tokenizer = run.tokenizer
+    (found,) = beam_search(
+        run.model, run.params, [tokenizer.prompt(flags["prompt"])], flags["max_new_tokens"], flags["beams"],
+        flags["num_samples"], penalty, stop_ids, tokenizer.vocab_size, tokenizer.symbols,
+    )  # fmt: skip
+    texts = [tokenizer.decode(h.ids) for h in found]
+    _show(flags["prompt"], texts)
+    return [
+        {"text": text, "tokens": len(h.ids), "finished": h.finished, "logprob": h.logprob, "score": h.score}
+        for text, h in zip(texts, found, strict=True)
+    ]
+
+
+def _draw(run, flags: dict, sampling) -> list[dict]:
+    from gpt4o_jax.sampling.text import complete
 
     unseen = [flags["prompt"]]  # shown with the first text, when it is known to fit
 
@@ -36,27 +86,44 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
         sys.stderr.flush()
         unseen.clear()
 
-    with jax.set_mesh(run.mesh):
-        results = complete(
-            run.model, run.params, run.tokenizer, [flags["prompt"]], flags["max_new_tokens"], sampling, flags["seed"],
-            flags["stop"], stream if one else None, flags["num_samples"],
-        )  # fmt: skip
+    one = flags["num_samples"] == 1
+    results = complete(
+        run.model, run.params, run.tokenizer, [flags["prompt"]], flags["max_new_tokens"], sampling, flags["seed"],
+        flags["stop"], stream if one else None, flags["num_samples"], _draft(run, flags),
+    )  # fmt: skip
     if one:
         stream(0, "\n")
     else:
-        for i, (text, _) in enumerate(results):
-            sys.stderr.write(f"--- {i}\n{flags['prompt']}{text}\n")
-    return {
-        "workdir": str(run.workdir),
-        "step": run.step,
-        "prompt": flags["prompt"],
-        "samples": [_sample(run.tokenizer, text, c, sampling.top_logprobs > 0) for text, c in results],
-    }
+        _show(flags["prompt"], [text for text, _ in results])
+    return [_sample(run.tokenizer, text, c, sampling.top_logprobs > 0) for text, c in results]
+
+
+def _draft(run, flags: dict):
+    from gpt4o_jax import run as runs
+    from gpt4o_jax.sampling.speculative import Draft
+
+    tokens = flags["draft_tokens"] or 4
+    if flags["draft"] in ("", "ngram"):
+        return Draft(tokens) if flags["draft"] else None
+    other = runs.open_run(flags["draft"])
+    if other.tokenizer.digest != run.tokenizer.digest:
+        raise data_error(
+            f"--draft={flags['draft']}: its tokenizer (digest {other.tokenizer.digest}) is not that of --workdir (digest"
+            f" {run.tokenizer.digest}); train the draft with --config.tokenizer.path={run.workdir}/tokenizer.model"
+        )
+    return Draft(tokens, other.model, other.params)
+
+
+def _show(prompt: str, texts: list[str]) -> None:
+    for i, text in enumerate(texts):
+        sys.stderr.write(f"--- {i}\n{prompt}{text}\n")
 
 
 def _sample(tokenizer, text: str, c, each_token: bool) -> dict:
     """One continuation, as JSON; with each_token, what the model said of every token."""
-    sample = {"text": text, "tokens": len(c.ids), "finished": c.finished, "logprob": sum(c.logprobs)}
+    sample = {
+        "text": text, "tokens": len(c.ids), "finished": c.finished, "logprob": sum(c.logprobs), "passes": c.passes,
+    }  # fmt: skip
     if each_token:
         name = lambda i: {"id": i, "text": tokenizer.decode([i])}
         sample["logprobs"] = [

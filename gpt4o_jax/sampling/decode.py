@@ -64,9 +64,10 @@ def start(model: GPT, sampling: Sampling, allowed_V, params, tokens_PT, lengths_
 
 @functools.lru_cache(maxsize=8)
 def functions(model: GPT, sampling: Sampling, slots: int, vocab_size: int | None, symbols: Symbols):
-    """(start, decode), jitted: start(params, tokens_PT, lengths_P, keys_B) and decode(params, state, done_B) -> state, tokens.
+    """(start, decode), jitted: start(params, tokens_PT, lengths_P, keys_B) and decode(params, state, done_B).
 
-    Tokens are a Chosen of [n, B]. Raises RunError where `sampling` names tokens that cannot be.
+    Both return (state, (Chosen of [n, B], None)); the last: there are no gaps, as there are in sampling/speculative.py.
+    Raises RunError where `sampling` names tokens that cannot be.
     """
     allowed_V = lg.drawable(sampling, model.config.vocab_size, vocab_size, symbols)
     ends = np.array(lg.endings(sampling, symbols))
@@ -74,7 +75,7 @@ def functions(model: GPT, sampling: Sampling, slots: int, vocab_size: int | None
     @jax.jit
     def first(params, tokens_PT, lengths_P, keys_B):
         state, chosen = start(model, sampling, allowed_V, params, tokens_PT, lengths_P, keys_B, slots)
-        return state, jax.tree.map(lambda x: x[None], chosen)
+        return state, (jax.tree.map(lambda x: x[None], chosen), None)
 
     @functools.partial(jax.jit, donate_argnums=1)
     def decode(params, state: State, done_B):
@@ -93,6 +94,6 @@ def functions(model: GPT, sampling: Sampling, slots: int, vocab_size: int | None
             return (state, done_B), lg.told(logits_BV, token_B, sampling)
 
         (state, _), chosen = jax.lax.scan(one, (state, done_B), None, length=DECODE_CHUNK)
-        return state, chosen
+        return state, (chosen, None)
 
     return first, decode

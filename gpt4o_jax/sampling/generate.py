@@ -13,7 +13,9 @@ from gpt4o_jax.data.tokenizer import Symbols
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.model.gpt import GPT
 from gpt4o_jax.sampling import decode as plain
+from gpt4o_jax.sampling import speculative
 from gpt4o_jax.sampling.logits import Chosen, Sampling, row_keys
+from gpt4o_jax.sampling.speculative import Draft
 
 
 @dataclasses.dataclass
@@ -24,6 +26,7 @@ class Completion:
     logprobs: list[float]  # of each token in `ids`, under the model at temperature 1
     finished: str  # "stop", "eos" or "length"
     top: list[list[tuple[int, float]]] = dataclasses.field(default_factory=list)  # for each, the most probable (id, logprob)
+    passes: int = 0  # of the model, prefill included: how many tokens a pass gave is what a draft is worth
 
 
 def generate(
@@ -38,6 +41,7 @@ def generate(
     vocab_size: int | None = None,
     symbols: Symbols = Symbols(),
     num_samples: int = 1,
+    draft: Draft | None = None,
 ) -> list[Completion]:
     """Continues every prompt `num_samples` times; prompts may differ in length. Needs the mesh in force.
 
@@ -45,23 +49,32 @@ def generate(
     tokens depend on its prompt, its number and `seed`, not on the other rows. should_stop(row, ids so far) -> how many
     ids to keep, to end that row; on_tokens(row, new ids) is called as they come. Ends a row at an eos of `symbols` and
     at sampling.stop_ids too. Other control symbols are never drawn, nor are ids from `vocab_size` on (None: of the model),
-    for models with more rows than the tokenizer has pieces. A row ends where the context is full. Raises RunError where
-    a prompt leaves no room in it, or where `sampling` names tokens that cannot be.
+    for models with more rows than the tokenizer has pieces. A row ends where the context is full. draft: who proposes
+    tokens for the model to judge several at once (sampling/speculative.py). Raises RunError where a prompt leaves no room
+    in the context, `sampling` names tokens that cannot be, or the draft does not fit the model.
     """
     room_P, tokens_PT, lengths_P, slots = layout(model, prompts, max_new_tokens, symbols.pad)
     room_B = np.repeat(room_P, num_samples)
     B = len(room_B)
-    first, decode = plain.functions(model, sampling, slots, vocab_size, symbols)
-    state, chosen = first(params, tokens_PT, lengths_P, row_keys(seed, np.arange(B)))
+    if draft is None:
+        weights, per_pass = params, 1
+        first, decode = plain.functions(model, sampling, slots, vocab_size, symbols)
+    else:
+        speculative.check(draft, model, int(max(lengths_P + room_P)), vocab_size)
+        weights, per_pass = (params, draft.params), draft.tokens + 1
+        first, decode = speculative.functions(model, sampling, slots, vocab_size, symbols, draft)
+    state, out = first(weights, tokens_PT, lengths_P, row_keys(seed, np.arange(B)))
     rows = [Completion([], [], "") for _ in range(B)]
     while True:
-        chosen = jax.device_get(chosen)
+        chosen, kept_nB = jax.device_get(out)
         for row in range(B):
-            tokens = jax.tree.map(lambda x: x[:, row].tolist(), chosen)
-            _extend(rows[row], row, tokens, room_B[row], symbols.eos, sampling.stop_ids, should_stop, on_tokens)
+            places = np.arange(len(chosen.token_B)) if kept_nB is None else np.flatnonzero(kept_nB[:, row])
+            tokens = jax.tree.map(lambda x: x[places, row].tolist(), chosen)
+            begins = (places % per_pass == 0).tolist()
+            _extend(rows[row], row, begins, tokens, room_B[row], symbols.eos, sampling.stop_ids, should_stop, on_tokens)
         if all(r.finished for r in rows):
             return rows
-        state, chosen = decode(params, state, np.array([bool(r.finished) for r in rows]))
+        state, out = decode(weights, state, np.array([bool(r.finished) for r in rows]))
 
 
 def layout(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, pad: int):
@@ -90,11 +103,14 @@ def bucket(n: int, limit: int) -> int:
     return min(size, limit)
 
 
-def _extend(c: Completion, row: int, tokens: Chosen, max_new_tokens: int, eos, stop_ids, should_stop, on_tokens):
+def _extend(
+    c: Completion, row: int, begins: list[bool], tokens: Chosen, max_new_tokens: int, eos, stop_ids, should_stop, on_tokens
+):
     if c.finished:
         return
     new = 0
-    for token, logprob, *top in zip(*tokens, strict=True):
+    for begins_pass, token, logprob, *top in zip(begins, *tokens, strict=True):
+        c.passes += begins_pass
         if token in eos or token in stop_ids:
             c.finished = "eos" if token in eos else "stop"
             break

@@ -7,6 +7,7 @@ from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.model.gpt import GPT
 from gpt4o_jax.sampling.generate import Completion, generate
 from gpt4o_jax.sampling.logits import Sampling
+from gpt4o_jax.sampling.speculative import Draft
 
 
 def complete(
@@ -20,6 +21,7 @@ def complete(
     stop: Sequence[str] = (),
     stream: Callable[[int, str], None] | None = None,
     num_samples: int = 1,
+    draft: Draft | None = None,
 ) -> list[tuple[str, Completion]]:
     """Continuations of `prompts` (texts or ids), `num_samples` of each, cut before the first stop string.
 
@@ -47,6 +49,7 @@ def complete(
         tokenizer.vocab_size,
         tokenizer.symbols,
         num_samples,
+        draft,
     )
     results = []
     for row, c in enumerate(completions):

@@ -110,6 +110,23 @@ def test_generation_tells_what_the_model_said_of_every_token(run, command):
     assert (ended["tokens"], ended["finished"]) == (0, "stop")
 
 
+def test_drafts_give_the_same_greedy_text_in_fewer_passes(run, command):
+    args = ("generate", f"--workdir={run}", "--prompt=1", "--max_new_tokens=10", "--temperature=0")
+    plain = command(*args)[0]["samples"][0]
+    for draft in ("ngram", run):
+        fast = command(*args, f"--draft={draft}", "--draft_tokens=3")[0]["samples"][0]
+        assert (fast["text"], fast["finished"]) == (plain["text"], plain["finished"])
+        assert fast["passes"] <= plain["passes"]
+    assert fast["passes"] == 1 + -(-(plain["passes"] - 1) // 4)
+
+
+def test_beams_give_texts_from_the_best_one_on(run, command):
+    args = ("generate", f"--workdir={run}", "--prompt=1", "--max_new_tokens=4", "--beams=5", "--num_samples=3")
+    result, err = command(*args, "--length_penalty=0.5")
+    scores = [s["score"] for s in result["samples"]]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True) and err.count("--- ") == 3
+
+
 def test_generation_stops_at_the_end_of_the_context(run, command):
     result, _ = command("generate", f"--workdir={run}", "--prompt=1 green", "--max_new_tokens=1000", "--temperature=5")
     assert result["samples"][0]["tokens"] <= 16 - len("1 green") - 1
