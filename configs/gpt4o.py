@@ -1,6 +1,6 @@
-"""This project's own decoder, by size: nano, tiny, small, medium, large, xl or xxl (gpt4o_jax/model/families.py).
+"""This project's own decoder, by size: nano, moe_nano, tiny, small, medium, large, xl or xxl (gpt4o_jax/model/families.py).
 
-Hardware: meant for, but not tried on: a CPU or any GPU for nano and tiny, one GPU of 80 GB for small and medium, 8 of
+Hardware: meant for, but not tried on: a CPU or any GPU for nano, moe_nano and tiny, one GPU of 80 GB for small and medium, 8 of
     them for large, 64 for xl, 512 for xxl. From large on weights are sharded over all devices (mesh.fsdp); with fewer
     devices raise train.accumulate.
 Time: not measured yet.
@@ -18,6 +18,7 @@ from gpt4o_jax.model.families import GPT4O, pick
 # size: (rows of a batch, micro-batches, steps in one dispatch, training tokens, peak learning rate of AdamW)
 RECIPES = {
     "nano": (32, 1, 10, "84e6 tokens", 3e-3),
+    "moe_nano": (32, 1, 10, "84e6 tokens", 3e-3),
     "tiny": (64, 1, 10, "545e6 tokens", 3e-3),
     "small": (256, 8, 10, "2.7e9 tokens", 2e-3),
     "medium": (256, 16, 1, "7.4e9 tokens", 1e-3),
@@ -41,6 +42,8 @@ def get_config(size="nano"):
     c.optimizer.schedule = "wsd"
     c.optimizer.end_lr_fraction = 0.0
     c.eval.max_tokens = 500_000
+    if c.model.router_bias:  # keeps the load even by itself
+        c.train.balance_loss = 0.0
     if size in ("large", "xl", "xxl"):
         c.mesh.data = 1
         c.mesh.fsdp = -1

@@ -1,6 +1,8 @@
-"""Qwen 3's dense architecture from scratch, by size: 0.6b, 1.7b, 4b, 8b, 14b or 32b (gpt4o_jax/model/families.py).
+"""Qwen 3's architecture from scratch, by size: 0.6b, 1.7b, 4b, 8b, 14b or 32b; with experts 30b-a3b or 235b-a22b
+    (gpt4o_jax/model/families.py).
 
-Hardware: meant for, but not tried on: 8 GPUs of 80 GB for 0.6b and 1.7b, 16 for 4b, 64 for 8b and 14b, 128 for 32b.
+Hardware: meant for, but not tried on: 8 GPUs of 80 GB for 0.6b and 1.7b, 16 for 4b, 64 for 8b and 14b, 128 for 32b and
+    30b-a3b, 1,024 for 235b-a22b. Experts are not spread over devices yet, only sharded as all weights are.
 Time: not measured here.
 Expected: not measured here; Qwen trained on 36e12 tokens that are not public (arXiv:2505.09388). The learning
     rates are starting points, tuned for no size.
@@ -21,6 +23,8 @@ RECIPES = {
     "8b": (1024, "164e9 tokens", 3e-4),
     "14b": (1024, "295e9 tokens", 2e-4),
     "32b": (2048, "655e9 tokens", 1.5e-4),
+    "30b-a3b": (1024, "67e9 tokens", 3e-4),  # 20 an active parameter
+    "235b-a22b": (2048, "443e9 tokens", 1.5e-4),
 }
 
 

@@ -116,6 +116,11 @@ class TrainConfig:
     steps_per_dispatch: int = knob(10, "Optimizer steps compiled into one call; cadences are multiples of it.", low=1)
     z_loss: float = knob(0.0, "Weight of the squared log-normaliser in the objective (PaLM: 1e-4); 0: off.", low=0.0)
     mtp_weight: float = knob(0.3, "Weight of the mean loss of model.mtp_heads in the objective.", low=0.0)
+    balance_loss: float = knob(
+        0.01, "Weight of the loss that is least where model.n_experts are chosen equally often (Switch); 0: off.", low=0.0
+    )
+    router_z_loss: float = knob(0.0, "Weight of the squared log-normaliser of routers (ST-MoE: 1e-3); 0: off.", low=0.0)
+    router_bias_rate: float = knob(1e-3, "Step by which model.router_bias follows the load, each training step.", low=0.0)
     loss_chunk: int = knob(512, "Positions of a row whose logits exist at once in the loss.", low=1)
     max_skipped_in_a_row: int = knob(10, "Stop as diverged after this many non-finite steps in a row.", low=1)
 

@@ -1,6 +1,7 @@
 """The knobs of the decoder (config.py has all others), and what follows from them."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 
@@ -13,6 +14,7 @@ class LayerKind(NamedTuple):
     """What tells a layer from others."""
 
     window: int | None  # keys that a token sees, its own among them; None: all before it
+    experts: bool  # a mixture of experts in the place of the feed-forward
 
     @property
     def local(self) -> bool:
@@ -35,6 +37,22 @@ class ModelConfig:
         "relu2",
         "Feed-forward non-linearity; swiglu and geglu (with GELU's tanh form) gate a second projection.",
         ("gelu", "gelu_tanh", "relu", "relu2", "swiglu", "geglu"),
+    )
+    n_experts: int = knob(0, "Experts E of a mixture that takes the place of the feed-forward; 0: none.", low=0)
+    experts_per_token: int = knob(2, "Experts k that the router chooses for a token.", low=1)
+    expert_d_ff: int | None = knob(None, "Hidden width of one expert; None: as of a feed-forward.", low=1)
+    n_shared_experts: int = knob(0, "Further experts that every token passes (DeepSeekMoE).", low=0)
+    moe_every: int = knob(1, "The last of every so many layers has experts, the others a feed-forward; 1: all have.", low=1)
+    router_scores: str = knob(
+        "softmax",
+        "Scores by which experts are chosen and weighted; sigmoid: each by itself (DeepSeek-V3).",
+        ("softmax", "sigmoid"),
+    )
+    router_normalise: bool = knob(
+        True, "The weights of a token's experts sum to 1 (Mixtral, Qwen 3); false: they are the scores (Switch, OLMoE)."
+    )
+    router_bias: bool = knob(
+        False, "A number for each expert that counts in the choice alone, moved by train.router_bias_rate (DeepSeek-V3)."
     )
     norm: str = knob("rms", "Normalisation around each sub-layer and at the end.", ("rms", "layer"))
     norm_position: str = knob(
@@ -129,7 +147,10 @@ class ModelConfig:
     @property
     def period(self) -> tuple["LayerKind", ...]:
         """The kinds of layers that are repeated over the depth."""
-        return tuple(LayerKind(self.window if kind == "local" else None) for kind in self.layer_pattern)
+        every = self.moe_every if self.n_experts else 1
+        windows = [self.window if kind == "local" else None for kind in self.layer_pattern]
+        places = range(min(math.lcm(len(windows), every), self.n_layers))
+        return tuple(LayerKind(windows[i % len(windows)], self.n_experts > 0 and i % every == every - 1) for i in places)
 
     @property
     def periods(self) -> int:
@@ -162,6 +183,10 @@ class ModelConfig:
     @property
     def ff_width(self) -> int:
         return self.d_ff or 4 * self.d_model
+
+    @property
+    def expert_width(self) -> int:
+        return self.expert_d_ff or self.ff_width
 
     @property
     def width_ratio(self) -> float:

@@ -57,6 +57,11 @@ def validate(c) -> None:
             f"config.train.batch_warmup_start={t.batch_warmup_start} does nothing with batch_warmup_steps=0; set both, or neither"
         )
     _validate_optimizer(c.optimizer)
+    if m.router_bias and c.optimizer.name == "schedule_free":
+        raise RunError(
+            "config.model.router_bias=true: optimizer.name=schedule_free averages weights by how it moved them, and does not move"
+            " this one; set router_bias=false, or optimizer.name=adamw"
+        )
     if m.mtp_heads and not t.mtp_weight:
         raise RunError(f"config.model.mtp_heads={m.mtp_heads} does nothing with train.mtp_weight=0; such as 0.3 (DeepSeek-V3)")
     k = t.steps_per_dispatch
@@ -123,19 +128,42 @@ def _validate_model(m) -> None:
             f"config.model.mup_base_head_dim={m.mup_base_head_dim} does nothing with attention_scale={m.attention_scale:g};"
             " set one of them to None"
         )
+    _validate_experts(m)
     _validate_pattern(m)
 
 
+def _validate_experts(m) -> None:
+    if not m.n_experts:
+        for name in ("expert_d_ff", "n_shared_experts", "router_bias"):
+            if getattr(m, name):
+                raise RunError(f"config.model.{name}={getattr(m, name)} does nothing without experts; set n_experts, such as 8")
+        if m.moe_every > 1:
+            raise RunError(f"config.model.moe_every={m.moe_every} does nothing without experts; set n_experts, such as 8")
+        return
+    if m.experts_per_token > m.n_experts:
+        raise RunError(
+            f"config.model.experts_per_token={m.experts_per_token} is more than n_experts={m.n_experts};"
+            f" nearest: experts_per_token={m.n_experts}"
+        )
+    if m.bias:
+        raise RunError(
+            "config.model.bias=true: experts have no biases; set bias=false (and qkv_bias=true for those of attention)"
+        )
+
+
 def _validate_pattern(m) -> None:
-    kinds, period = ("global", "local"), len(m.layer_pattern)
+    kinds = ("global", "local")
     for kind in m.layer_pattern or ("",):
         if kind not in kinds:
             hint = did_you_mean(kind, kinds)
             raise RunError(f"config.model.layer_pattern={m.layer_pattern}: got {kind!r}, expected {' or '.join(kinds)}{hint}")
+    period = max(len(m.layer_pattern), m.moe_every)
     if m.n_layers < period:
         raise RunError(
-            f"config.model.n_layers={m.n_layers} is less than the {period} layers of layer_pattern; nearest: n_layers={period}"
+            f"config.model.n_layers={m.n_layers} is less than the {period} layers of layer_pattern or moe_every;"
+            f" nearest: n_layers={period}"
         )
+    period = len(m.period)
     if m.n_layers // period % m.scan_unroll:
         of = f"n_layers={m.n_layers}" if period == 1 else f"the {m.n_layers // period} whole periods of {period} layers"
         raise RunError(

@@ -182,6 +182,7 @@ def _check_fit(config: RunConfig, corpus: Corpus, mesh: jax.sharding.Mesh) -> No
         ("model.n_heads", m.n_heads, 1, tensor),
         ("model.n_kv_heads", m.kv_heads, 1, tensor),
         ("model.d_ff", m.ff_width, 1, tensor),
+        ("model.expert_d_ff", m.expert_width, 1, tensor),
         ("model.vocab_size", m.vocab_size, 1, tensor),
     ):
         parts = unit * math.prod(mesh.shape[a] for a in axes)

@@ -15,7 +15,7 @@ from gpt4o_jax.data.tokenizer import RESERVED
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.length import total_steps
 from gpt4o_jax.model import flops, gpt
-from gpt4o_jax.model.families import ARTICLE, GEMMA2, GEMMA3, GPT2, GPT4O, LLAMA, MISTRAL, OLMO2, QWEN2, QWEN3
+from gpt4o_jax.model.families import ARTICLE, GEMMA2, GEMMA3, GPT2, GPT4O, LLAMA, MISTRAL, MIXTRAL, OLMO2, QWEN2, QWEN3
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.training.loop import train
 from gpt4o_jax.training.metrics import read_metrics
@@ -31,6 +31,7 @@ FAMILIES = {
     "gemma2": GEMMA2,
     "gemma3": GEMMA3,
     "mistral": MISTRAL,
+    "mixtral": MIXTRAL,
     "olmo2": OLMO2,
 }
 ARGUMENTS = {name: tuple(sizes) for name, sizes in FAMILIES.items()} | {
@@ -42,7 +43,7 @@ SWEEPS = sorted((CONFIGS / "ablations").glob("*.py"))
 SPECS = [f"{path.name}:{a}" if a else path.name for path in FILES for a in ARGUMENTS.get(path.stem, ("",))]
 # Shrunk, the sizes of a published family are one model: the smallest stands for all.
 STEPPED = [spec for spec in SPECS if (stem := spec.split(".py")[0]) not in FAMILIES or spec.endswith(f":{ARGUMENTS[stem][0]}")]
-NOMINAL = {"nano": 4e6, "tiny": 25e6, "small": 124e6, "medium": 350e6, "large": 1.3e9, "xl": 8e9, "xxl": 70e9}
+NOMINAL = {"nano": 4e6, "moe_nano": 10e6, "tiny": 25e6, "small": 124e6, "medium": 350e6, "large": 1.3e9, "xl": 8e9, "xxl": 70e9}
 
 
 def read(spec: str, **overrides: str):
@@ -70,6 +71,9 @@ def shrunk(spec: str, text: Path):
         model__n_heads="4",
         model__n_kv_heads="None" if model.n_kv_heads is None else "2",
         model__d_ff="64",
+        model__n_experts="4" if model.n_experts else "0",
+        model__experts_per_token="2",
+        model__expert_d_ff="None" if model.expert_d_ff is None else "32",
         model__window="None" if model.window is None else "8",
         model__context_length="16",
         train__batch_size="4",

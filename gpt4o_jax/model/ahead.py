@@ -17,7 +17,7 @@ from gpt4o_jax.ops.products import product
 
 
 class Head(nn.Module):
-    """block(join([norm(h), norm(embedding)])): shaped for nn.scan, state in, state and what the output head reads out."""
+    """block(join([norm(h), norm(embedding)])): state in, state out with (what the output head reads, routings)."""
 
     config: ModelConfig
     compute: Compute
@@ -30,12 +30,12 @@ class Head(nn.Module):
         join = param(self, "join", normal(c.hidden_std), (2 * c.d_model, c.d_model), ("embed", "embed"))
         h_BTD = product("BTC,CD->BTD", jnp.concatenate(both, axis=-1), join, self.compute)
         block = remat_block(c)(c, self.compute, self.train, c.period[-1], name="block")
-        h_BTD, _ = block(h_BTD, (None, None), shared)
-        return h_BTD, make_norm(c, "final_norm")(h_BTD)
+        h_BTD, (_, routings) = block(h_BTD, (None, None), shared)
+        return h_BTD, (make_norm(c, "final_norm")(h_BTD), {"block": routings} if routings else {})
 
 
 def look_ahead(c: ModelConfig, compute: Compute, train: bool, h_BTD, embedded_BTD, shared: Shared):
-    """What the output head reads for the targets 1, 2, ..., n places after each position's own, [n, B, T, D].
+    """(What the output head reads for the targets 1, 2, ..., n places after each position's own [n, B, T, D], routings).
 
     h_BTD: the trunk's state before its final norm; embedded_BTD: embeddings of the row's tokens. The last k
     places of entry k - 1, and those whose k-th successor lies in another document, mean nothing.

@@ -13,6 +13,7 @@ from gpt4o_jax.config_model import LayerKind, ModelConfig
 from gpt4o_jax.model.attention import Attention
 from gpt4o_jax.model.layers import Norm, constant, normal, param
 from gpt4o_jax.model.mlp import MLP
+from gpt4o_jax.model.moe import Experts
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.positions import Rotation
 from gpt4o_jax.parallel import constrain
@@ -30,7 +31,9 @@ class Shared(NamedTuple):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). Shaped for nn.scan: carry in, carry and cache out.
+    """x + attention(norm(x)), then x + mlp(norm(x)). Shaped for nn.scan: carry in, carry out with (cache, routings).
+
+    The feed-forward may be a mixture of experts (model/moe.py), of which routings then tells the load: {"moe": Routing}.
 
     norm_position "post": x + norm(attention(x)), x + norm(mlp(x)) (OLMo 2, arXiv:2501.00656); "sandwich":
     x + norm(attention(norm(x))), x + norm(mlp(norm(x))) (Gemma 2, arXiv:2408.00118). The residual stream itself is never normed.
@@ -63,8 +66,14 @@ class Block(nn.Module):
         attention = Attention(c, self.compute, output_init, self.kind.window, name="attention")
         y_BTD, layer_cache = attention(self._norm("attention_norm", x_BTD, "pre"), *inputs)
         x_BTD = constrain(x_BTD + self._norm("attention_post_norm", y_BTD, "post"), "batch", "seq", "embed")
-        y_BTD = MLP(c, self.compute, output_init, name="mlp")(self._norm("mlp_norm", x_BTD, "pre"), self.train)
-        return constrain(x_BTD + self._norm("mlp_post_norm", y_BTD, "post"), "batch", "seq", "embed"), layer_cache
+        inner_BTD, routings = self._norm("mlp_norm", x_BTD, "pre"), {}
+        if self.kind.experts:
+            experts = Experts(c, self.compute, output_init, name="moe")
+            y_BTD, routings["moe"] = experts(inner_BTD, shared.segments_BT, self.train)
+        else:
+            y_BTD = MLP(c, self.compute, output_init, name="mlp")(inner_BTD, self.train)
+        x_BTD = constrain(x_BTD + self._norm("mlp_post_norm", y_BTD, "post"), "batch", "seq", "embed")
+        return x_BTD, (layer_cache, routings)
 
     def _norm(self, name: str, x_BTD, position: str):
         """A norm on the input ("pre") or the output ("post") of a sub-layer, where norm_position wants one there."""
@@ -100,12 +109,14 @@ class Period(nn.Module):
     def __call__(self, x_BTD, per_layer, shared: Shared):
         """per_layer: (each layer's Slots or None, numbers of their value embeddings or None)."""
         caches, tables = per_layer
-        out = []
+        out, routings = (), {}
         for i, kind in enumerate(self.kinds):
-            block = remat_block(self.config)(self.config, self.compute, self.train, kind, name=f"block_{i}")
-            x_BTD, layer_cache = block(x_BTD, (caches[i], None if tables is None else tables[i]), shared)
-            out.append(layer_cache)
-        return x_BTD, tuple(out)
+            name = f"block_{i}"
+            block = remat_block(self.config)(self.config, self.compute, self.train, kind, name=name)
+            x_BTD, (layer_cache, routing) = block(x_BTD, (caches[i], None if tables is None else tables[i]), shared)
+            out += (layer_cache,)
+            routings |= {name: routing} if routing else {}
+        return x_BTD, (out, routings)
 
 
 def value_tables(c: ModelConfig) -> jax.Array:
@@ -115,20 +126,21 @@ def value_tables(c: ModelConfig) -> jax.Array:
 
 
 def layers(c: ModelConfig, compute: Compute, train: bool, x_BTD, cache, shared: Shared):
-    """All layers, inside a compact module; cache: as empty_cache makes it, or None. Returns (x_BTD, cache).
+    """All layers, inside a compact module; cache: as empty_cache makes it, or None. Returns (x_BTD, cache, routings).
 
     Their parameters are one tree with a leading axis of periods. A pattern of one kind has no inner names:
     layers/attention/query [L, ...]. One of P kinds has a block for each of its places, and layer l is entry
     l // P of block_(l % P): layers/block_0/attention/query [L // P, ...]. The L % P layers after the last whole
-    period are a shorter period of their own: last_layers/block_0/attention/query [1, ...].
+    period are a shorter period of their own: last_layers/block_0/attention/query [1, ...]. routings are a tree of the
+    same names, where there are experts: {"layers": {"moe": Routing}}.
     """
     tables_L = None if shared.values_nBTKH is None else value_tables(c)
     P = len(c.period)
     if P == 1:
         block = _scanned(remat_block(c), c.n_layers, c.scan_unroll)(c, compute, train, c.period[0], name="layers")
-        x_BTD, slots = block(x_BTD, (None if cache is None else cache[0], tables_L), shared)
-        return x_BTD, None if cache is None else (slots,)
-    out, whole = (), c.periods * P
+        x_BTD, (slots, routings) = block(x_BTD, (None if cache is None else cache[0], tables_L), shared)
+        return x_BTD, None if cache is None else (slots,), {"layers": routings} if routings else {}
+    out, routings, whole = (), {}, c.periods * P
     for name, begin, end, repeats in (("layers", 0, whole, c.periods), ("last_layers", whole, c.n_layers, 1)):
         if begin == end:
             continue
@@ -136,9 +148,10 @@ def layers(c: ModelConfig, compute: Compute, train: bool, x_BTD, cache, shared: 
         slots = (None,) * len(kinds) if cache is None else cache[len(out) : len(out) + len(kinds)]
         tables = None if tables_L is None else tables_L[begin:end].reshape(repeats, -1)
         period = _scanned(Period, repeats, c.scan_unroll if repeats > 1 else 1)(c, compute, train, kinds, name=name)
-        x_BTD, slots = period(x_BTD, (slots, tables), shared)
+        x_BTD, (slots, routing) = period(x_BTD, (slots, tables), shared)
         out += slots
-    return x_BTD, None if cache is None else out
+        routings |= {name: routing} if routing else {}
+    return x_BTD, None if cache is None else out, routings
 
 
 def _scanned(module, length: int, unroll: int):

@@ -43,6 +43,9 @@ GPT4O: dict[str, ModelConfig] = {
     "nano": _gpt4o(4, 256, 2048, 256, scan_unroll=4),  # 4 M
     "tiny": _gpt4o(6, 512, 8192, 512, scan_unroll=6),  # 27 M
     "small": _gpt4o(12, 768, 32768, 1024),  # 135 M, the blocks of GPT-2 small
+    "moe_nano": _gpt4o(  # 10 M, of which a token passes the 4 M of nano
+        4, 256, 2048, 256, scan_unroll=4, n_experts=8, experts_per_token=2, expert_d_ff=512, router_bias=True
+    ),
     "medium": _gpt4o(24, 1024, 32768, 2048),  # 369 M
     "large": _gpt4o(24, 2048, 65536, 4096, n_kv_heads=4, remat="full"),  # 1.3 B
     "xl": _gpt4o(40, 4096, 131072, 8192, n_kv_heads=8, rope_theta=500_000.0, remat="full"),  # 8.1 B
@@ -152,10 +155,13 @@ QWEN2: dict[str, ModelConfig] = {
 }
 
 
-def _qwen3(n_layers, d_model, n_heads, d_ff, tied=False) -> ModelConfig:
+def _qwen3(n_layers, d_model, n_heads, d_ff, tied=False, n_kv_heads=8, **more) -> ModelConfig:
     """Qwen 3 (arXiv:2505.09388): QK-norm per head, no biases."""
     size = dict(vocab_size=151_936, context_length=40_960, rope_theta=1e6, tied=tied)
-    return _llama(n_layers, d_model, n_heads, 8, d_ff, norm_eps=1e-6, qk_norm=True, **size)
+    return _llama(n_layers, d_model, n_heads, n_kv_heads, d_ff, norm_eps=1e-6, qk_norm=True, **size, **more)
+
+
+_OF_128 = dict(n_kv_heads=4, n_experts=128, experts_per_token=8)
 
 
 QWEN3: dict[str, ModelConfig] = {
@@ -165,6 +171,8 @@ QWEN3: dict[str, ModelConfig] = {
     "8b": _qwen3(36, 4096, 32, 12_288),
     "14b": _qwen3(40, 5120, 40, 17_408),
     "32b": _qwen3(64, 5120, 64, 25_600),
+    "30b-a3b": _qwen3(48, 2048, 32, 768, **_OF_128),  # 3.3 B active
+    "235b-a22b": _qwen3(94, 4096, 64, 1536, **_OF_128),  # 22 B active
 }
 
 
@@ -243,6 +251,14 @@ GEMMA3: dict[str, ModelConfig] = {
 _WINDOW = dict(layer_pattern=("local",), window=4096)
 MISTRAL: dict[str, ModelConfig] = {
     "7b": _llama(32, 4096, 32, 8, 14_336, vocab_size=32_000, context_length=32_768, **_WINDOW),
+}
+
+
+# Mixtral (arXiv:2401.04088): eight experts, of which a token passes two; no window.
+_EIGHT = dict(n_experts=8, experts_per_token=2, rope_theta=1e6, vocab_size=32_000)
+MIXTRAL: dict[str, ModelConfig] = {
+    "8x7b": _llama(32, 4096, 32, 8, 14_336, context_length=32_768, **_EIGHT),
+    "8x22b": _llama(56, 6144, 48, 8, 16_384, context_length=65_536, **_EIGHT),
 }
 
 

@@ -43,7 +43,8 @@ class GPT(nn.Module):
         cache: None, or what `empty_cache` or the last call returned; then segments only tell tokens from padding.
         train: applies dropout, with the rng stream "dropout". ahead: runs the heads of multi-token prediction too.
         Returns (hidden_BTD float32, what the head reads: after the final norm, under muP times base width / width; cache with
-        these tokens in it; what else was asked for, by name: "ahead_nBTD", what the head reads for later targets).
+        these tokens in it; what else there is, by name: "ahead_nBTD", what the head reads for later targets; "routings", a
+        moe.Routing for every mixture of experts, named as its parameters are).
         """
         c = self.config
         table_VD = param(self, "embedding", normal(c.init_std), (c.vocab_size, c.d_model), ("vocab", "embed"))
@@ -59,10 +60,12 @@ class GPT(nn.Module):
         first_BTD = x_BTD if c.residual_mix else None
         rotations = _rotations(c, positions_BT)
         shared = Shared(positions_BT, segments_BT, *rotations, first_BTD, self._value_embeddings(tokens_BT))
-        x_BTD, cache = layers(c, self.compute, train, x_BTD, cache, shared)
-        aux = {}
+        x_BTD, cache, routings = layers(c, self.compute, train, x_BTD, cache, shared)
+        aux = {"routings": routings} if routings else {}
         if c.mtp_heads and (ahead or self.is_initializing()):
-            later_nBTD = look_ahead(c, self.compute, train, x_BTD, embedded_BTD, shared)
+            later_nBTD, routings = look_ahead(c, self.compute, train, x_BTD, embedded_BTD, shared)
+            if routings:
+                aux["routings"]["ahead"] = routings
             aux["ahead_nBTD"] = later_nBTD * c.width_ratio if c.mup_base_width else later_nBTD
         if not c.tied:  # declared here, used by unembed()
             param(self, "unembedding", normal(c.init_std), (c.d_model, c.vocab_size), ("embed", "vocab"))

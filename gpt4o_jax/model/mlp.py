@@ -28,11 +28,12 @@ class MLP(nn.Module):
     config: ModelConfig
     compute: Compute
     output_init: nn.initializers.Initializer
+    width: int | None = None  # F; None: config.ff_width
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, train: bool) -> jax.Array:
         c = self.config
-        D, F = c.d_model, c.ff_width
+        D, F = c.d_model, self.width or c.ff_width
         up_BTF = self._in("up", x_BTD, D, F)
         activation = ACTIVATIONS[c.mlp]
         hidden_BTF = activation(self._in("gate", x_BTD, D, F)) * up_BTF if c.gated else activation(up_BTF)

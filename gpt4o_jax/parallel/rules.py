@@ -17,6 +17,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
+    "expert": (),
     "position": (),
     "norm": (),
     "mix": (),

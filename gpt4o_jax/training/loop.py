@@ -86,8 +86,9 @@ def train(
         compiled = program.lower(last_step, byte_lengths(corpus.tokenizer)).compile()
     with ledger.time("init"):
         peak = peak_flops(mesh.devices.flat[0], config.model.compute_dtype)
+    active = f" ({flops.parameter_count(config.model, active=True):,} active)" if config.model.n_experts else ""
     say(
-        f"model {flops.parameter_count(config.model):,} parameters, {config.model.compute_dtype} products, attention by"
+        f"model {flops.parameter_count(config.model):,} parameters{active}, {config.model.compute_dtype} products, attention by"
         f" {program.attention}, on {mesh.devices.size} {mesh.devices.flat[0].device_kind} device(s);"
         f" {last_step} steps of {B} x {T} tokens; {corpus.size},"
         f" rows {rows.fill:.1%} full"
@@ -199,6 +200,7 @@ class _Logger:
         record = {
             "loss": nats / weight,
             **{name: total(name) / weight for name in m if name.endswith("_loss")},  # what else is minimised
+            **{name: float(m[name].mean()) for name in m if name.startswith("expert")},  # load of a mixture of experts
             "bits_per_byte": nats / math.log(2) / max(float(m["bytes"].sum()), 1.0),
             "grad_norm": float(m["grad_norm"].mean()),
             "update_norm": float(m["update_norm"].mean()),

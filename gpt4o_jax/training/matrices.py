@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Matrix(NamedTuple):
-    """Which axes of a weight are summed over by its product (rows), and which it produces (columns); the rest are layers."""
+    """Which axes of a weight are summed over by its product (rows), and which it produces (columns); others are stacked."""
 
     rows: tuple[int, ...]
     columns: tuple[int, ...]
@@ -13,9 +13,10 @@ class Matrix(NamedTuple):
 def hidden_matrix(names: tuple[str, ...]) -> Matrix | None:
     """Which axes of a weight are its matrix's rows (summed over) and columns; None where it is no hidden matrix.
 
-    A hidden matrix reads from the residual stream ("embed" first) or writes to it ("embed" last).
+    A hidden matrix reads from the residual stream ("embed" first) or writes to it ("embed" last). Every expert has its own.
     """
-    axes = [i for i, name in enumerate(names) if name != "layers"]
+    stacked = ("layers", "expert") if names[-1] != "expert" else ("layers",)  # a router's columns are the experts
+    axes = [i for i, name in enumerate(names) if name not in stacked]
     if len(axes) < 2 or {"vocab", "position"} & set(names) or "layers" not in names:
         return None
     if names[axes[0]] == "embed":

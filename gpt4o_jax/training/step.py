@@ -14,17 +14,30 @@ from gpt4o_jax import parallel
 from gpt4o_jax.config import RunConfig
 from gpt4o_jax.data.batches import Batch
 from gpt4o_jax.length import micro_batches
+from gpt4o_jax.model import moe
 from gpt4o_jax.model.gpt import GPT, unembedding
 from gpt4o_jax.ops.cross_entropy import cross_entropy
 from gpt4o_jax.training.schedules import schedule_factor
 from gpt4o_jax.training.state import TrainState
 
 
-def loss_sum(model: GPT, params, batch: Batch, loss_chunk: int, key=None, z_loss: float = 0.0, mtp_weight: float = 0.0):
+def loss_sum(
+    model: GPT,
+    params,
+    batch: Batch,
+    loss_chunk: int,
+    key=None,
+    z_loss: float = 0.0,
+    mtp_weight: float = 0.0,
+    balance_loss: float = 0.0,
+    router_z_loss: float = 0.0,
+):
     """(what is minimised, its parts by name), summed over the weighted targets of a batch [B, T]. key: enables dropout.
 
     Parts: "loss", the negative log-likelihood in nats; "z_loss" where its coefficient is not 0; "mtp_loss", the mean over
-    the heads of multi-token prediction, where there are any and their weight is not 0. Differentiate the first.
+    the heads of multi-token prediction, where there are any and their weight is not 0; of a mixture of experts
+    "balance_loss" and "router_z_loss", means over tokens times the sum of weights, and "load" (model/moe.py). Differentiate
+    the first.
     """
     heads = model.config.mtp_heads if mtp_weight else 0
     train = key is not None and model.config.dropout > 0
@@ -44,6 +57,10 @@ def loss_sum(model: GPT, params, batch: Batch, loss_chunk: int, key=None, z_loss
         later = cross_entropy(aux["ahead_nBTD"][k - 1], unembedding(params), *targets_ahead(batch, k), *how)
         total += mtp_weight / heads * later.total
         parts["mtp_loss"] = parts.get("mtp_loss", 0.0) + later.nll / heads
+    if "routings" in aux:
+        balance, router_z = (jnp.sum(batch.weights) * loss for loss in moe.losses(aux["routings"]))
+        total += balance_loss * balance + router_z_loss * router_z
+        parts |= {"balance_loss": balance, "router_z_loss": router_z, "load": moe.load(aux["routings"])}
     return total, parts
 
 
@@ -66,7 +83,8 @@ def gradients(model: GPT, params, batch: Batch, config: RunConfig, key: jax.Arra
     # Row i goes to micro-batch i % A, so that every micro-batch has rows of every data shard.
     micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, A, *x.shape[1:]), 1, 0), batch)
     t = config.train
-    grad = jax.grad(lambda p, b, k: loss_sum(model, p, b, t.loss_chunk, k, t.z_loss, t.mtp_weight), has_aux=True)
+    extra = dict(z_loss=t.z_loss, mtp_weight=t.mtp_weight, balance_loss=t.balance_loss, router_z_loss=t.router_z_loss)
+    grad = jax.grad(lambda p, b, k: loss_sum(model, p, b, t.loss_chunk, k, **extra), has_aux=True)
 
     def add(carry, xs):
         index, part = xs
@@ -100,6 +118,9 @@ def make_step(
         factor = schedule_factor(config.optimizer, total_steps, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, lr_factor=factor)
         params = optax.apply_updates(state.params, updates)
+        load = losses.pop("load", None)
+        if config.model.router_bias:
+            params = moe.rebalanced(params, state.params, load, config.train.router_bias_rate)
         ema = state.ema
         if ema is not None:
             decay = config.optimizer.ema_decay
@@ -121,6 +142,7 @@ def make_step(
         )
         metrics = {
             **losses,
+            **({} if load is None else moe.load_metrics(load)),
             "weight": weight,
             "bytes": jnp.sum(bytes_V[batch.targets] * batch.weights),
             "grad_norm": grad_norm,

@@ -38,6 +38,8 @@ VARIANTS = [dict(zip(CROSS, values, strict=True)) for values in itertools.produc
     dict(layer_pattern=("local", "global"), window=4, n_layers=4, n_kv_heads=2, scan_unroll=2),
     dict(layer_pattern=("local", "local", "global"), window=3, n_layers=3, positions="learned"),
     dict(layer_pattern=("local", "local", "global"), window=3, n_layers=5, rope_local_theta=50.0),
+    dict(n_experts=4, norm="rms", mlp="swiglu"),
+    dict(n_experts=4, n_shared_experts=1, router_scores="sigmoid", router_bias=True, moe_every=2, n_layers=3, n_kv_heads=2),
     dict(attention_softcap=1.5, attention_scale=0.7),
     dict(attention_sinks=True, n_kv_heads=2, layer_pattern=("local", "global"), window=2),
     dict(residual_mix=True, value_embeddings=2, n_layers=4, n_kv_heads=2, layer_pattern=("local", "global"), window=4),

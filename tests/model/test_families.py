@@ -30,6 +30,20 @@ GPT_OSS = ModelConfig(
     layer_pattern=("local", "global"), window=4,
 )  # fmt: skip
 SPEEDRUN = ModelConfig(**SHAPE | dict(n_layers=3), mlp="relu2", residual_mix=True, value_embeddings=1)
+MIXTRAL = ModelConfig(**SHAPE, mlp="swiglu", qk_norm=False, n_experts=5, experts_per_token=2)
+QWEN_MOE = ModelConfig(
+    **SHAPE | dict(n_layers=3),
+    mlp="swiglu",
+    n_experts=6,
+    experts_per_token=3,
+    expert_d_ff=20,
+    router_normalise=False,
+    moe_every=2,
+)
+DEEPSEEK = ModelConfig(
+    **SHAPE, mlp="swiglu", qk_norm=False, n_experts=6, n_shared_experts=2, expert_d_ff=10, router_scores="sigmoid",
+    router_bias=True,
+)  # fmt: skip
 MISTRAL = ModelConfig(**SHAPE, mlp="swiglu", qk_norm=False, layer_pattern=("local",), window=3)
 
 
@@ -158,6 +172,58 @@ def gemma3(params, ids):
     return rms(x, 1 + params["final_norm"]["scale"]) @ params["embedding"].T
 
 
+def mixture(x, p, k, score, normalise=True):
+    """Token by token, expert by expert."""
+    out = []
+    for token in x:
+        scores = score(token @ p["router"])
+        chosen = np.argsort(-(scores + p.get("balance", 0)))[:k]
+        shares = scores[chosen] / (scores[chosen].sum() if normalise else 1)
+        out.append(
+            sum(s * gated(token, {n: p[n][e] for n in ("gate", "up", "down")}, silu) for s, e in zip(shares, chosen, strict=True))
+        )
+    return np.stack(out) + (gated(x, p["shared"], silu) if "shared" in p else 0)
+
+
+def softmax(x):
+    return np.exp(x - x.max()) / np.exp(x - x.max()).sum()
+
+
+def mixtral(params, ids):
+    """arXiv:2401.04088: a Llama whose feed-forward is Softmax(TopK(x W_g)) of eight experts."""
+    x = params["embedding"][ids]
+    for i in range(2):
+        p = layer(params, i)
+        q, k, v = project(rms(x, p["attention_norm"]["scale"]), p["attention"], *QKV)
+        x = x + merge(attend(rotate(q), rotate(k), v), p["attention"])
+        x = x + mixture(rms(x, p["mlp_norm"]["scale"]), p["moe"], 2, softmax)
+    return rms(x, params["final_norm"]["scale"]) @ params["unembedding"]
+
+
+def qwen_moe(params, ids):
+    """arXiv:2505.09388 with norm_topk_prob=false, and experts in every second layer (decoder_sparse_step=2)."""
+    x = params["embedding"][ids]
+    for i in range(3):
+        p = layer(params, i)
+        q, k, v = project(rms(x, p["attention_norm"]["scale"]), p["attention"], *QKV)
+        q, k = rms(q, p["attention"]["query_scale"]), rms(k, p["attention"]["key_scale"])
+        x = x + merge(attend(rotate(q), rotate(k), v), p["attention"])
+        h = rms(x, p["mlp_norm"]["scale"])
+        x = x + (mixture(h, p["moe"], 3, softmax, normalise=False) if i == 1 else gated(h, p["mlp"], silu))
+    return rms(x, params["final_norm"]["scale"]) @ params["unembedding"]
+
+
+def deepseek(params, ids):
+    """The feed-forward of arXiv:2412.19437, section 2.1.2: sigmoid scores, a bias in the choice, shared experts."""
+    x = params["embedding"][ids]
+    for i in range(2):
+        p = layer(params, i)
+        q, k, v = project(rms(x, p["attention_norm"]["scale"]), p["attention"], *QKV)
+        x = x + merge(attend(rotate(q), rotate(k), v), p["attention"])
+        x = x + mixture(rms(x, p["mlp_norm"]["scale"]), p["moe"], 2, lambda z: 1 / (1 + np.exp(-z)))
+    return rms(x, params["final_norm"]["scale"]) @ params["unembedding"]
+
+
 def mistral(params, ids):
     """arXiv:2310.06825: a Llama whose tokens see the last three, themselves included."""
     x = params["embedding"][ids]
@@ -207,6 +273,9 @@ FAMILIES = {
     "gemma2": (GEMMA2, gemma2),
     "gemma3": (GEMMA3, gemma3),
     "mistral": (MISTRAL, mistral),
+    "mixtral": (MIXTRAL, mixtral),
+    "qwen_moe": (QWEN_MOE, qwen_moe),
+    "deepseek_moe": (DEEPSEEK, deepseek),
     "gpt_oss": (GPT_OSS, gpt_oss),
     "speedrun": (SPEEDRUN, speedrun),
 }

@@ -30,6 +30,7 @@ SMALL = ModelConfig(
     vocab_size=64, context_length=16, n_layers=3, d_model=16, n_heads=4, n_kv_heads=2, output_init="scaled", init_std=0.3
 )
 BROKEN_OFF = dict(n_layers=5, layer_pattern=("local", "local", "global"), window=3, rope_local_theta=50.0)
+EXPERTS = dict(n_experts=4, n_shared_experts=1, router_bias=True, moe_every=2, n_layers=3, mtp_heads=1)
 PATTERN = dict(n_layers=4, layer_pattern=("local", "global"), window=3, attention_sinks=True)
 EXTRAS = dict(residual_mix=True, value_embeddings=1, mtp_heads=2)
 FLOAT32 = Compute("cpu", "float32")
@@ -113,6 +114,16 @@ CROSSES = {
     "speedruns and multi-token prediction": dict(
         residual_mix=[False, True], value_embeddings=[0, 1], mtp_heads=[0, 2], norm=["rms", "layer"], bias=[False, True]
     ),
+    "experts": dict(
+        n_experts=[3],
+        moe_every=[1, 2],
+        n_layers=[3],
+        n_shared_experts=[0, 2],
+        expert_d_ff=[None, 5],
+        router_bias=[False, True],
+        mlp=["relu2", "swiglu"],
+        mtp_heads=[0, 1],
+    ),
     "tables": dict(tied=[False, True], positions=["rope", "learned", "none"], norm=["rms", "layer"], bias=[False, True]),
 }
 
@@ -122,7 +133,8 @@ def test_counts_are_exact(one_device, cross):
     """parameter_count against the tree itself, forward_flops_per_token against the products of the traced program."""
     for values in itertools.product(*CROSSES[cross].values()):
         c = dataclasses.replace(SMALL, **dict(n_layers=2) | dict(zip(CROSSES[cross], values, strict=True)))
-        model = gpt.GPT(c, FLOAT32)
+        # Traced as for a GPU: on CPU experts pad their groups of tokens.
+        model = gpt.GPT(dataclasses.replace(c, attention="reference"), Compute("gpu", "float32") if c.n_experts else FLOAT32)
         params = jax.eval_shape(functools.partial(gpt.init, model), jax.random.key(0))
         assert flops.parameter_count(c) == sum(math.prod(x.shape) for x in jax.tree.leaves(params)), c
         program = jax.make_jaxpr(functools.partial(logits, model))(params, jnp.zeros((3, 8), jnp.int32))
@@ -138,8 +150,10 @@ def products(jaxpr) -> int:
     """Operations of all matrix products in a program, the body of a scan as often as it runs."""
     total = 0
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
+        if equation.primitive.name in ("dot_general", "ragged_dot_general"):
+            (contracted, _), _ = equation.params.get("dimension_numbers") or (
+                equation.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
+            )
             total += 2 * equation.outvars[0].aval.size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
         for parameter in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")):
             inner = getattr(parameter, "jaxpr", parameter)
@@ -173,7 +187,14 @@ def test_local_layers_count_the_keys_of_their_window():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, PATTERN, BROKEN_OFF, EXTRAS, {"tied": True, "positions": "learned", "bias": True, "norm": "layer", "mlp": "swiglu"}],
+    [
+        {},
+        PATTERN,
+        BROKEN_OFF,
+        EXPERTS,
+        EXTRAS,
+        {"tied": True, "positions": "learned", "bias": True, "norm": "layer", "mlp": "swiglu"},
+    ],
 )
 def test_every_axis_has_a_name_with_a_rule(one_device, changes):
     model, params = make(**changes)

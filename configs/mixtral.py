@@ -1,0 +1,33 @@
+"""Mixtral's architecture from scratch, by size: 8x7b or 8x22b (gpt4o_jax/model/families.py).
+
+Hardware: meant for, but not tried on: 128 GPUs of 80 GB for 8x7b, 512 for 8x22b. Experts are not spread over
+    devices yet, only sharded as all weights are.
+Time: not measured here.
+Expected: not measured here; what it was trained on is not public (arXiv:2401.04088). The learning rates
+    are starting points, tuned for no size.
+Command: python -m gpt4o_jax train --config=configs/mixtral.py:8x7b --workdir=runs/mixtral
+    --config.data.source=text --config.data.path=FOLDER
+    A tokenizer of the published size is trained on that text; it is not the published one.
+    Rows are of 4,096 tokens.
+"""
+
+from gpt4o_jax.config import base_config, to_dict
+from gpt4o_jax.model.families import MIXTRAL, pick
+
+# size: (rows of a batch, training tokens at 20 an active parameter, peak learning rate)
+RECIPES = {"8x7b": (1024, "258e9 tokens", 3e-4), "8x22b": (2048, "784e9 tokens", 2e-4)}
+
+
+def get_config(size="8x7b"):
+    c = base_config()
+    c.model.update(to_dict(pick("mixtral.py", MIXTRAL, size)))
+    c.tokenizer.vocab_size = c.model.vocab_size
+    c.model.context_length = 4096
+    c.train.batch_size, c.train.length, c.optimizer.peak_lr = RECIPES[size]
+    c.optimizer.warmup_steps = 2000
+    c.eval.max_tokens = 500_000
+    c.model.remat = "full"
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+    c.train.steps_per_dispatch = 1
+    return c

@@ -1,0 +1,126 @@
+"""A mixture of experts in the place of a feed-forward, and what keeps their load even.
+
+B batch, T positions, D model width, F hidden width of an expert, E experts, k experts of a token
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gpt4o_jax.config import ModelConfig
+from gpt4o_jax.model.layers import normal, param
+from gpt4o_jax.model.mlp import ACTIVATIONS, MLP
+from gpt4o_jax.ops import experts as ops
+from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.parallel import constrain, per_shard, shards_evenly
+
+
+class Routing(NamedTuple):
+    """Sums over the real tokens of a batch: padding does not count."""
+
+    tokens_E: jax.Array  # that were sent to each expert
+    probability_E: jax.Array  # that the router gave each expert, of 1 a token
+    squared_z: jax.Array  # squares of the log-normaliser of the router's logits
+
+
+class Experts(nn.Module):
+    """Sum over the k experts that a router chooses for a token, plus the shared experts, which every token passes."""
+
+    config: ModelConfig
+    compute: Compute
+    output_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array, train: bool) -> tuple[jax.Array, Routing]:
+        c = self.config
+        D, F, E, k = c.d_model, c.expert_width, c.n_experts, c.experts_per_token
+        init = normal(c.hidden_std)
+        router_DE = param(self, "router", init, (D, E), ("embed", "expert"))
+        gate_EDF = param(self, "gate", init, (E, D, F), ("expert", "embed", "mlp")) if c.gated else None
+        up_EDF = param(self, "up", init, (E, D, F), ("expert", "embed", "mlp"))
+        down_EFD = param(self, "down", self.output_init, (E, F, D), ("expert", "mlp", "embed"))
+        balance_E = param(self, "balance", nn.initializers.zeros, (E,), ("expert",)) if c.router_bias else None
+
+        # In float32 throughout: a router's rounding errors decide where tokens go.
+        logits_BTE = jnp.einsum("BTD,DE->BTE", x_BTD, router_DE, precision=jax.lax.Precision.HIGHEST)
+        scores_BTE = ops.SCORES[c.router_scores](logits_BTE)
+        chosen_BTk, gates_BTk = ops.choose(scores_BTE, k, c.router_normalise, balance_E)
+        y_BTD = self._apply(x_BTD, chosen_BTk, gates_BTk, gate_EDF, up_EDF, down_EFD)
+        y_BTD = nn.Dropout(c.dropout, deterministic=not train)(y_BTD)
+        if c.n_shared_experts:
+            y_BTD += MLP(c, self.compute, self.output_init, c.n_shared_experts * F, name="shared")(x_BTD, train)
+
+        real_BT = (segments_BT > 0).astype(jnp.float32)
+        share_BTE = scores_BTE / jnp.sum(scores_BTE, axis=-1, keepdims=True)
+        routing = Routing(
+            tokens_E=jnp.sum(real_BT[..., None, None] * jax.nn.one_hot(chosen_BTk, E), axis=(0, 1, 2)),
+            probability_E=jnp.sum(real_BT[..., None] * share_BTE, axis=(0, 1)),
+            squared_z=jnp.sum(real_BT * jax.nn.logsumexp(logits_BTE, axis=-1) ** 2),
+        )
+        return y_BTD, routing
+
+    def _apply(self, x_BTD, chosen_BTk, gates_BTk, gate_EDF, up_EDF, down_EFD):
+        """Every device sorts its own tokens, with its part of each expert's hidden width."""
+        activation = ACTIVATIONS[self.config.mlp]
+
+        def local(x_BTD, chosen_BTk, gates_BTk, *weights):
+            flat = (a.reshape(-1, a.shape[-1]) for a in (x_BTD, chosen_BTk, gates_BTk))
+            return ops.experts(*flat, *weights, activation, self.compute).reshape(1, *x_BTD.shape)
+
+        arguments = (x_BTD, chosen_BTk, gates_BTk, gate_EDF, up_EDF, down_EFD)
+        if shards_evenly(x_BTD, "batch", None, None) and shards_evenly(down_EFD, None, "mlp", None):
+            rows, into, out = ("batch", None, None), (None, None, "mlp"), (None, "mlp", None)
+            local = per_shard(local, [rows, rows, rows, into, into, out], ("mlp", *rows))
+        return constrain(jnp.sum(local(*arguments), axis=0), "batch", "seq", "embed")
+
+
+# ---------------------------------------------------------------- what training does with it
+
+
+def _mixtures(routings: dict) -> Routing:
+    """One Routing of all mixtures of a model, their arrays stacked along a new first axis."""
+    leaves = jax.tree.leaves(routings, is_leaf=lambda x: isinstance(x, Routing))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *leaves)
+
+
+def losses(routings: dict) -> tuple[jax.Array, jax.Array]:
+    """(load-balancing loss, router z-loss), means over tokens and mixtures.
+
+    The first is E sum_e f_e P_e of Switch (arXiv:2101.03961), f_e the share of assignments and P_e of probability: 1
+    where both are even. The second is the squared log-normaliser of the logits (ST-MoE, arXiv:2202.08906).
+    """
+    r = _mixtures(routings)
+    tokens_L = jnp.maximum(jnp.sum(r.probability_E, axis=-1), 1)
+    share_LE = r.tokens_E / jnp.maximum(jnp.sum(r.tokens_E, axis=-1, keepdims=True), 1)
+    balance_L = r.tokens_E.shape[-1] * jnp.sum(share_LE * r.probability_E, axis=-1) / tokens_L
+    return jnp.mean(balance_L), jnp.mean(r.squared_z / tokens_L)
+
+
+def load(routings: dict) -> dict:
+    """Of every mixture the tokens_E of its experts, named as its parameters are: {"layers": {"moe": [L, E]}}."""
+    return jax.tree.map(lambda r: r.tokens_E, routings, is_leaf=lambda x: isinstance(x, Routing))
+
+
+def load_metrics(load: dict) -> dict[str, jax.Array]:
+    """How even the load is, as means over mixtures."""
+    tokens_LE = jnp.concatenate(jax.tree.leaves(load))
+    share_LE = tokens_LE / jnp.maximum(jnp.sum(tokens_LE, axis=-1, keepdims=True), 1)
+    E = tokens_LE.shape[-1]
+    return {
+        "expert_load_max": jnp.mean(jnp.max(share_LE, axis=-1) * E),  # in units of the mean load; 1: even
+        "expert_load_entropy": -jnp.mean(jnp.sum(jax.scipy.special.xlogy(share_LE, share_LE), axis=-1)) / jnp.log(E),  # 1: even
+        "experts_dead": jnp.mean(tokens_LE == 0),  # share of experts without a token
+    }
+
+
+def rebalanced(new: dict, old: dict, load: dict, rate: float) -> dict:
+    """Parameters `new` with each router's bias that of `old`, moved by `rate` towards an even load (arXiv:2408.15664).
+
+    Experts with less than the mean load rise, those with more sink; what an optimizer did to the bias is undone.
+    """
+    if isinstance(load, dict):
+        return new | {name: rebalanced(new[name], old[name], part, rate) for name, part in load.items()}
+    missing_LE = jnp.mean(load, axis=-1, keepdims=True) - load
+    return new | {"balance": old["balance"] + rate * jnp.sign(missing_LE)}

@@ -1,0 +1,132 @@
+"""A mixture of experts without dropped tokens: which experts a token goes to, and their products.
+
+M tokens, E experts, k experts of a token, n = M * k rows sorted by expert, D model width, F hidden width of an expert, b blocks
+
+Source: MegaBlocks (arXiv:2211.15841): rows sorted by expert make one product of groups of unequal size.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.lax import RaggedDotDimensionNumbers, ragged_dot, ragged_dot_general
+
+from gpt4o_jax.ops.compute import Compute
+
+SCORES = {"softmax": functools.partial(jax.nn.softmax, axis=-1), "sigmoid": jax.nn.sigmoid}
+
+
+def choose(scores_ME: jax.Array, k: int, normalise: bool, bias_E: jax.Array | None = None):
+    """(experts chosen_Mk int32, their shares gates_Mk): those with the k highest scores.
+
+    normalise: a token's shares sum to 1 (Mixtral, arXiv:2401.04088, where they are a softmax over the chosen).
+    bias_E is added to the scores for choosing only (arXiv:2408.15664).
+    """
+    wanted_ME = jax.lax.stop_gradient(scores_ME if bias_E is None else scores_ME + bias_E)
+    chosen_Mk = jax.lax.top_k(wanted_ME, k)[1]
+    gates_Mk = jnp.take_along_axis(scores_ME, chosen_Mk, axis=-1)
+    if normalise:
+        gates_Mk /= jnp.sum(gates_Mk, axis=-1, keepdims=True)
+    return chosen_Mk, gates_Mk
+
+
+def experts(
+    x_MD: jax.Array,
+    chosen_Mk: jax.Array,
+    gates_Mk: jax.Array,
+    gate_EDF: jax.Array | None,
+    up_EDF: jax.Array,
+    down_EFD: jax.Array,
+    activation: Callable,
+    compute: Compute,
+) -> jax.Array:
+    """Sum over a token's experts of their share times down(activation(gate(x)) * up(x)), or down(activation(up(x))). [M, D]."""
+    (M, k), E = chosen_Mk.shape, up_EDF.shape[0]
+    order_n = jnp.argsort(chosen_Mk.reshape(-1), stable=True)
+    inverse_n = jnp.argsort(order_n)
+    sizes_E = jnp.bincount(chosen_Mk.reshape(-1), length=E).astype(jnp.int32)
+    x_nD = _permuted(jnp.broadcast_to(x_MD[:, None], (M, k, x_MD.shape[1])).reshape(M * k, -1), order_n, inverse_n)
+    up_nF = grouped_product(compute, x_nD, up_EDF, sizes_E)
+    hidden_nF = activation(up_nF) if gate_EDF is None else activation(grouped_product(compute, x_nD, gate_EDF, sizes_E)) * up_nF
+    y_MkD = _permuted(grouped_product(compute, hidden_nF, down_EFD, sizes_E), inverse_n, order_n).reshape(M, k, -1)
+    return jnp.sum(y_MkD * gates_Mk[..., None], axis=1)
+
+
+@jax.custom_vjp
+def _permuted(x_nD, order_n, inverse_n):
+    """x_nD[order_n]; its gradient is a lookup too, where autodiff would scatter."""
+    return x_nD[order_n]
+
+
+_permuted.defvjp(lambda x, order, inverse: (x[order], inverse), lambda inverse, g: (g[inverse], None, None))
+
+
+# ---------------------------------------------------------------- products of groups
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def grouped_product(compute: Compute, x_nD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Row i times the matrix of its group: the first sizes[0] rows belong to group 0, and so on. [n, F] float32.
+
+    Operands, those of the gradient too, are rounded to compute.dtype. sizes sum to n.
+    """
+    return _product(compute, x_nD.astype(compute.operand), w_EDF.astype(compute.operand), sizes_E)
+
+
+def _forward(compute, x_nD, w_EDF, sizes_E):
+    x_nD, w_EDF = x_nD.astype(compute.operand), w_EDF.astype(compute.operand)
+    return _product(compute, x_nD, w_EDF, sizes_E), (x_nD, w_EDF, sizes_E)
+
+
+def _backward(compute, operands, g_nF):
+    x_nD, w_EDF, sizes_E = operands
+    g_nF = g_nF.astype(compute.operand)
+    return _product(compute, g_nF, w_EDF.swapaxes(1, 2), sizes_E), _outer(compute, x_nD, g_nF, sizes_E), None
+
+
+grouped_product.defvjp(_forward, _backward)
+
+
+def _product(compute, x_nD, w_EDF, sizes_E):
+    if compute.platform != "cpu":
+        return ragged_dot(x_nD, w_EDF, sizes_E, preferred_element_type=jnp.float32)
+    slot_n, owner_b, size = _blocks(len(x_nD), sizes_E)
+    one = lambda rows_and_owner: jnp.dot(rows_and_owner[0], w_EDF[rows_and_owner[1]], preferred_element_type=jnp.float32)
+    return jax.lax.map(one, (_in_blocks(x_nD, slot_n, owner_b, size), owner_b)).reshape(-1, w_EDF.shape[2])[slot_n]
+
+
+def _outer(compute, x_nD, g_nF, sizes_E):
+    """Of each group the sum of its rows' outer products, [E, D, F]: the weights' gradient."""
+    if compute.platform != "cpu":
+        sum_over_rows = RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
+        return ragged_dot_general(x_nD, g_nF, sizes_E, sum_over_rows, preferred_element_type=jnp.float32)
+    slot_n, owner_b, size = _blocks(len(x_nD), sizes_E)
+
+    def add(sum_EDF, block):
+        x, g, owner = block
+        return sum_EDF.at[owner].add(jnp.dot(x.T, g, preferred_element_type=jnp.float32)), None
+
+    zero_EDF = jnp.zeros((len(sizes_E), x_nD.shape[1], g_nF.shape[1]), jnp.float32)
+    x, g = (_in_blocks(rows, slot_n, owner_b, size) for rows in (x_nD, g_nF))
+    return jax.lax.scan(add, zero_EDF, (x, g, owner_b))[0]
+
+
+def _blocks(n: int, sizes_E):
+    """(each row's slot, each block's group, rows in a block), with every group's rows starting a block.
+
+    On CPU ragged_dot multiplies all rows with all matrices (jaxlib 0.10); blocks of one group are plain products.
+    """
+    E = len(sizes_E)
+    size = min(128, max(8, n // (2 * E)))
+    used_E = -(-sizes_E // size)
+    owner_b = jnp.repeat(jnp.arange(E), used_E, total_repeat_length=n // size + E)
+    group_n = jnp.repeat(jnp.arange(E), sizes_E, total_repeat_length=n)
+    first_E = jnp.cumsum(used_E) - used_E
+    start_E = jnp.cumsum(sizes_E) - sizes_E
+    return first_E[group_n] * size + jnp.arange(n) - start_E[group_n], owner_b, size
+
+
+def _in_blocks(x_nD, slot_n, owner_b, size):
+    x = jnp.zeros((len(owner_b) * size, x_nD.shape[1]), x_nD.dtype).at[slot_n].set(x_nD, unique_indices=True)
+    return x.reshape(len(owner_b), size, -1)
