@@ -12,7 +12,9 @@ import sys
 from gpt4o_jax.commands import flags as flag_lib
 from gpt4o_jax.errors import ExitCode, RunError, did_you_mean
 
-COMMANDS = ("train", "evaluate", "generate", "chat", "tokenizer", "data", "report", "runs", "sweep", "verify", "benchmark")
+COMMANDS = (
+    "train", "evaluate", "generate", "chat", "convert", "tokenizer", "data", "report", "runs", "sweep", "verify", "benchmark",
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> int:

@@ -69,7 +69,8 @@ def open_run(workdir, step: int | None = None) -> Run:
         )
     mesh = parallel.make_mesh(config.mesh if _fits(config.mesh) else type(config.mesh)())
     with jax.set_mesh(mesh):
-        compute = Compute(mesh.devices.flat[0].platform, config.model.compute_dtype)
+        platform = mesh.devices.flat[0].platform
+        compute = Compute(platform, resolve_dtype(config.model.compute_dtype, platform))  # "auto": imported
         # Who computes attention belongs to the hardware the run was trained on, not to the model.
         model = gpt.GPT(dataclasses.replace(config.model, attention="auto"), compute)
         params = load_params(store, step, model, mesh)
@@ -201,6 +202,10 @@ def _check_corpus(workdir: epath.Path, corpus: Corpus) -> None:
             stored = store.meta(step)["corpus"]
         except RunError:
             continue  # damaged: training falls back to the checkpoint before it
+        if stored is None:
+            raise RunError(
+                f"--workdir={workdir}: imported weights; train from them in a new folder: --config.init.from={workdir}"
+            )
         if stored != corpus.name:
             raise data_error(
                 f"{workdir}: the run was trained on corpus {stored}, this command gives {corpus.name} (other text, tokenizer"
@@ -277,6 +282,8 @@ def _fits(mesh_config) -> bool:
 def holdout(run: Run):
     """The token cache of the run's held-out documents. Raises RunError where its source is not the same here."""
     stored = Store(run.workdir / "checkpoints").meta(run.step)["corpus"]
+    if stored is None:
+        raise data_error(f"{run.workdir}: imported weights have no hold-out; use --text=FILE")
     corpus = corpora.prepare(run.config, run.tokenizer)
     if corpus.name != stored:
         raise data_error(

@@ -1,0 +1,44 @@
+"""import: weights of a Hugging Face folder as a run; export: a run as a Hugging Face folder"""
+
+from gpt4o_jax.commands.flags import Flag
+from gpt4o_jax.errors import RunError
+
+FLAGS = {
+    "import": (
+        Flag("from", str, "", "folder as the Hub lays it out: config.json, safetensors, tokenizer", required=True),
+        Flag("workdir", str, "", "run folder to make", required=True),
+        Flag("compute_dtype", str, "auto", "of matrix products: float32, bfloat16, or auto, the fastest wherever it is opened"),
+    ),
+    "export": (
+        Flag("workdir", str, "", "run folder", required=True),
+        Flag("to", str, "", "folder to make", required=True),
+        Flag("step", int, None, "checkpoint step; the newest if not given", low=0),
+        Flag("family", str, "", "gpt2, llama, ...; the first that computes the same if not given"),
+        Flag("dtype", str, "float32", "of the tensors: float32 or bfloat16"),
+    ),
+}
+
+
+def main(flags: dict, overrides: dict[str, str], action: str) -> dict:
+    name, known = {
+        "import": ("compute_dtype", ("auto", "float32", "bfloat16")),
+        "export": ("dtype", ("float32", "bfloat16")),
+    }[action]
+    if flags[name] not in known:
+        raise RunError(f"convert {action}: --{name}={flags[name]}: expected {' or '.join(known)}")
+
+    from pathlib import Path
+
+    import jax
+
+    from gpt4o_jax.interop import huggingface
+    from gpt4o_jax.run import open_run
+
+    if action == "import":
+        source, workdir = Path(flags["from"]).expanduser(), Path(flags["workdir"]).expanduser()
+        made = huggingface.import_folder(source, workdir, flags["compute_dtype"])
+        return {"from": flags["from"], "workdir": flags["workdir"], **made}
+    run = open_run(flags["workdir"], flags["step"])
+    with jax.set_mesh(run.mesh):
+        made = huggingface.export_folder(run, Path(flags["to"]).expanduser(), flags["family"], flags["dtype"])
+    return {"workdir": flags["workdir"], "step": run.step, "to": flags["to"], **made}

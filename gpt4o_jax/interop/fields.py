@@ -1,0 +1,319 @@
+"""Kinds of entries in a family's table of config fields: each reads keys of config.json into knobs of ModelConfig, and back."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from gpt4o_jax.config import ModelConfig
+from gpt4o_jax.errors import data_error, did_you_mean
+
+REQUIRED = object()
+
+
+class Values:
+    """The keys of a config.json, which remembers those that were read."""
+
+    def __init__(self, values: dict, family: str, where: str = "config.json"):
+        self.values, self.family, self.where = values, family, where
+        self.seen: set[str] = set()
+
+    def get(self, key: str, kind: type | tuple[type, ...] = object, default: Any = REQUIRED) -> Any:
+        """The value under `key`; null counts as absent. Raises RunError where it is missing or has another type."""
+        self.seen.add(key)
+        value = self.values.get(key)
+        if value is None:
+            if default is REQUIRED:
+                raise data_error(f"{self.where}: {key} is missing; family {self.family} needs it")
+            return default
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if float in kinds:
+            kinds += (int,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds and object not in kinds):
+            expected = " or ".join(k.__name__ for k in kinds)
+            raise data_error(f"{self.where}: {key}={value!r}, expected {expected}")
+        return value
+
+    def refuse(self, key: str, expected: str):
+        raise data_error(f"{self.where}: {key}={self.values.get(key)!r} is not supported for {self.family}; expected {expected}")
+
+
+class Field(NamedTuple):
+    """read(values) -> knobs; write(model) -> keys. What one writes the other reads."""
+
+    read: Callable[[Values], dict]
+    write: Callable[[ModelConfig], dict]
+
+
+def same(ours: str, theirs: str, kind: type, default: Any = REQUIRED) -> Field:
+    """A knob and a key of one meaning."""
+
+    def read(v: Values) -> dict:
+        value = v.get(theirs, kind, default)
+        return {ours: float(value) if kind is float else value}
+
+    return Field(read, lambda m: {theirs: getattr(m, ours)})
+
+
+def choice(ours: str, theirs: str, names: dict[str, str], default: Any = REQUIRED) -> Field:
+    """A knob and a key whose values have other names; names: theirs -> ours, of several for one the first is written."""
+
+    def read(v: Values) -> dict:
+        value = v.get(theirs, str, default)
+        if value not in names:
+            v.refuse(theirs, f"one of {', '.join(names)}{did_you_mean(value, names)}")
+        return {ours: names[value]}
+
+    def write(m: ModelConfig) -> dict:
+        value = getattr(m, ours)
+        return {theirs: next((t for t, o in names.items() if o == value), next(iter(names)))}
+
+    return Field(read, write)
+
+
+def always(**knobs) -> Field:
+    """Knobs that the family fixes without saying so."""
+    return Field(lambda v: knobs, lambda m: {})
+
+
+def fixed(theirs: str, value: Any, default: Any = None) -> Field:
+    """A key with one value only that we can do. default: what its absence means."""
+
+    def read(v: Values) -> dict:
+        if v.get(theirs, object, value if default is None else default) != value:
+            v.refuse(theirs, repr(value))
+        return {}
+
+    return Field(read, lambda m: {theirs: value})
+
+
+def off_is_null(ours: str, theirs: str, default: Any = REQUIRED) -> Field:
+    """A cap: 0 with us where it is null, or absent, with them."""
+
+    def read(v: Values) -> dict:
+        v.seen.add(theirs)
+        value = v.values.get(theirs, default)
+        return {ours: 0.0 if value is None else float(v.get(theirs, float, default))}
+
+    return Field(read, lambda m: {theirs: getattr(m, ours) or None})
+
+
+def heads(default_head_dim: int | None = None) -> Field:
+    """Heads, key/value heads and their width. default_head_dim: where it is not said; None: width / heads."""
+
+    def read(v: Values) -> dict:
+        n_heads = v.get("num_attention_heads", int)
+        default = default_head_dim or v.get("hidden_size", int) // max(n_heads, 1)
+        kv_heads = v.get("num_key_value_heads", int, n_heads)
+        return {"n_heads": n_heads, "n_kv_heads": kv_heads, "head_dim": v.get("head_dim", int, default)}
+
+    def write(m: ModelConfig) -> dict:
+        return {"num_attention_heads": m.n_heads, "num_key_value_heads": m.kv_heads, "head_dim": m.head_width}
+
+    return Field(read, write)
+
+
+def query_scalar(theirs: str, default: float) -> Field:
+    """Scores are multiplied by its -1/2th power (Gemma)."""
+
+    def read(v: Values) -> dict:
+        return {"attention_scale": float(v.get(theirs, float, default)) ** -0.5}
+
+    def write(m: ModelConfig) -> dict:
+        scalar = (m.score_scale or m.head_width**-0.5) ** -2
+        return {theirs: round(scalar) if math.isclose(scalar, round(scalar), rel_tol=1e-9) else scalar}
+
+    return Field(read, write)
+
+
+# ---------------------------------------------------------------- rotary positions
+
+
+def rope(default_theta: float = 10_000.0) -> Field:
+    """rope_theta and rope_scaling (transformers 4), or both in rope_parameters (5); both are written."""
+
+    def read(v: Values) -> dict:
+        new, scaling = v.get("rope_parameters", dict, None), v.get("rope_scaling", dict, None)
+        theta = float(v.get("rope_theta", float, default_theta))
+        context = v.get("max_position_embeddings", int)
+        older = read_rope(v, "rope_scaling", scaling or {}, theta, context)
+        if new is None:
+            return older
+        newer = read_rope(v, "rope_parameters", new, theta, context)
+        if (scaling is not None or v.values.get("rope_theta") is not None) and newer != older:
+            v.refuse("rope_parameters", "what rope_theta and rope_scaling beside it say")
+        return newer
+
+    def write(m: ModelConfig) -> dict:
+        stretch = write_rope(m)
+        scaling = None if m.rope_scaling == "none" else stretch
+        return {
+            "rope_theta": m.rope_theta,
+            "rope_scaling": scaling,
+            "rope_parameters": {"rope_theta": m.rope_theta, **stretch},
+        }
+
+    return Field(read, write)
+
+
+def read_rope(v: Values, key: str, given: dict, theta: float, context: int) -> dict:
+    """Knobs from one dict of rotary parameters. Raises RunError for kinds and parameters that we cannot do."""
+    given = {k: x for k, x in given.items() if x is not None}
+    kind = given.pop("rope_type", given.pop("type", "default"))
+    given.pop("type", None)
+    knobs = {"rope_theta": float(given.pop("rope_theta", theta)), "rope_scaling": "none"}
+    if kind != "default":
+        known = ("linear", "yarn", "llama3")
+        if kind not in known:
+            v.refuse(key, f"rope_type default, {', '.join(known)}")
+        knobs |= {"rope_scaling": kind, "rope_factor": float(_number(v, key, given, "factor"))}
+    if kind in ("yarn", "llama3"):
+        knobs["rope_original_context"] = int(given.pop("original_max_position_embeddings", context))
+        low, high = ("beta_slow", "beta_fast") if kind == "yarn" else ("low_freq_factor", "high_freq_factor")
+        defaults = (1.0, 32.0) if kind == "yarn" else (None, None)
+        knobs["rope_low"], knobs["rope_high"] = (
+            float(_number(v, key, given, k, d)) for k, d in zip((low, high), defaults, strict=True)
+        )
+    if kind == "yarn":
+        usual = 0.1 * math.log(knobs["rope_factor"]) + 1
+        if not math.isclose(given.pop("attention_factor", usual), usual, rel_tol=1e-6):
+            v.refuse(key, f"attention_factor 0.1 ln(factor) + 1 = {usual:.6g}, or none")
+        if given.pop("truncate", True) is not True:
+            v.refuse(key, "truncate true")
+    if given.pop("partial_rotary_factor", 1.0) != 1:
+        v.refuse(key, "partial_rotary_factor 1")
+    if given:
+        v.refuse(key, f"no {', '.join(sorted(given))} with rope_type {kind}")
+    return knobs
+
+
+def _number(v: Values, key: str, given: dict, name: str, default: float | None = None) -> float:
+    value = given.pop(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        v.refuse(key, f"a number under {name}")
+    return value
+
+
+def write_rope(m: ModelConfig) -> dict:
+    if m.rope_scaling == "none":
+        return {"rope_type": "default"}
+    out = {"rope_type": m.rope_scaling, "factor": m.rope_factor}
+    if m.rope_scaling in ("yarn", "llama3"):
+        low, high = ("beta_slow", "beta_fast") if m.rope_scaling == "yarn" else ("low_freq_factor", "high_freq_factor")
+        out |= {"original_max_position_embeddings": m.rope_original_context, low: m.rope_turns[0], high: m.rope_turns[1]}
+    return out
+
+
+# ---------------------------------------------------------------- windows
+
+KINDS = {"sliding_attention": "local", "full_attention": "global"}
+
+
+def _pattern(v: Values, types: list[str], window: int | None) -> dict:
+    """Knobs from one type a layer: the shortest pattern that repeats over them."""
+    n = v.get("num_hidden_layers", int)
+    if len(types) != n or not set(types) <= set(KINDS):
+        v.refuse("layer_types", f"{n} of {', '.join(KINDS)}")
+    kinds = tuple(KINDS[t] for t in types)
+    if "local" in kinds and window is None:
+        v.refuse("sliding_window", "a number of tokens, for layer_types names sliding_attention")
+    period = next(p for p in range(1, n + 1) if all(kinds[i] == kinds[i % p] for i in range(n)))
+    return {"layer_pattern": kinds[:period], "window": window if "local" in kinds else None}
+
+
+def _types(m: ModelConfig) -> list[str]:
+    theirs = {ours: t for t, ours in KINDS.items()}
+    return [theirs["local" if kind.local else "global"] for kind in m.layer_kinds]
+
+
+def one_window(default: int | None = None, switch: bool = False) -> Field:
+    """Every layer has the window, or none has one (Mistral). switch: use_sliding_window says which (Qwen 3 MoE)."""
+
+    def read(v: Values) -> dict:
+        v.seen |= {"sliding_window", "layer_types"}
+        window = v.get("sliding_window", int, None) if "sliding_window" in v.values else default
+        if switch and not v.get("use_sliding_window", bool, False):
+            window = None
+        kind = "full_attention" if window is None else "sliding_attention"
+        types = [kind] * v.get("num_hidden_layers", int)
+        if v.values.get("layer_types") not in (None, types):
+            v.refuse("layer_types", f"{kind} in all layers")
+        return _pattern(v, types, window)
+
+    def write(m: ModelConfig) -> dict:
+        return {"sliding_window": m.window, **({"use_sliding_window": m.window is not None} if switch else {})}
+
+    return Field(read, write)
+
+
+def windows_from(first: int) -> Field:
+    """Layers from max_window_layers on have the window where use_sliding_window is set (Qwen 2, 3)."""
+
+    def read(v: Values) -> dict:
+        used = v.get("use_sliding_window", bool, False)
+        window, start = v.get("sliding_window", int, 4096), v.get("max_window_layers", int, first)
+        n = v.get("num_hidden_layers", int)
+        types = ["sliding_attention" if used and i >= start else "full_attention" for i in range(n)]
+        return _pattern(v, v.get("layer_types", list, types), window if used else None)
+
+    def write(m: ModelConfig) -> dict:
+        types = _types(m)
+        start = types.index("sliding_attention") if m.window else m.n_layers
+        return {
+            "use_sliding_window": m.window is not None,
+            "sliding_window": m.window,
+            "max_window_layers": start,
+            "layer_types": types,
+        }
+
+    return Field(read, write)
+
+
+def windows_in_turn(period: int, default: int) -> Field:
+    """The last of every `period` layers sees everything (2 in Gemma 2, 6 in Gemma 3), unless layer_types says otherwise."""
+
+    def read(v: Values) -> dict:
+        every = v.get("sliding_window_pattern", int, v.get("_sliding_window_pattern", int, period))
+        n = v.get("num_hidden_layers", int)
+        types = ["full_attention" if (i + 1) % max(every, 1) == 0 else "sliding_attention" for i in range(n)]
+        types = v.get("layer_types", list, types)
+        return _pattern(v, types, v.get("sliding_window", int, default))
+
+    return Field(read, lambda m: {"sliding_window": m.window, "layer_types": _types(m)})
+
+
+def rope_by_kind(local_theta: float = 10_000.0, global_theta: float = 1e6) -> Field:
+    """Local layers have a base of their own and are never stretched (Gemma 3)."""
+
+    def read(v: Values) -> dict:
+        new, scaling = v.get("rope_parameters", dict, None), v.get("rope_scaling", dict, None)
+        theta = float(v.get("rope_theta", float, global_theta))
+        local = float(v.get("rope_local_base_freq", float, local_theta))
+        context = v.get("max_position_embeddings", int)
+        older = read_rope(v, "rope_scaling", scaling or {}, theta, context) | {"rope_local_theta": local}
+        if new is None:
+            return older
+        if not set(new) <= set(KINDS):
+            v.refuse("rope_parameters", f"parameters for each of {', '.join(KINDS)}")
+        inside = read_rope(v, "rope_parameters", new.get("sliding_attention") or {}, local, context)
+        if inside["rope_scaling"] != "none":
+            v.refuse("rope_parameters", "rope_type default under sliding_attention")
+        newer = read_rope(v, "rope_parameters", new.get("full_attention") or {}, theta, context)
+        newer["rope_local_theta"] = inside["rope_theta"]
+        said = any(v.values.get(k) is not None for k in ("rope_theta", "rope_scaling", "rope_local_base_freq"))
+        if said and newer != older:
+            v.refuse("rope_parameters", "what rope_theta, rope_scaling and rope_local_base_freq beside it say")
+        return newer
+
+    def write(m: ModelConfig) -> dict:
+        local = m.rope_theta if m.rope_local_theta is None else m.rope_local_theta
+        return {
+            "rope_theta": m.rope_theta,
+            "rope_local_base_freq": local,
+            "rope_scaling": None if m.rope_scaling == "none" else write_rope(m),
+            "rope_parameters": {
+                "full_attention": {"rope_theta": m.rope_theta, **write_rope(m)},
+                "sliding_attention": {"rope_theta": local, "rope_type": "default"},
+            },
+        }
+
+    return Field(read, write)

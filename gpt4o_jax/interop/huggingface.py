@@ -1,0 +1,91 @@
+"""A Hugging Face folder -> a run folder, and back. Both are built beside their place and renamed into it when whole."""
+
+import contextlib
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from etils import epath
+
+from gpt4o_jax import parallel
+from gpt4o_jax.checkpoint.store import Store
+from gpt4o_jax.config import MeshConfig
+from gpt4o_jax.data import tokenizer as tokenizers
+from gpt4o_jax.errors import RunError, data_error
+from gpt4o_jax.interop import config_json, files, weights
+from gpt4o_jax.model import flops, gpt
+from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.run import Run, write_config
+
+MAX_FILE_BYTES = 5_000_000_000  # as the Hub cuts them
+
+
+def import_folder(source: Path, workdir: Path, compute_dtype: str = "auto") -> dict:
+    """Makes the run folder `workdir`, its weights as step 0. Returns what it was, by name.
+
+    compute_dtype: the knob of that name, of the run.
+
+    Raises RunError where anything in `source` is missing, damaged or not understood, or `workdir` is taken.
+    """
+    family, model_config = config_json.read(source)
+    tokenizer = tokenizers.load(source)
+    if tokenizer.vocab_size > model_config.vocab_size:
+        raise data_error(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} pieces, but config.json says"
+            f" vocab_size={model_config.vocab_size}: they do not belong together"
+        )
+    opened = files.Weights(source)
+    mesh_config = MeshConfig(fsdp=math.gcd(model_config.d_model, len(jax.devices())))
+    mesh = parallel.make_mesh(mesh_config)
+    with jax.set_mesh(mesh), _built_beside(workdir, "--workdir") as beside:
+        model = gpt.GPT(model_config, Compute(mesh.devices.flat[0].platform, "float32"))
+        params = weights.load(opened, family, model, mesh)
+        with Store(epath.Path(beside) / "checkpoints") as store:
+            # No corpus: nothing was trained here.
+            store.save(0, {"params": params}, {"step": 0, "corpus": None, "tokenizer": tokenizer.digest})
+        tokenizer.save_in(beside)
+        write_config(epath.Path(beside), config_json.run_config(model_config, mesh_config, compute_dtype))
+    return {"family": family.name, "parameters": flops.parameter_count(model_config), "tensors": len(opened.entries)}
+
+
+def export_folder(run: Run, target: Path, name: str = "", dtype: str = "float32", max_file_bytes: int = MAX_FILE_BYTES) -> dict:
+    """Writes `run` as a folder that transformers loads. name: the family; empty: the first that fits.
+
+    dtype: "float32" or "bfloat16", of the tensors. Returns what was written, by name. Needs the mesh in force.
+    Raises RunError where no family computes what the model does, or `target` is taken.
+    """
+    m = run.config.model
+    family = config_json.choose(m, name)
+    kind = np.dtype(jax.numpy.dtype(dtype))
+    files.import_safetensors()
+    theirs = weights.Theirs(family, run.params, m, kind)
+    with _built_beside(target, "--to") as beside:
+        files.write(beside, theirs.shapes.items(), theirs.load, kind, max_file_bytes)
+        run.tokenizer.save_in(beside)
+        symbols = run.tokenizer.symbols
+        ids = {"bos_token_id": symbols.bos, "eos_token_id": list(symbols.eos), "pad_token_id": symbols.pad}
+        values = config_json.from_model(family, m) | ids | {"torch_dtype": dtype, "initializer_range": m.init_std}
+        (beside / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+    return {"family": family.name, "parameters": flops.parameter_count(m), "tensors": len(theirs.shapes)}
+
+
+@contextlib.contextmanager
+def _built_beside(target: Path, flag: str) -> Iterator[Path]:
+    """A fresh folder beside `target`, which becomes `target` where the block ends well, and goes where it does not.
+
+    What a killed process left there is removed by the next one.
+    """
+    if target.is_file() or (target.exists() and any(target.iterdir())):
+        raise RunError(f"{flag}={target}: exists already; give a new or empty folder")
+    beside = target.parent / f".{target.name}.unfinished"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        beside.replace(target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

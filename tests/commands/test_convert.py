@@ -1,0 +1,44 @@
+"""convert import and export, as a user calls them: imported runs are run folders like any other."""
+
+from gpt4o_jax.__main__ import main
+from tests.commands.conftest import TEXT
+
+
+def test_out_and_in_again_then_every_command(train_args, tmp_path, command, refused):
+    text = tmp_path / "line.txt"
+    text.write_text(TEXT.splitlines()[7])
+    run, out, back = (tmp_path / name for name in ("run", "out", "back"))
+    llama = ("--config.model.mlp=swiglu", "--config.model.qk_norm=false", "--config.model.output_init=scaled")
+    assert main(train_args(run, *llama)) == 0
+    said, _ = command("convert", "export", f"--workdir={run}", f"--to={out}")
+    assert said["family"] == "llama" and said["step"] == 20
+    assert {p.name for p in out.iterdir()} == {"config.json", "model.safetensors", "tokenizer.model"}
+    said, _ = command("convert", "import", f"--from={out}", f"--workdir={back}", "--compute_dtype=float32")
+    assert said["family"] == "llama" and said["tensors"] == 12
+
+    one, two = (command("evaluate", f"--workdir={w}", f"--text={text}", "--stride=8")[0] for w in (run, back))
+    assert {k: v for k, v in one.items() if k not in ("workdir", "step")} == {
+        k: v for k, v in two.items() if k not in ("workdir", "step")
+    }
+    samples = [
+        command("generate", f"--workdir={w}", f"--prompt={TEXT[:9]}", "--max_new_tokens=4")[0]["samples"] for w in (run, back)
+    ]
+    assert samples[0] == samples[1]
+    assert command("verify", f"--workdir={back}")[0]["checkpoints"].keys() == {"0"}
+    refused(3, "imported weights have no hold-out; use --text=FILE", "evaluate", f"--workdir={back}")
+
+    on = (f"--config.init.from={back}", f"--config.tokenizer.path={back}/tokenizer.model")
+    _, err = command(*train_args(tmp_path / "tuned", *llama, *on))
+    assert f"weights from {back} at step 0" in err
+
+
+def test_wrong_usage_is_one_line(run, tmp_path, refused):
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "x").write_text("x")
+    refused(2, "--from is missing", "convert", "import", f"--workdir={tmp_path}/w")
+    refused(2, "--dtype=int8: expected float32 or bfloat16", "convert", "export", f"--workdir={run}", "--to=x", "--dtype=int8")
+    refused(3, "no such folder", "convert", "export", f"--workdir={tmp_path}/none", f"--to={tmp_path}/o")
+    fits = "no family fits; the nearest is qwen3, which differs in mlp=relu2 (there: swiglu)"
+    refused(2, fits, "convert", "export", f"--workdir={run}", f"--to={tmp_path}/o")
+    assert not (tmp_path / "o").exists()
