@@ -120,4 +120,4 @@ def evaluate(run: Run, tasks: Sequence[str], task_dir: str = "", shots: int | No
 def _metrics(values: dict) -> dict[str, float]:
     """lm-eval's "acc,none" and its like, without the filter's name where it is none, and without what could not be computed."""
     numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and not math.isnan(v)}
-    return {k.removesuffix(",none"): v for k, v in numbers.items()}
+    return {k.removesuffix(",none"): float(v) for k, v in numbers.items()}
