@@ -1,16 +1,28 @@
-"""train: times the training step of a config on random tokens"""
+"""train or generate: times the training step of a config, or generation with a model of it, on random tokens"""
 
 from gpt4o_jax.commands.flags import Flag
+from gpt4o_jax.commands.ready_flags import READY, check_ready
 
+CONFIG = Flag("config", str, "", "FILE[:ARG], a Python file with get_config()", required=True)
 FLAGS = {
     "train": (
-        Flag("config", str, "", "FILE[:ARG], a Python file with get_config()", required=True),
+        CONFIG,
         Flag("dispatches", int, 5, "calls of the compiled step that are timed, after one that is not", low=1),
+    ),
+    "generate": (
+        CONFIG,
+        Flag("batch", int, 1, "rows", low=1),
+        Flag("prompt_tokens", int, 128, "tokens of each prompt", low=1),
+        Flag("new_tokens", int, 128, "tokens that each is continued by", low=2),
+        Flag("repeats", int, 3, "generations that are timed, after one that is not", low=1),
+        *READY,
     ),
 }
 
 
 def main(flags: dict, overrides: dict[str, str], action: str) -> dict:
+    if action == "generate":
+        check_ready("benchmark generate", flags)
     from gpt4o_jax.commands import config_file
 
     config = config_file.read(flags["config"], overrides)
@@ -18,18 +30,58 @@ def main(flags: dict, overrides: dict[str, str], action: str) -> dict:
     import dataclasses
 
     from gpt4o_jax import parallel
-    from gpt4o_jax.console import say
     from gpt4o_jax.ops.compute import resolve_dtype
-    from gpt4o_jax.training.throughput import measure
 
     mesh = parallel.make_mesh(config.mesh)
     dtype = resolve_dtype(config.model.compute_dtype, mesh.devices.flat[0].platform)
     size = config.model.vocab_size or config.tokenizer.vocab_size
     model = dataclasses.replace(config.model, compute_dtype=dtype, vocab_size=size)
-    result = measure(dataclasses.replace(config, model=model), mesh, flags["dispatches"])
+    config = dataclasses.replace(config, model=model)
+    return _train(config, mesh, flags) if action == "train" else _generate(config, mesh, flags)
+
+
+def _train(config, mesh, flags: dict) -> dict:
+    from gpt4o_jax.console import say
+    from gpt4o_jax.training.throughput import measure
+
+    result, dtype = measure(config, mesh, flags["dispatches"]), config.model.compute_dtype
     say(
         f"{result['tokens_per_second']:,.0f} tokens/s, {result['achieved_gflops']:,.0f} GFLOP/s in {dtype}"
         f" (products alone reach {result['product_gflops'][dtype] or float('nan'):,.0f}), attention by {result['attention']},"
         f" {result['peak_bytes'] / 2**30:.2f} GiB at most"
+    )
+    return result
+
+
+def _generate(config, mesh, flags: dict) -> dict:
+    import functools
+
+    import jax
+
+    from gpt4o_jax.console import say
+    from gpt4o_jax.errors import RunError
+    from gpt4o_jax.model import gpt
+    from gpt4o_jax.model.quantization import for_generation
+    from gpt4o_jax.ops.compute import Compute
+    from gpt4o_jax.sampling.throughput import measure
+    from gpt4o_jax.training.peak import read_rate
+
+    T, wanted = config.model.context_length, flags["prompt_tokens"] + flags["new_tokens"]
+    if wanted > T:
+        raise RunError(
+            f"benchmark generate: --prompt_tokens and --new_tokens are {wanted} together, but model.context_length={T};"
+            f" nearest: --config.model.context_length={wanted}"
+        )
+    device = mesh.devices.flat[0]
+    model = gpt.GPT(config.model, Compute(device.platform, config.model.compute_dtype))
+    with jax.set_mesh(mesh):
+        params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(config.seed))
+        model, params = for_generation(model, params, flags["weights"], flags["kv_cache"])
+        result = measure(model, params, *(flags[name] for name in ("batch", "prompt_tokens", "new_tokens", "repeats")))
+    result |= {"read_gigabytes_per_second": read_rate(device) / 1e9, "device": f"{mesh.devices.size} x {device.device_kind}"}
+    say(
+        f"{result['tokens_per_second']:,.1f} new tokens/s; decoding alone {result['decode_tokens_per_second']:,.1f}, prompts"
+        f" {result['prompt_tokens_per_second']:,.0f}; weights {result['weight_bytes'] / 1e6:,.0f} MB, reads"
+        f" {result['read_gigabytes_per_second']:.0f} GB/s"
     )
     return result

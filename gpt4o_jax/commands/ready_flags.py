@@ -16,12 +16,17 @@ READY = (
 
 def ready(command: str, run, flags: dict):
     """The run with its model and parameters as these flags want them. Raises RunError."""
-    check_weights(command, flags["weights"])
-    _check(command, "kv_cache", flags["kv_cache"], KV_CACHE)
+    check_ready(command, flags)
     from gpt4o_jax.model.quantization import for_generation
 
     model, params = for_generation(run.model, run.params, flags["weights"], flags["kv_cache"])
     return dataclasses.replace(run, model=model, params=params)
+
+
+def check_ready(command: str, flags: dict) -> None:
+    """Raises RunError where one of these flags has a value that is none."""
+    check_weights(command, flags["weights"])
+    _check(command, "kv_cache", flags["kv_cache"], KV_CACHE)
 
 
 def check_weights(command: str, value: str) -> None:

@@ -12,7 +12,7 @@ from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.evaluation.perplexity import scorer, window_batch
 from gpt4o_jax.model.gpt import GPT
-from gpt4o_jax.sampling.generate import bucket
+from gpt4o_jax.sampling.decode import bucket
 
 Pair = tuple[list[int], list[int]]  # ids of a context (never empty) and of what follows it
 

@@ -84,7 +84,10 @@ def weight_product(x: jax.Array, w: Weight, compute: Compute) -> jax.Array:
     K = w.values.shape[1] * (2 if w.format == "int4" else 1)
     x_MK = jnp.pad(x_MK, ((0, 0), (0, K - x_MK.shape[1])))
     if compute.platform == "cpu" and len(x_MK) <= MOST_ROWS[w.format]:
-        y_MO = _summed_in_lanes(x_MK.astype(jnp.float32), w)
+        # Tied to x, or XLA would widen all weights of a loop over tokens before the loop; and kept apart from what
+        # comes after, with which it would break the one loop here into several.
+        x_MK, w = jax.lax.optimization_barrier((x_MK.astype(jnp.float32), w))
+        y_MO = jax.lax.optimization_barrier(_summed_in_lanes(x_MK, w))
     else:
         x_MK = x_MK.astype(compute.operand)
         whole = compute.dtype == "bfloat16" and w.format == "bfloat16"

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt4o_jax.data.tokenizer import Symbols
-from gpt4o_jax.model.cache import Cache, empty_cache, take_rows
+from gpt4o_jax.model.cache import Cache, empty_cache, grow, take_rows
 from gpt4o_jax.model.gpt import GPT, unembed
 from gpt4o_jax.sampling import logits as lg
 from gpt4o_jax.sampling.logits import Chosen, Sampling, Seen
@@ -30,12 +30,25 @@ class State(NamedTuple):
     seen: Seen | None  # None: nothing asks for it
 
 
+def bucket(n: int, limit: int, least: int = 32) -> int:
+    """n rounded up to `least` times a power of 2, but at most `limit`: few shapes, few compilations."""
+    size = least
+    while size < n:
+        size *= 2
+    return min(size, limit)
+
+
+def with_room(model: GPT, state: State, slots: int) -> State:
+    """The state with at least so many slots in its cache. Attention reads all that there are: they grow as the text does."""
+    return state._replace(cache=grow(model.config, state.cache, slots))
+
+
 def prefill(model: GPT, params, tokens_PT, lengths_P, slots: int):
     """(cache of `slots` slots, hidden state of each prompt's last token [P, D])."""
     P, T = tokens_PT.shape
     index_PT = jnp.broadcast_to(jnp.arange(T), (P, T))
     segments_PT = (index_PT < lengths_P[:, None]).astype(jnp.int32)
-    cache = empty_cache(model.config, P, slots)
+    cache = empty_cache(model.config, P, slots, model.compute.kv_cache)
     hidden_PTD, cache, _ = model.apply({"params": params}, tokens_PT, index_PT, segments_PT, cache)
     return cache, jnp.take_along_axis(hidden_PTD, (lengths_P - 1)[:, None, None], axis=1)[:, 0]
 
@@ -66,15 +79,17 @@ def start(model: GPT, sampling: Sampling, allowed_V, params, tokens_PT, lengths_
 def functions(model: GPT, sampling: Sampling, slots: int, vocab_size: int | None, symbols: Symbols):
     """(start, decode), jitted: start(params, tokens_PT, lengths_P, keys_B) and decode(params, state, done_B).
 
-    Both return (state, (Chosen of [n, B], None)); the last: there are no gaps, as there are in sampling/speculative.py.
-    Raises RunError where `sampling` names tokens that cannot be.
+    slots: the most that rows will need; the cache starts with less and must have room for a call's tokens when it
+    comes (`with_room`). Both return (state, (Chosen of [n, B], None)); the last: there are no gaps, as there are in
+    sampling/speculative.py. Raises RunError where `sampling` names tokens that cannot be.
     """
     allowed_V = lg.drawable(sampling, model.config.vocab_size, vocab_size, symbols)
     ends = np.array(lg.endings(sampling, symbols))
 
     @jax.jit
     def first(params, tokens_PT, lengths_P, keys_B):
-        state, chosen = start(model, sampling, allowed_V, params, tokens_PT, lengths_P, keys_B, slots)
+        at_first = bucket(tokens_PT.shape[1] + DECODE_CHUNK, slots)
+        state, chosen = start(model, sampling, allowed_V, params, tokens_PT, lengths_P, keys_B, at_first)
         return state, (jax.tree.map(lambda x: x[None], chosen), None)
 
     @functools.partial(jax.jit, donate_argnums=1)

@@ -71,9 +71,12 @@ def generate(
             places = np.arange(len(chosen.token_B)) if kept_nB is None else np.flatnonzero(kept_nB[:, row])
             tokens = jax.tree.map(lambda x: x[places, row].tolist(), chosen)
             begins = (places % per_pass == 0).tolist()
-            _extend(rows[row], row, begins, tokens, room_B[row], symbols.eos, sampling.stop_ids, should_stop, on_tokens)
+            extend(rows[row], row, begins, tokens, room_B[row], symbols.eos, sampling.stop_ids, should_stop, on_tokens)
         if all(r.finished for r in rows):
             return rows
+        if draft is None:
+            longest = max(lengths_P[row // num_samples] + len(r.ids) for row, r in enumerate(rows) if not r.finished)
+            state = plain.with_room(model, state, plain.bucket(longest + plain.DECODE_CHUNK, slots))
         state, out = decode(weights, state, np.array([bool(r.finished) for r in rows]))
 
 
@@ -90,22 +93,15 @@ def layout(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, pa
         )
     lengths_P = np.array([len(p) for p in prompts], np.int32)
     room_P = np.minimum(max_new_tokens, limit - lengths_P)  # each row's own: neighbours do not matter
-    T = bucket(longest, limit)
+    T = plain.bucket(longest, limit)
     tokens_PT = np.stack([np.pad(np.asarray(p, np.int32), (0, T - len(p)), constant_values=pad) for p in prompts])
-    return room_P, tokens_PT, lengths_P, bucket(int(max(lengths_P + room_P)), limit)
+    return room_P, tokens_PT, lengths_P, plain.bucket(int(max(lengths_P + room_P)), limit)
 
 
-def bucket(n: int, limit: int) -> int:
-    """n rounded up to 32, 64, 128, ... but at most `limit`: few shapes, few compilations."""
-    size = 32
-    while size < n:
-        size *= 2
-    return min(size, limit)
-
-
-def _extend(
+def extend(
     c: Completion, row: int, begins: list[bool], tokens: Chosen, max_new_tokens: int, eos, stop_ids, should_stop, on_tokens
 ):
+    """Adds a row's newest tokens, as far as it goes, and says how it ended if it did. begins: which begin a pass."""
     if c.finished:
         return
     new = 0

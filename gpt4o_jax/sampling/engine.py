@@ -1,0 +1,208 @@
+"""Continuous batching: requests join and leave a running batch, each as soon as there is a place.
+
+    engine = Engine(model, params, rows=8)
+    request = engine.submit(prompt, max_new_tokens=100, sampling=Sampling(0.7), seed=1)
+    while engine.step():        # request.completion grows; request.on_tokens is called
+        ...
+
+A batch that waits for its longest row leaves the others' places empty. Here a free place is given to the next request
+between two calls of the decode loop: its prompt is prefilled on its own and copied into the row. What a request draws depends on
+its own prompt, seed and position alone: the tokens are those of generate() for this prompt alone.
+
+R rows of the batch, P prompts that are prefilled together, T prompt positions, S cache slots, V vocabulary,
+n tokens in one decode call
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt4o_jax.data.tokenizer import Symbols
+from gpt4o_jax.errors import RunError
+from gpt4o_jax.model.cache import empty_cache
+from gpt4o_jax.model.gpt import GPT
+from gpt4o_jax.sampling import decode as plain
+from gpt4o_jax.sampling import logits as lg
+from gpt4o_jax.sampling.decode import State, bucket
+from gpt4o_jax.sampling.generate import Completion, extend, layout
+from gpt4o_jax.sampling.logits import Sampling
+
+DECODE_CHUNK = 8  # shorter than generate()'s: a row that ends computes to the end of the call for nothing
+
+
+@dataclasses.dataclass(eq=False)
+class Request:
+    """One prompt and what has come of it: `completion.finished` is "" until it is done."""
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    room: int  # most new tokens
+    seed: int
+    should_stop: Callable[[list[int]], int | None]
+    on_tokens: Callable[[list[int]], None]
+    completion: Completion = dataclasses.field(default_factory=lambda: Completion([], [], ""))
+
+    @property
+    def length(self) -> int:
+        """Tokens that its row may need a slot for: the prompt and what was kept so far."""
+        return len(self.prompt) + len(self.completion.ids)
+
+
+class Engine:
+    """A batch of `rows` rows that runs on. Needs the mesh in force, in every call. The queue has no end."""
+
+    def __init__(self, model: GPT, params, rows: int = 8, vocab_size: int | None = None, symbols: Symbols = Symbols()):
+        """vocab_size, symbols: as for generate(). Raises RunError where rows < 1."""
+        if rows < 1:
+            raise RunError(f"engine: rows={rows}: expected at least 1")
+        self._model, self._params, self._how = model, params, (vocab_size, symbols)
+        self._waiting: collections.deque[Request] = collections.deque()
+        self._rows: list[Request | None] = [None] * rows
+        self._slots = bucket(1, model.config.context_length)
+        self._state = State(
+            empty_cache(model.config, rows, self._slots, model.compute.kv_cache), jnp.zeros(rows, jnp.int32),
+            jnp.zeros(rows, jnp.int32), lg.row_keys(0, np.zeros(rows, np.int32)), None,
+        )  # fmt: skip
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        sampling: Sampling = Sampling(),
+        seed: int = 0,
+        should_stop: Callable[[list[int]], int | None] = lambda ids: None,
+        on_tokens: Callable[[list[int]], None] = lambda ids: None,
+    ) -> Request:
+        """Puts a request in the queue. For the arguments and errors see generate(). Penalties are not for batches that change."""
+        if sampling.penalised:
+            raise RunError("engine: a sampling with penalties counts the tokens of a whole row; use generate() for it")
+        vocab_size, symbols = self._how
+        lg.drawable(sampling, self._model.config.vocab_size, vocab_size, symbols)
+        room = int(layout(self._model, [prompt], max_new_tokens, symbols.pad)[0][0])
+        request = Request(tuple(prompt), sampling, room, seed, should_stop, on_tokens)
+        self._waiting.append(request)
+        return request
+
+    def step(self) -> bool:
+        """Gives free rows to waiting requests and decodes some tokens. Returns whether there is anything left to do."""
+        self._admit()
+        if any(self._rows):
+            self._decode()
+        return bool(self._waiting) or any(self._rows)
+
+    def run(self) -> None:
+        """Steps until all requests are done."""
+        while self.step():
+            pass
+
+    def _admit(self) -> None:
+        free = [row for row, request in enumerate(self._rows) if request is None]
+        joining = [(row, self._waiting.popleft()) for row in free[: len(self._waiting)]]
+        if not joining:
+            return
+        for row, request in joining:
+            self._rows[row] = request
+        self._make_room()
+        by_bucket = collections.defaultdict(list)
+        for row, request in joining:
+            by_bucket[bucket(len(request.prompt), self._model.config.context_length), request.sampling].append((row, request))
+        _, symbols = self._how
+        for (T, sampling), group in by_bucket.items():
+            P = bucket(len(group), len(self._rows), least=1)
+            lengths_P = np.ones(P, np.int32)
+            tokens_PT = np.full((P, T), symbols.pad, np.int32)
+            rows_P = np.full(P, len(self._rows), np.int32)  # places that nobody takes are written to no row
+            seeds_P = np.zeros(P, np.uint32)
+            for i, (row, request) in enumerate(group):
+                tokens_PT[i, : len(request.prompt)] = request.prompt
+                lengths_P[i], rows_P[i], seeds_P[i] = len(request.prompt), row, request.seed
+            join = _join(self._model, sampling, self._slots, *self._how)
+            self._state, chosen = join(self._params, self._state, tokens_PT, lengths_P, rows_P, seeds_P)
+            chosen = jax.device_get(chosen)
+            for i, (row, _) in enumerate(group):
+                self._take(row, jax.tree.map(lambda x, i=i: x[:, i].tolist(), chosen))
+
+    def _decode(self) -> None:
+        self._make_room()
+        samplings = tuple(sorted({r.sampling for r in self._rows if r}, key=repr))
+        which_R = np.array([samplings.index(r.sampling) if r else 0 for r in self._rows], np.int32)
+        done_R = np.array([r is None for r in self._rows])
+        self._state, chosen = _decode(self._model, samplings, *self._how)(self._params, self._state, which_R, done_R)
+        chosen = jax.device_get(chosen)
+        for row, request in enumerate(self._rows):
+            if request:
+                width = request.sampling.top_logprobs
+                tokens = [x[:, row] if x.ndim == 2 else x[:, row, :width] for x in chosen]
+                self._take(row, lg.Chosen(*(x.tolist() for x in tokens)))
+
+    def _make_room(self) -> None:
+        """The cache grows with its longest row: attention reads all of it."""
+        need = max(r.length for r in self._rows if r) + DECODE_CHUNK
+        self._slots = max(self._slots, bucket(need, self._model.config.context_length))
+        self._state = plain.with_room(self._model, self._state, self._slots)
+
+    def _take(self, row: int, tokens) -> None:
+        r, (_, symbols) = self._rows[row], self._how
+        extend(
+            r.completion, row, [True] * len(tokens.token_B), tokens, r.room, symbols.eos, r.sampling.stop_ids,
+            lambda _, ids: r.should_stop(ids), lambda _, ids: r.on_tokens(ids),
+        )  # fmt: skip
+        if r.completion.finished:
+            self._rows[row] = None
+
+
+@functools.lru_cache(maxsize=32)
+def _join(model: GPT, sampling: Sampling, slots: int, vocab_size: int | None, symbols: Symbols):
+    """jit: (params, state, prompts, their lengths, rows and seeds) -> (state with these rows in it, their first tokens)."""
+    allowed_V = lg.drawable(sampling, model.config.vocab_size, vocab_size, symbols)
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def join(params, state: State, tokens_PT, lengths_P, rows_P, seeds_P):
+        keys_P = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 0))(seeds_P)  # each is its own row 0
+        new, chosen = plain.start(model, sampling, allowed_V, params, tokens_PT, lengths_P, keys_P, slots)
+        put = lambda old, x: old.at[rows_P].set(x, mode="drop")
+        cache = jax.tree.map(lambda old, x: old.at[:, rows_P].set(x, mode="drop"), state.cache, new.cache)
+        state = State(
+            cache, put(state.token_B, new.token_B), put(state.positions_B, new.positions_B), put(state.keys_B, new.keys_B), None
+        )
+        return state, jax.tree.map(lambda x: x[None], chosen)
+
+    return join
+
+
+@functools.lru_cache(maxsize=8)
+def _decode(model: GPT, samplings: tuple[Sampling, ...], vocab_size: int | None, symbols: Symbols):
+    """jit: (params, state, which of `samplings` each row has, which rows are empty) -> (state, Chosen [n, R])."""
+    drawables = [lg.drawable(s, model.config.vocab_size, vocab_size, symbols) for s in samplings]
+    widest = max(samplings, key=lambda s: s.top_logprobs)
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def decode(params, state: State, which_R, done_R):
+        def one(carry, _):
+            state, done_R = carry
+            hidden_R1D, cache, _ = model.apply(
+                {"params": params}, state.token_B[:, None], state.positions_B[:, None], (~done_R).astype(jnp.int32)[:, None],
+                state.cache,
+            )  # fmt: skip
+            logits_RV = plain.drawable_logits(model, params, hidden_R1D, np.ones(model.config.vocab_size, bool))[:, 0]
+            positions_R = state.positions_B + 1
+            keys_R = lg.at_positions(state.keys_B, positions_R)
+            token_R, ended_R, allowed_RV = state.token_B, done_R, jnp.zeros(logits_RV.shape, bool)
+            for i, (s, allowed_V) in enumerate(zip(samplings, drawables, strict=True)):
+                mine_R = which_R == i
+                own_R = lg.choose(jnp.where(allowed_V, logits_RV, -jnp.inf), keys_R, s, None)
+                token_R = jnp.where(mine_R, own_R, token_R)
+                ended_R |= mine_R & jnp.isin(own_R, np.array(lg.endings(s, symbols)))
+                allowed_RV |= mine_R[:, None] & allowed_V
+            chosen = lg.told(jnp.where(allowed_RV, logits_RV, -jnp.inf), token_R, widest)
+            return (State(cache, token_R, positions_R, state.keys_B, None), ended_R), chosen
+
+        (state, _), chosen = jax.lax.scan(one, (state, done_R), None, length=DECODE_CHUNK)
+        return state, chosen
+
+    return decode

@@ -1,0 +1,40 @@
+"""How fast a model generates on this machine: random prompts, greedy, no <eos>."""
+
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from gpt4o_jax.data.tokenizer import Symbols
+from gpt4o_jax.model.gpt import GPT
+from gpt4o_jax.sampling.generate import generate
+from gpt4o_jax.sampling.logits import Sampling
+
+
+def measure(model: GPT, params, batch: int, prompt_tokens: int, new_tokens: int, repeats: int) -> dict:
+    """Times `repeats` calls of generate() after one that compiles, and as many of one new token: prompts alone.
+
+    Needs the mesh in force. Returns new tokens/s of the whole batch (median, prompts included), those of decoding alone,
+    prompt tokens/s, and the bytes of the parameters, all of which every decoded token reads (but most of an embedding that
+    is not the head).
+    """
+    prompts = np.random.default_rng(0).integers(0, model.config.vocab_size, (batch, prompt_tokens)).tolist()
+
+    def seconds(n: int) -> list[float]:
+        times = []
+        for _ in range(repeats + 1):
+            begin = time.perf_counter()
+            generate(model, params, prompts, n, Sampling(temperature=0.0), symbols=Symbols(eos=()))
+            times.append(time.perf_counter() - begin)
+        return times[1:]
+
+    whole, first = seconds(new_tokens), statistics.median(seconds(1))
+    median = statistics.median(whole)
+    return {
+        "tokens_per_second": batch * new_tokens / median,
+        "decode_tokens_per_second": batch * (new_tokens - 1) / (median - first),
+        "prompt_tokens_per_second": batch * prompt_tokens / first,
+        "seconds": {"median": median, "fastest": min(whole), "slowest": max(whole)},
+        "weight_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
+    }

@@ -1,0 +1,83 @@
+"""A running batch gives each request what generate() gives it alone, whoever comes and goes beside it."""
+
+import functools
+
+import jax
+import pytest
+
+from gpt4o_jax import parallel
+from gpt4o_jax.config import ModelConfig
+from gpt4o_jax.data.tokenizer import BOS
+from gpt4o_jax.errors import RunError
+from gpt4o_jax.model import gpt
+from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.sampling.engine import Engine
+from gpt4o_jax.sampling.generate import generate
+from gpt4o_jax.sampling.logits import Sampling
+
+CONFIG = ModelConfig(
+    vocab_size=300, context_length=64, n_layers=2, d_model=16, n_heads=2, layer_pattern=("local", "global"), window=6,
+    output_init="scaled", init_std=0.5, logit_softcap=3.0,
+)  # fmt: skip
+MODEL = gpt.GPT(CONFIG, Compute("cpu", "float32"))
+SAMPLINGS = [Sampling(0.0), Sampling(top_k=20, top_logprobs=2)]
+# (prompt, most new tokens, sampling, seed): more requests than rows, prompts of two buckets, one that fills the context.
+REQUESTS = [
+    ([BOS, *[260 + (7 * i + j) % 40 for j in range(length)]], new, SAMPLINGS[i % 2], i)
+    for i, (length, new) in enumerate([(3, 9), (40, 20), (0, 30), (5, 1), (12, 25), (58, 20), (2, 17), (33, 8)])
+]
+
+
+@pytest.fixture(scope="module")
+def params():
+    with jax.set_mesh(parallel.make_mesh(devices=jax.devices()[:1])):
+        yield jax.jit(functools.partial(gpt.init, MODEL))(jax.random.key(1))
+
+
+@pytest.fixture(scope="module")
+def alone(params):
+    return [generate(MODEL, params, [p], n, s, seed)[0] for p, n, s, seed in REQUESTS]
+
+
+def check(request, wanted):
+    got = request.completion
+    assert (got.ids, got.finished) == (wanted.ids, wanted.finished)
+    assert got.logprobs == pytest.approx(wanted.logprobs, rel=1e-4, abs=1e-5)
+    assert [[i for i, _ in top] for top in got.top] == [[i for i, _ in top] for top in wanted.top]
+
+
+def test_every_request_gets_its_own_tokens(params, alone):
+    engine, streamed = Engine(MODEL, params, rows=3), [[] for _ in REQUESTS]
+    submit = lambda i: engine.submit(*REQUESTS[i], on_tokens=streamed[i].extend)
+    requests = [submit(i) for i in range(5)]
+    engine.step()
+    requests += [submit(i) for i in range(5, len(REQUESTS))]  # while the others run
+    engine.run()
+    for request, wanted, ids in zip(requests, alone, streamed, strict=True):
+        check(request, wanted)
+        assert ids == wanted.ids
+    assert not engine.step()
+
+
+def test_a_request_may_stop_itself_and_leave_its_place(params, alone):
+    engine = Engine(MODEL, params, rows=1)
+    first = engine.submit(*REQUESTS[2], should_stop=lambda ids: 4 if len(ids) == 5 else None)
+    second = engine.submit(*REQUESTS[0])
+    engine.run()
+    assert (first.completion.ids, first.completion.finished) == (alone[2].ids[:4], "stop")
+    check(second, alone[0])
+
+
+def test_what_cannot_be_done_is_refused_at_once(params):
+    engine = Engine(MODEL, params, rows=1)
+    for prompt, sampling, said in (
+        ([], Sampling(), "empty"),
+        ([BOS] * 64, Sampling(), "64"),
+        ([BOS], Sampling(presence_penalty=1.0), "penalties"),
+        ([BOS], Sampling(stop_ids=(300,)), "300"),
+    ):
+        with pytest.raises(RunError, match=said):
+            engine.submit(prompt, 4, sampling)
+    with pytest.raises(RunError, match="rows=0"):
+        Engine(MODEL, params, rows=0)
+    assert not engine.step()
