@@ -101,6 +101,13 @@ def _computed(m: ModelConfig) -> dict:
     if m.rope_scaling in ("yarn", "llama3"):
         knobs["rope_low"], knobs["rope_high"] = m.rope_turns
     knobs["layer_pattern"] = tuple("local" if kind.local else "global" for kind in m.layer_kinds)
+    if not m.n_experts:
+        names = ("experts_per_token", "expert_d_ff", "n_shared_experts", "moe_every", "router_scores", "router_normalise")
+        knobs |= dict.fromkeys((*names, "router_bias"))
+    else:
+        knobs["expert_d_ff"] = m.expert_width
+        if all(kind.experts for kind in m.layer_kinds):
+            knobs["d_ff"] = None  # no layer has a feed-forward of that width
     if m.positions != "rope":
         knobs |= {"rope_theta": None, "rope_fraction": None}
     if not m.qk_norm:

@@ -134,6 +134,18 @@ _QKV_BIASES = (
     Tensor("layers/attention/value_bias", "layers.{l}.self_attn.v_proj.bias", "KH->KH"),
 )
 _LLAMA_TENSORS = (*_OUTSIDE, *_PRE_NORMS, *_ATTENTION, *_GATED)
+_MIXTRAL_EXPERTS = (
+    Tensor("layers/moe/router", "layers.{l}.block_sparse_moe.gate.weight", "E,D->DE"),
+    Tensor("layers/moe/gate", "layers.{l}.block_sparse_moe.experts.{e}.w1.weight", "F,D->EDF"),
+    Tensor("layers/moe/up", "layers.{l}.block_sparse_moe.experts.{e}.w3.weight", "F,D->EDF"),
+    Tensor("layers/moe/down", "layers.{l}.block_sparse_moe.experts.{e}.w2.weight", "D,F->EFD"),
+)
+_QWEN_EXPERTS = (
+    Tensor("layers/moe/router", "layers.{l}.mlp.gate.weight", "E,D->DE"),
+    Tensor("layers/moe/gate", "layers.{l}.mlp.experts.{e}.gate_proj.weight", "F,D->EDF"),
+    Tensor("layers/moe/up", "layers.{l}.mlp.experts.{e}.up_proj.weight", "F,D->EDF"),
+    Tensor("layers/moe/down", "layers.{l}.mlp.experts.{e}.down_proj.weight", "D,F->EFD"),
+)
 _BUFFERS = ("layers.{l}.self_attn.rotary_emb.inv_freq",)
 
 
@@ -159,6 +171,22 @@ _NO_ATTENTION_BIAS = f.fixed("attention_bias", False)
 _NO_QK_NORM = f.always(qk_norm=False)
 _FULL = f.always(layer_pattern=("global",), window=None)
 _GEMMA = f.always(norm_position="sandwich", norm_unit_offset=True, embed_scale=True)
+
+
+def _expert_width() -> Field:
+    return Field(
+        lambda v: {"expert_d_ff": v.get("moe_intermediate_size", int)},
+        lambda m: {"moe_intermediate_size": m.expert_width},
+    )
+
+
+def _expert_count() -> Field:
+    """num_experts, or num_local_experts as transformers 5 names it."""
+    return Field(
+        lambda v: {"n_experts": v.get("num_local_experts", int, None) or v.get("num_experts", int)},
+        lambda m: {"num_experts": m.n_experts},
+    )
+
 
 _FAMILIES = (
     Family("gpt2", "GPT2LMHeadModel", "transformer.", _GPT2_TENSORS, _GPT2_FIELDS, ("h.{l}.attn.bias", "h.{l}.attn.masked_bias")),
@@ -241,6 +269,40 @@ _FAMILIES = (
             f.off_is_null("attention_softcap", "attn_logit_softcapping", None),
             f.off_is_null("logit_softcap", "final_logit_softcapping", None),
             f.fixed("use_bidirectional_attention", False),
+        ),
+    ),
+    Family(
+        "mixtral",
+        "MixtralForCausalLM",
+        "model.",
+        (*_OUTSIDE, *_PRE_NORMS, *_ATTENTION, *_MIXTRAL_EXPERTS),
+        (
+            *_frame(eps=1e-5, rope=f.rope(1e6)),
+            _SWIGLU,
+            _NO_QK_NORM,
+            f.one_window(),
+            f.same("n_experts", "num_local_experts", int, 8),
+            f.same("experts_per_token", "num_experts_per_tok", int, 2),
+            f.always(router_scores="softmax", router_normalise=True),
+        ),
+    ),
+    Family(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        "model.",
+        (*_LLAMA_TENSORS, *_HEAD_NORMS, *_QWEN_EXPERTS),
+        (
+            *_frame(),
+            _SWIGLU,
+            _NO_ATTENTION_BIAS,
+            f.always(qk_norm=True, qk_norm_over="head", router_scores="softmax"),
+            f.one_window(default=4096, switch=True),
+            _expert_count(),
+            f.same("experts_per_token", "num_experts_per_tok", int, 8),
+            f.same("router_normalise", "norm_topk_prob", bool, False),
+            f.same("moe_every", "decoder_sparse_step", int, 1),
+            f.fixed("mlp_only_layers", []),
+            _expert_width(),
         ),
     ),
 )

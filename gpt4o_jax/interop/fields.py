@@ -139,7 +139,7 @@ def rope(default_theta: float = 10_000.0) -> Field:
         if new is None:
             return older
         newer = read_rope(v, "rope_parameters", new, theta, context)
-        if (scaling is not None or v.values.get("rope_theta") is not None) and newer != older:
+        if _contradicts(v, newer, older):
             v.refuse("rope_parameters", "what rope_theta and rope_scaling beside it say")
         return newer
 
@@ -184,6 +184,12 @@ def read_rope(v: Values, key: str, given: dict, theta: float, context: int) -> d
     if given:
         v.refuse(key, f"no {', '.join(sorted(given))} with rope_type {kind}")
     return knobs
+
+
+def _contradicts(v: Values, newer: dict, older: dict) -> bool:
+    """Whether rope_parameters says otherwise than those of the older keys that are there."""
+    said = [k for key, k in (("rope_theta", "rope_theta"), ("rope_local_base_freq", "rope_local_theta")) if v.values.get(key)]
+    return any(newer[k] != older[k] for k in said) or (bool(v.values.get("rope_scaling")) and newer != older)
 
 
 def _number(v: Values, key: str, given: dict, name: str, default: float | None = None) -> float:
@@ -299,8 +305,7 @@ def rope_by_kind(local_theta: float = 10_000.0, global_theta: float = 1e6) -> Fi
             v.refuse("rope_parameters", "rope_type default under sliding_attention")
         newer = read_rope(v, "rope_parameters", new.get("full_attention") or {}, theta, context)
         newer["rope_local_theta"] = inside["rope_theta"]
-        said = any(v.values.get(k) is not None for k in ("rope_theta", "rope_scaling", "rope_local_base_freq"))
-        if said and newer != older:
+        if _contradicts(v, newer, older):
             v.refuse("rope_parameters", "what rope_theta, rope_scaling and rope_local_base_freq beside it say")
         return newer
 

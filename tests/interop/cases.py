@@ -80,4 +80,25 @@ CASES: dict[str, tuple[str, dict]] = {
         ),
     ),
     "gemma3_text-local": ("Gemma3TextConfig", GQA | dict(head_dim=4, sliding_window=9, final_logit_softcapping=4.0)),
+    "mixtral-plain": ("MixtralConfig", GQA | dict(num_local_experts=4, intermediate_size=8)),
+    "mixtral-window": (
+        "MixtralConfig",
+        SIZE | dict(num_key_value_heads=4, num_local_experts=3, num_experts_per_tok=1, intermediate_size=8, sliding_window=11),
+    ),
+    "mixtral-tied": ("MixtralConfig", GQA | LLAMA3 | dict(num_local_experts=4, intermediate_size=8, tie_word_embeddings=True)),
+    "qwen3_moe-plain": (
+        "Qwen3MoeConfig",
+        GQA | dict(head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, norm_topk_prob=True),
+    ),
+    "qwen3_moe-scores": (
+        "Qwen3MoeConfig",
+        GQA | YARN | dict(head_dim=4, num_experts=5, num_experts_per_tok=3, moe_intermediate_size=12, tie_word_embeddings=True),
+    ),
+    "qwen3_moe-sparse": (
+        "Qwen3MoeConfig",
+        GQA
+        | dict(
+            head_dim=4, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, decoder_sparse_step=2, num_hidden_layers=3
+        ),
+    ),
 }

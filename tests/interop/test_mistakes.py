@@ -1,0 +1,172 @@
+"""Folders that are wrong, by class of mistake: one line that says what and where, and nothing made."""
+
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from gpt4o_jax.data.tokenizer import char_tokenizer
+from gpt4o_jax.errors import ExitCode, RunError
+from gpt4o_jax.interop import huggingface
+from gpt4o_jax.interop.files import INDEX, SINGLE
+
+QUERY, NORM = "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"
+
+
+def tensors(change):
+    def spoil(folder):
+        values = load_file(folder / SINGLE)
+        change(values)
+        save_file({k: np.ascontiguousarray(v) for k, v in values.items()}, folder / SINGLE)
+
+    return spoil
+
+
+def config(**values):
+    def spoil(folder):
+        stored = json.loads((folder / "config.json").read_text())
+        stored = {k: v for k, v in (stored | values).items() if v != "absent"}
+        (folder / "config.json").write_text(json.dumps(stored))
+
+    return spoil
+
+
+def sharded(change=lambda folder, index: None):
+    """The folder in two files with an index, which `change(folder, index)` may spoil."""
+
+    def spoil(folder):
+        values = load_file(folder / SINGLE)
+        (folder / SINGLE).unlink()
+        names, files = sorted(values), ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+        halves = names[: len(names) // 2], names[len(names) // 2 :]
+        index = {"metadata": {"total_size": sum(x.nbytes for x in values.values())}, "weight_map": {}}
+        for file, half in zip(files, halves, strict=True):
+            save_file({n: values[n] for n in half}, folder / file)
+            index["weight_map"] |= dict.fromkeys(half, file)
+        change(folder, index)
+        (folder / INDEX).write_text(json.dumps(index))
+
+    return spoil
+
+
+def second(index) -> str:
+    return sorted(set(index["weight_map"].values()))[1]
+
+
+def twice(folder, index):
+    first = sorted(set(index["weight_map"].values()))[0]
+    extra = load_file(folder / first) | {NORM: load_file(folder / second(index))[NORM]}
+    save_file(extra, folder / first)
+
+
+def renamed(to):
+    def change(folder, index):
+        name = second(index)
+        index["weight_map"] = {k: to if v == name else v for k, v in index["weight_map"].items()}
+
+    return change
+
+
+def linked(folder, index):
+    outside = folder.parent / "elsewhere.safetensors"
+    os.rename(folder / second(index), outside)
+    os.symlink(outside, folder / second(index))
+
+
+def pickled(folder):
+    (folder / SINGLE).rename(folder / "pytorch_model.bin")
+
+
+def cut(folder):
+    (folder / SINGLE).write_bytes((folder / SINGLE).read_bytes()[:-100])
+
+
+def rope(**values):
+    return config(rope_parameters={"rope_theta": 10_000.0, **values})
+
+
+MISTAKES = {
+    "missing": (tensors(lambda t: t.pop(QUERY)), f"{QUERY} is missing"),
+    "missing, several": (
+        tensors(lambda t: [t.pop(k) for k in list(t) if "mlp" in k]),
+        "model.layers.0.mlp.gate_proj.weight and 3 more are missing",
+    ),
+    "extra": (tensors(lambda t: t.update({"model.layers.2.odd": t[NORM]})), "model.layers.2.odd is too many"),
+    "transposed": (
+        tensors(lambda t: t.update({"lm_head.weight": t["lm_head.weight"].T})),
+        "lm_head.weight in model.safetensors is [16, 61], expected [61, 16]; it lies transposed",
+    ),
+    "wrong shape": (tensors(lambda t: t.update({NORM: t[NORM][:-1]})), f"{NORM} in {SINGLE} is [15], expected [16]"),
+    "integers": (tensors(lambda t: t.update({NORM: t[NORM].astype(np.int8)})), f"{NORM} in {SINGLE} is I8, expected one of F32"),
+    "double": (tensors(lambda t: t.update({NORM: t[NORM].astype(np.float64)})), "is F64, expected one of"),
+    "truncated": (cut, "not a whole safetensors file"),
+    "empty file": (lambda folder: (folder / SINGLE).write_bytes(b""), "not a whole safetensors file"),
+    "pickle": (pickled, "pytorch_model.bin is a pickle file, and loading one runs any program that it holds"),
+    "no weights": (lambda folder: (folder / SINGLE).unlink(), f"neither {SINGLE} nor {INDEX}"),
+    "in two shards": (sharded(twice), f"tensor {NORM} is twice"),
+    "file not there": (sharded(renamed("model-00009.safetensors")), "names model-00009.safetensors, which is not there"),
+    "tensor not there": (sharded(lambda f, i: i["weight_map"].update({"odd": second(i)})), "holds odd, which it does not"),
+    "tensor not in index": (sharded(lambda f, i: i["weight_map"].pop(NORM)), f"holds {NORM}, of which"),
+    "total": (sharded(lambda f, i: i["metadata"].update(total_size=5)), "says total_size=5, but the tensors are"),
+    "index damaged": (sharded(lambda f, i: i.pop("weight_map")), "damaged; expected a JSON object with weight_map"),
+    "up and out": (
+        sharded(renamed("../x.safetensors")),
+        "'../x.safetensors' is not the name of a safetensors file in this folder",
+    ),
+    "absolute": (sharded(renamed("/etc/passwd")), "'/etc/passwd' is not the name of a safetensors file"),
+    "link outside": (sharded(linked), "outside the folder"),
+    "family": (config(model_type="lama"), "model_type='lama' is not known (did you mean llama?)"),
+    "class": (config(architectures=["LlamaForTokenClassification"]), "expected LlamaForCausalLM"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+    "config damaged": (lambda folder: (folder / "config.json").write_text("{"), "not readable as JSON"),
+    "key missing": (config(hidden_size="absent"), "hidden_size is missing"),
+    "type": (config(hidden_size="16"), "hidden_size='16', expected int"),
+    "activation": (config(hidden_act="mish"), "hidden_act='mish' is not supported for llama; expected one of silu"),
+    "biases": (config(attention_bias=True), "attention_bias=True is not supported for llama; expected False"),
+    "unknown key": (config(alibi=True), "alibi=True is not known for llama"),
+    "quantised": (config(quantization_config={"bits": 4}), "quantization_config={'bits': 4} is not known"),
+    "heads": (config(num_key_value_heads=3), "n_kv_heads=3 does not divide n_heads=4"),
+    "rope type": (rope(rope_type="longrope"), "expected rope_type default, linear, yarn, llama3"),
+    "rope factor": (rope(rope_type="linear"), "expected a number under factor"),
+    "rope parameter": (rope(rope_type="default", mscale=2.0), "expected no mscale with rope_type default"),
+    "rope twice": (config(rope_theta=7.0), "expected what rope_theta and rope_scaling beside it say"),
+    "tokenizer absent": (lambda folder: (folder / "tokenizer.model").unlink(), "no tokenizer there"),
+    "tokenizer": (
+        lambda f: char_tokenizer("abcdefghijklmnopqrstuvwxyzABCDE").save(f / "tokenizer.model"),
+        "63 pieces, but config",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_one_line_and_nothing_is_made(hf, tmp_path, mistake):
+    spoil, says = MISTAKES[mistake]
+    source = hf("llama-plain")
+    spoil(source)
+    with pytest.raises(RunError) as e:
+        huggingface.import_folder(source, tmp_path / "run")
+    assert says in str(e.value), str(e.value)
+    assert e.value.code == ExitCode.DATA and "\n" not in str(e.value)
+    assert {p.name for p in tmp_path.iterdir()} <= {"hf", "elsewhere.safetensors"}
+
+
+def test_what_is_no_mistake(hf, tmp_path, monkeypatch):
+    """A sharded folder in the Hub's own cache, with its links to blobs; a tied table that is there twice; other keys."""
+    first = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: first)
+    source = hf("mistral-tied", "snapshots/abc")
+    config(rope_theta=10_000.0, transformers_version="4.1", summary_type="x", some_null=None)(source)
+    tensors(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))(source)
+    sharded()(source)
+    (tmp_path / "blobs").mkdir()
+    for path in source.glob("*.safetensors"):
+        os.rename(path, tmp_path / "blobs" / path.name)
+        os.symlink(tmp_path / "blobs" / path.name, path)
+    huggingface.import_folder(source, tmp_path / "run")
+    tensors_changed = tmp_path / "blobs" / "model-00001-of-00002.safetensors"
+    save_file(load_file(tensors_changed) | {"lm_head.weight": np.ones((61, 16), np.float16)}, tensors_changed)
+    with pytest.raises(RunError, match="tie_word_embeddings is true, but lm_head"):
+        huggingface.import_folder(source, tmp_path / "other")
