@@ -155,3 +155,29 @@ def test_a_killed_import_or_export_leaves_nothing_that_looks_finished(hf, tmp_pa
             with jax.set_mesh(opened.mesh):
                 huggingface.export_folder(opened, tmp_path / "out", name="gpt2")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_published_tokenizer_travels_with_the_weights(hf, tmp_path):
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    source = hf("llama-gqa")
+    (source / "tokenizer.model").unlink()
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())[:58]
+    library = tokenizers.Tokenizer(models.BPE({"<unk>": 0} | {c: i + 3 for i, c in enumerate(letters)}, [], unk_token="<unk>"))
+    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    library.save(str(source / "tokenizer.json"))
+    stored = json.loads((source / "tokenizer.json").read_text())
+    stored["added_tokens"] = [
+        {"id": i, "content": text, "special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        for i, text in enumerate(("<unk>", "<s>", "</s>"))
+    ]
+    stored["model"]["vocab"] |= {"<s>": 1, "</s>": 2}
+    (source / "tokenizer.json").write_text(json.dumps(stored))
+    huggingface.import_folder(source, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "out")
+    huggingface.import_folder(tmp_path / "out", tmp_path / "again")
+    first, second = (run.open_run(tmp_path / r).tokenizer for r in ("run", "again"))
+    assert (first.symbols.bos, first.symbols.eos) == (1, (2,)) and first.digest == second.digest
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [2]
+    assert first.encode("ABC") == library.encode("ABC").ids == second.encode("ABC")
