@@ -13,7 +13,7 @@ LAYERS, HEADS, WIDTH, VOCABULARY, PROMPT, NEW, REPEATS = 12, 12, 768, 50257, 128
 BATCHES = (1, 8)
 OURS = ("float32", "bfloat16", "int8", "int4")
 PEER_MODES = ("float32", "bfloat16", "float32-static", "bfloat16-static")
-ROUNDS = int(os.environ.get("ROUNDS", "3"))
+ROUNDS = 3
 
 
 def measure(batch: int) -> dict:

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+import generation_speed
 import training_speed
 from targets import TARGETS
 
@@ -185,6 +186,10 @@ def _speed(shape: str, folder: Path) -> dict:
     return training_speed.measure(shape)
 
 
+def _generation(batch: int, folder: Path) -> dict:
+    return generation_speed.measure(batch)
+
+
 MEASUREMENTS = {
     "quickstart": quickstart,
     "char_cpu": char("char_cpu"),
@@ -192,6 +197,7 @@ MEASUREMENTS = {
     "char_share": char_share,
     "torch_char": torch_char,
     **{shape: functools.partial(_speed, shape) for shape in training_speed.SHAPES},
+    **{f"generate_b{batch}": functools.partial(_generation, batch) for batch in generation_speed.BATCHES},
     "first_step": first_step,
     "help": help_text,
     "mup_transfer": mup_transfer,

@@ -106,6 +106,22 @@ for _name, (_shape, _times, _share) in _SHAPES.items():
 TARGETS["gpt2_124m_memory_over_torch"] = Target(
     0.8, "times", "peak memory of the process over that of torch's leanest mode; GPT-2 124M, T=1024, B=1", "a few percent"
 )
+for _batch in (1, 8):
+    TARGETS[f"generate_b{_batch}_over_torch"] = Target(
+        2.0,
+        "times",
+        "new tokens/s of our best unquantised mode over those of transformers' generate in the best of torch's modes (float32 or"
+        f" bfloat16, growing or static cache), in turns, medians of 3; GPT-2 124M, 128 + 128 tokens, batch {_batch}",
+        _NOISE,
+        at_least=True,
+    )
+TARGETS["generate_b1_of_bandwidth"] = Target(
+    0.6, "of the bound", "float32 new tokens/s at batch 1 over read rate / bytes of the weights, in the same run", _NOISE,
+    at_least=True,
+)  # fmt: skip
+TARGETS["generate_b1_int8_gain"] = Target(
+    1.4, "times", "new tokens/s with int8 weights over those of our best unquantised mode, batch 1", _NOISE, at_least=True
+)
 TARGETS["gpu_124m_mfu"] = Target(
     0.42, "of 989 TFLOP/s", "benchmarks/gpu_speed.py: 124M, T=1024, bfloat16, 50 steps on one H200", "2 %", at_least=True
 )

@@ -16,6 +16,7 @@ from gpt4o_jax.model.mlp import MLP
 from gpt4o_jax.model.moe import Experts
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.positions import Rotation
+from gpt4o_jax.ops.weights import Weight
 from gpt4o_jax.parallel import constrain
 
 
@@ -147,8 +148,15 @@ def layers(c: ModelConfig, compute: Compute, train: bool, x_BTD, cache, shared: 
         kinds = c.layer_kinds[begin:end][:P]
         slots = (None,) * len(kinds) if cache is None else cache[len(out) : len(out) + len(kinds)]
         tables = None if tables_L is None else tables_L[begin:end].reshape(repeats, -1)
-        period = _scanned(Period, repeats, c.scan_unroll if repeats > 1 else 1)(c, compute, train, kinds, name=name)
-        x_BTD, (slots, routing) = period(x_BTD, (slots, tables), shared)
+        if cache is not None and repeats == 1:  # a scan would copy the cache
+            whole_weight = lambda leaf: isinstance(leaf, Weight)  # may keep its axis of layers: to take it off would copy it
+            first = lambda tree: jax.tree.map(lambda x: x if whole_weight(x) else x[0], tree, is_leaf=whole_weight)
+            period = nn.map_variables(Period, "params", trans_in_fn=first)(c, compute, train, kinds, name=name)
+            x_BTD, new = period(x_BTD, first((slots, tables)), shared)
+            slots, routing = jax.tree.map(lambda leaf: leaf[None], new)
+        else:
+            period = _scanned(Period, repeats, c.scan_unroll if repeats > 1 else 1)(c, compute, train, kinds, name=name)
+            x_BTD, (slots, routing) = period(x_BTD, (slots, tables), shared)
         out += slots
         routings |= {name: routing} if routing else {}
     return x_BTD, None if cache is None else out, routings

@@ -102,8 +102,27 @@ def extend(slots: Slots, k_BTKH, v_BTKH, positions_BT, valid_BT, window: int | N
 
 def _write(slots: Slots, new: Slots, at_BT) -> Slots:
     """Puts each token into its slot; slot S, which is none, drops it."""
+    if at_BT.shape[1] == 1:
+        return _put(slots, new, at_BT[:, 0])
     rows_B1 = jnp.arange(len(at_BT))[:, None]
     return jax.tree.map(lambda old, x: old.at[rows_B1, at_BT].set(x, mode="drop"), slots, new)
+
+
+def _put(slots: Slots, new: Slots, at_B) -> Slots:
+    """One token a row, in place. Anything but a loop of unknown length XLA:CPU would write twice, to keep and to look at,
+    and copy the cache to be able to."""
+
+    def row(i, slots):
+        def one(old_BS, x_B1):
+            start = (i, at_B[i], *[0] * (old_BS.ndim - 2))
+            there = jax.lax.dynamic_slice(old_BS, start, (1, *x_B1.shape[1:]))
+            token = jnp.where(at_B[i] < old_BS.shape[1], jax.lax.dynamic_slice_in_dim(x_B1, i, 1), there)
+            return jax.lax.dynamic_update_slice(old_BS, token, start)
+
+        return jax.tree.map(one, slots, new)
+
+    some = jnp.any(at_B < slots.k_BSKH.shape[1])
+    return jax.lax.fori_loop(0, jnp.where(some, len(at_B), 0), row, slots)
 
 
 def _stored(k_BTKH, v_BTKH, like: Slots) -> Slots:

@@ -30,7 +30,7 @@ MOST_ROWS = {"bfloat16": 3, "int8": 8, "int4": 8}
 )
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A parameter of shape (*summed, *outputs), rounded. Arrays may lead with an axis of layers."""
+    """A parameter of shape (*summed, *outputs), rounded. Arrays may lead with an axis of layers; to multiply, of one."""
 
     values: jax.Array  # [O, K], K padded with zeros: the bits of bfloat16 as uint16, int8, or two int4 in a uint8 [O, K / 2]
     scales: jax.Array | None  # int8: [O, 1]; int4: [O, G]
@@ -47,7 +47,8 @@ def rounded(w: jax.Array, n_summed: int, format: str) -> Weight:
     summed, outputs = w.shape[:n_summed], w.shape[n_summed:]
     K = math.prod(summed)
     w_OK = w.reshape(K, -1).T
-    w_OK = jnp.pad(w_OK, ((0, 0), (0, -K % (GROUP if format == "int4" else LANES))))
+    unit = GROUP if format == "int4" else LANES
+    w_OK = jnp.pad(w_OK, ((0, -len(w_OK) % LANES if len(w_OK) > 1024 else 0), (0, -K % unit)))
     if format == "bfloat16":
         bits = jax.lax.bitcast_convert_type(w_OK.astype(jnp.bfloat16), jnp.uint16)
         return Weight(bits, None, format, summed, outputs)
@@ -63,6 +64,7 @@ def rounded(w: jax.Array, n_summed: int, format: str) -> Weight:
 
 def dense(w: Weight) -> jax.Array:
     """The matrix [O, K] that it stands for, float32, padding included."""
+    w = _of_one_layer(w)
     if w.format == "bfloat16":
         return _widened(w.values)
     if w.format == "int8":
@@ -81,7 +83,7 @@ def weight_product(x: jax.Array, w: Weight, compute: Compute) -> jax.Array:
     """x [..., *summed] times w: [..., *outputs], float32 sums."""
     leading = x.shape[: x.ndim - len(w.summed)]
     x_MK = x.reshape(math.prod(leading), -1)
-    K = w.values.shape[1] * (2 if w.format == "int4" else 1)
+    K = w.values.shape[-1] * (2 if w.format == "int4" else 1)
     x_MK = jnp.pad(x_MK, ((0, 0), (0, K - x_MK.shape[1])))
     if compute.platform == "cpu" and len(x_MK) <= MOST_ROWS[w.format]:
         # Tied to x, or XLA would widen all weights of a loop over tokens before the loop; and kept apart from what
@@ -91,19 +93,20 @@ def weight_product(x: jax.Array, w: Weight, compute: Compute) -> jax.Array:
     else:
         x_MK = x_MK.astype(compute.operand)
         whole = compute.dtype == "bfloat16" and w.format == "bfloat16"
-        w_OK = jax.lax.bitcast_convert_type(w.values, jnp.bfloat16) if whole else dense(w).astype(compute.operand)
+        w_OK = jax.lax.bitcast_convert_type(_of_one_layer(w).values, jnp.bfloat16) if whole else dense(w).astype(compute.operand)
         y_MO = jnp.einsum("MK,OK->MO", x_MK, w_OK, preferred_element_type=jnp.float32)
-    return y_MO.reshape(*leading, *w.outputs)
+    return y_MO[:, : math.prod(w.outputs)].reshape(*leading, *w.outputs)
 
 
 def _summed_in_lanes(x_MK, w: Weight):
     M, K = x_MK.shape
     C = _part(K, GROUP if w.format == "int4" else LANES)
     x_M1PC = x_MK.reshape(M, 1, K // C, C)
-    w_1OPC = w.values.reshape(1, len(w.values), K // C, -1)
+    O = w.values.shape[-2]
+    w_1OPC = w.values.reshape(1, O, K // C, -1)
     lanes = lambda array, i: array[..., i * LANES : (i + 1) * LANES]
     if w.format == "int4":
-        scales_1OPg = w.scales.reshape(1, len(w.values), K // C, -1)
+        scales_1OPg = w.scales.reshape(1, O, K // C, -1)
         terms = []
         for g in range(C // GROUP):
             low, high = _nibbles(lanes(w_1OPC, g))
@@ -114,8 +117,13 @@ def _summed_in_lanes(x_MK, w: Weight):
     while sums.shape[-1] > 1:
         half = sums.shape[-1] // 2
         sums = sums[..., :half] + sums[..., half:]
+    sums = jax.lax.optimization_barrier(sums)
     y_MO = functools.reduce(jnp.add, [sums[:, :, p, 0] for p in range(K // C)])
-    return y_MO * w.scales[:, 0] if w.format == "int8" else y_MO
+    return y_MO * w.scales.reshape(O) if w.format == "int8" else y_MO
+
+
+def _of_one_layer(w: Weight) -> Weight:
+    return jax.tree.map(lambda x: x.reshape(x.shape[-2:]), w)
 
 
 def _part(K: int, unit: int) -> int:

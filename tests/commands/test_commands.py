@@ -67,6 +67,18 @@ def test_evaluate_on_a_text_counts_its_bytes(run, command, tmp_path):
     assert result["bytes"] == result["tokens"] == len(path.read_text()) and result["step"] == 10
 
 
+def test_evaluate_says_what_fewer_bits_cost(run, command):
+    result, _ = command("evaluate", f"--workdir={run}", "--weights=int8")
+    rounded = result["int8"]
+    assert rounded["loss"] - result["loss"] == rounded["loss_added"] and 0 < abs(rounded["loss_added"]) < 0.02
+
+
+@pytest.mark.parametrize("flag", ["--weights=int5", "--kv_cache=int4"])
+def test_kinds_that_there_are_not_are_named(run, capsys, flag):
+    assert main(["generate", f"--workdir={run}", flag]) == ExitCode.USAGE
+    assert "expected one of float32, bfloat16, int8" in capsys.readouterr().err
+
+
 def test_a_run_that_named_its_hardware_s_attention_is_evaluated_anywhere(run, command, tmp_path):
     elsewhere = shutil.copytree(run, tmp_path / "run")
     config = json.loads((elsewhere / "config.json").read_text())
@@ -160,6 +172,13 @@ def test_benchmark_times_the_training_step(train_args, command):
     assert result["tokens_per_second"] > 0 and result["achieved_gflops"] > 0 and result["read_gigabytes_per_second"] > 0
     assert 0 < result["mfu"] < 1 and result["peak_bytes"] > 1e6 and math.isfinite(result["loss"])
     assert result["attention"] == "blocks"
+
+
+def test_benchmark_times_generation(train_args, command):
+    flags = [a for a in train_args("unused") if a.startswith("--config")]
+    small = ("--prompt_tokens=3", "--new_tokens=4", "--repeats=1", "--weights=int4", "--kv_cache=int8")
+    result, _ = command("benchmark", "generate", *small, *flags)
+    assert result["tokens_per_second"] > 0 and result["prompt_tokens_per_second"] > 0 and result["weight_bytes"] > 0
 
 
 # ---------------------------------------------------------------- help
