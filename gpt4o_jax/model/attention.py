@@ -16,6 +16,7 @@ from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.masks import causal_mask
 from gpt4o_jax.ops.positions import rotary
 from gpt4o_jax.ops.products import joint_product, product
+from gpt4o_jax.ops.sums import add_bias, multiply_scale
 from gpt4o_jax.parallel import constrain, per_shard, shards_evenly
 
 
@@ -53,9 +54,10 @@ class Attention(nn.Module):
         )
         if c.biased_qkv:
             zeros = nn.initializers.zeros
-            q_BTNH += param(self, "query_bias", zeros, (N, H), ("heads", "head_dim"))
-            k_BTKH += param(self, "key_bias", zeros, (K, H), ("kv_heads", "head_dim"))
-            v_BTKH += param(self, "value_bias", zeros, (K, H), ("kv_heads", "head_dim"))
+            biased = lambda x, name, *axes: add_bias(x, param(self, name, zeros, x.shape[2:], axes))
+            q_BTNH = biased(q_BTNH, "query_bias", "heads", "head_dim")
+            k_BTKH = biased(k_BTKH, "key_bias", "kv_heads", "head_dim")
+            v_BTKH = biased(v_BTKH, "value_bias", "kv_heads", "head_dim")
         if more_BTKH is not None:
             a, b = param(self, "value_mix", constant(0.5, 0.5), (2,), ("mix",))
             v_BTKH = a * v_BTKH + b * more_BTKH
@@ -84,7 +86,7 @@ class Attention(nn.Module):
             )
         y_BTD = product("BTNH,NHD->BTD", z_BTNH, o_NHD, self.compute)
         if c.bias:
-            y_BTD += param(self, "output_bias", nn.initializers.zeros, (D,), ("embed",))
+            y_BTD = add_bias(y_BTD, param(self, "output_bias", nn.initializers.zeros, (D,), ("embed",)))
         return drop(y_BTD), layer_cache
 
     def _rows(self, q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N, dropout):
@@ -105,6 +107,8 @@ class Attention(nn.Module):
         """QK-norm of each head, one scale for all (Qwen 3, arXiv:2505.09388), or of all at once (OLMo 2, arXiv:2501.00656)."""
         c = self.config
         if c.qk_norm_over == "head":
-            return rms_normalise(x_BTNH, c.norm_eps) * scale(self, name, x_BTNH.shape[3:], ("head_dim",), c.norm_unit_offset)
+            return multiply_scale(
+                rms_normalise(x_BTNH, c.norm_eps), scale(self, name, x_BTNH.shape[3:], ("head_dim",), c.norm_unit_offset)
+            )
         learned_NH = scale(self, name, x_BTNH.shape[2:], (heads, "head_dim"), c.norm_unit_offset)
-        return rms_normalise(x_BTNH, c.norm_eps, axes=(-2, -1)) * learned_NH
+        return multiply_scale(rms_normalise(x_BTNH, c.norm_eps, (-2, -1)), learned_NH)

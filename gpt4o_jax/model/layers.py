@@ -1,9 +1,12 @@
 """Norms, parameter initialisers and parameters with named axes."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gpt4o_jax.ops.sums import add_bias, multiply_scale, written
 from gpt4o_jax.ops.weights import Weight
 
 
@@ -24,9 +27,24 @@ def constant(*values: float):
     return lambda key, shape, dtype: jnp.array(values, dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def rms_normalise(x: jax.Array, eps: float, axes: int | tuple[int, ...] = -1) -> jax.Array:
     """x / root-mean-square of its last axis (or of `axes`), without parameters (arXiv:1910.07467)."""
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=axes, keepdims=True) + eps)
+    return _normalised(x, eps, axes)[0]
+
+
+def _normalised(x, eps, axes):
+    """(y, what the gradient needs)."""
+    inverse = jax.lax.rsqrt(jnp.mean(x * x, axis=axes, keepdims=True) + eps)
+    return x * inverse, (x * inverse, inverse)
+
+
+def _normalised_gradient(eps, axes, saved, g):
+    y, inverse = saved
+    return (inverse * (g - y * jnp.mean(written(g * y), axis=axes, keepdims=True)),)
+
+
+rms_normalise.defvjp(_normalised, _normalised_gradient)
 
 
 def scale(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], unit_offset: bool) -> jax.Array:
@@ -53,7 +71,7 @@ class Norm(nn.Module):
         width = (x.shape[-1],)
         if self.kind == "layer":
             x = x - jnp.mean(x, axis=-1, keepdims=True)
-        x = rms_normalise(x, self.eps) * scale(self, "scale", width, ("norm",), self.unit_offset)
+        x = multiply_scale(rms_normalise(x, self.eps), scale(self, "scale", width, ("norm",), self.unit_offset))
         if self.kind == "layer" and self.bias:
-            x = x + param(self, "bias", nn.initializers.zeros, width, ("norm",))
+            x = add_bias(x, param(self, "bias", nn.initializers.zeros, width, ("norm",)))
         return x

@@ -10,6 +10,7 @@ from gpt4o_jax.config import ModelConfig
 from gpt4o_jax.model.layers import normal, param
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.products import product
+from gpt4o_jax.ops.sums import add_bias
 from gpt4o_jax.parallel import constrain
 
 ACTIVATIONS = {
@@ -41,12 +42,12 @@ class MLP(nn.Module):
         down_FD = param(self, "down", self.output_init, (F, D), ("mlp", "embed"))
         y_BTD = product("BTF,FD->BTD", hidden_BTF, down_FD, self.compute)
         if c.bias:
-            y_BTD += param(self, "down_bias", nn.initializers.zeros, (D,), ("embed",))
+            y_BTD = add_bias(y_BTD, param(self, "down_bias", nn.initializers.zeros, (D,), ("embed",)))
         return nn.Dropout(c.dropout, deterministic=not train)(y_BTD)
 
     def _in(self, name: str, x_BTD: jax.Array, D: int, F: int) -> jax.Array:
         w_DF = param(self, name, normal(self.config.hidden_std), (D, F), ("embed", "mlp"))
         y_BTF = product("BTD,DF->BTF", x_BTD, w_DF, self.compute)
         if self.config.bias:
-            y_BTF += param(self, f"{name}_bias", nn.initializers.zeros, (F,), ("mlp",))
+            y_BTF = add_bias(y_BTF, param(self, f"{name}_bias", nn.initializers.zeros, (F,), ("mlp",)))
         return y_BTF

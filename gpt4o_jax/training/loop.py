@@ -83,7 +83,7 @@ def train(
 
     # ------------------------------------------------------------ compile
     with jax.set_mesh(mesh), ledger.time("compile"):
-        compiled = program.lower(last_step, byte_lengths(corpus.tokenizer)).compile()
+        compiled = program.compile(last_step, byte_lengths(corpus.tokenizer))
     with ledger.time("init"):
         peak = peak_flops(mesh.devices.flat[0], config.model.compute_dtype)
     active = f" ({flops.parameter_count(config.model, active=True):,} active)" if config.model.n_experts else ""

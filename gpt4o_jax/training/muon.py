@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gpt4o_jax.ops.sums import sum_of_squares
 from gpt4o_jax.training.matrices import Matrix
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic: steep at 0, so that five iterations suffice
@@ -70,7 +71,7 @@ def orthogonalise(x_lmn: jax.Array, dtype) -> jax.Array:
         return jnp.einsum(spec, p.astype(dtype), q.astype(dtype), preferred_element_type=jnp.float32)
 
     a, b, c = COEFFICIENTS
-    x_lmn = x_lmn / (jnp.linalg.norm(x_lmn, axis=(1, 2), keepdims=True) + 1e-8)
+    x_lmn = x_lmn / (jnp.sqrt(sum_of_squares(x_lmn, keep=1))[:, None, None] + 1e-8)
     for _ in range(ITERATIONS):
         gram_lmm = product("lmn,lkn->lmk", x_lmn, x_lmn)
         poly_lmm = b * gram_lmm + c * product("lmk,lkj->lmj", gram_lmm, gram_lmm)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from gpt4o_jax.config import OptimizerConfig
+from gpt4o_jax.ops.sums import global_norm
 from gpt4o_jax.training.adafactor import factored_direction
 from gpt4o_jax.training.matrices import hidden_matrix, is_names
 from gpt4o_jax.training.muon import scale_by_muon
@@ -28,8 +29,18 @@ def make_optimizer(
     at any width (arXiv:2310.17813), as long as the matrices keep their proportions.
     update(grads, state, params, lr_factor=f) multiplies the learning rate of that one step by f.
     """
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    clip = _clip(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, OPTIMIZERS[config.name](config, axes, dtype, width_ratio))
+
+
+def _clip(most: float) -> optax.GradientTransformation:
+    """optax.clip_by_global_norm as one factor, which costs no pass over the gradient of its own."""
+
+    def update(grads, state, params=None):
+        factor = jnp.minimum(1.0, most / jnp.maximum(global_norm(grads), jnp.finfo(jnp.float32).tiny))
+        return jax.tree.map(lambda g: g * factor, grads), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 def eval_params(config: OptimizerConfig, state):
@@ -43,8 +54,26 @@ def eval_params(config: OptimizerConfig, state):
 
 
 def _adamw(config, axes, dtype, width_ratio):
-    direction = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    direction = scale_by_adam(config.b1, config.b2, config.eps)
     return optax.chain(direction, _decay(config, axes, width_ratio), optax.scale(-config.peak_lr), _scale_by_factor())
+
+
+def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """optax.scale_by_adam (arXiv:1412.6980), with the moments written before they are read.
+
+    Without the barrier XLA reads the old moments twice, and has to copy all of them first to keep them.
+    """
+
+    def update(grads, state, params=None):
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
+        mu, nu = jax.lax.optimization_barrier((mu, nu))
+        count = optax.safe_increment(state.count)
+        c1, c2 = 1 - b1**count, 1 - b2**count
+        updates = jax.tree.map(lambda m, v: (m / c1) / (jnp.sqrt(v / c2) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam(b1, b2, eps).init, update)
 
 
 def _lion(config, axes, dtype, width_ratio):

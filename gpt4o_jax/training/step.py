@@ -17,6 +17,7 @@ from gpt4o_jax.length import micro_batches
 from gpt4o_jax.model import moe
 from gpt4o_jax.model.gpt import GPT, unembedding
 from gpt4o_jax.ops.cross_entropy import cross_entropy
+from gpt4o_jax.ops.sums import global_norm
 from gpt4o_jax.training.schedules import schedule_factor
 from gpt4o_jax.training.state import TrainState
 
@@ -114,22 +115,26 @@ def make_step(
     def one_step(state: TrainState, batch: Batch):
         count = micro_batches(config.train, state.step) if config.train.batch_warmup_steps else None
         losses, grads, weight = gradients(model, state.params, batch, config, jax.random.fold_in(state.rng, state.step), count)
-        grad_norm = optax.tree.norm(grads)
+        grad_norm = global_norm(grads)
         factor = schedule_factor(config.optimizer, total_steps, state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, lr_factor=factor)
-        params = optax.apply_updates(state.params, updates)
         load = losses.pop("load", None)
-        if config.model.router_bias:
-            params = moe.rebalanced(params, state.params, load, config.train.router_bias_rate)
+
+        def apply(params, updates):
+            new = optax.apply_updates(params, updates)
+            return moe.rebalanced(new, params, load, config.train.router_bias_rate) if config.model.router_bias else new
+
+        # A non-finite step changes nothing but the counters: the data moves on. Conditions, and not a choice between old and
+        # new arrays: so XLA overwrites the optimizer's state and the parameters where they are, and copies neither.
+        zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
+        update = lambda grads, opt_state: optimizer.update(grads, opt_state, state.params, lr_factor=factor)
+        finite = jnp.isfinite(losses["loss"]) & jnp.isfinite(grad_norm)
+        updates, opt_state = jax.lax.cond(finite, update, lambda grads, old: (zeros(grads), old), grads, state.opt_state)
+        update_norm = global_norm(updates)
+        params = jax.lax.cond(finite & jnp.isfinite(update_norm), apply, lambda p, u: p, state.params, updates)
         ema = state.ema
         if ema is not None:
             decay = config.optimizer.ema_decay
-            ema = jax.tree.map(lambda e, p: e * decay + p * (1 - decay), ema, params)
-
-        # A non-finite step changes nothing but the counters: the data moves on.
-        finite = jnp.isfinite(losses["loss"]) & jnp.isfinite(grad_norm)
-        old, new = (state.params, state.opt_state, state.ema), (params, opt_state, ema)
-        params, opt_state, ema = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+            ema = jax.tree.map(lambda e, p: jnp.where(finite, e * decay + p * (1 - decay), e), ema, params)
         skipped = jnp.where(finite, 0, 1)
         new_state = TrainState(
             step=state.step + 1,
@@ -146,7 +151,7 @@ def make_step(
             "weight": weight,
             "bytes": jnp.sum(bytes_V[batch.targets] * batch.weights),
             "grad_norm": grad_norm,
-            "update_norm": optax.tree.norm(updates),
+            "update_norm": update_norm,
             "lr_factor": factor,
             "skipped_steps": new_state.skipped_steps,
             "skipped_in_a_row": new_state.skipped_in_a_row,

@@ -29,7 +29,7 @@ def measure(config: RunConfig, mesh: jax.sharding.Mesh, dispatches: int) -> dict
     program = build(config, mesh)
     with jax.set_mesh(mesh):
         begin = time.perf_counter()
-        compiled = program.lower(10_000, np.ones(config.model.vocab_size, np.int32)).compile()
+        compiled = program.compile(10_000, np.ones(config.model.vocab_size, np.int32))
         compile_seconds = time.perf_counter() - begin
         state = program.fresh(jax.random.key(config.seed))
         batch = jax.device_put(_random_batch(config, (K, B, T)), program.batch_sharding)

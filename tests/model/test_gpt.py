@@ -147,10 +147,11 @@ def logits(model, params, tokens):
 
 
 def products(jaxpr) -> int:
-    """Operations of all matrix products in a program, the body of a scan as often as it runs."""
+    """Operations of all matrix products in a program, the body of a scan as often as it runs; not of sums (ops/sums.py)."""
     total = 0
     for equation in jaxpr.eqns:
-        if equation.primitive.name in ("dot_general", "ragged_dot_general"):
+        name, ranks = equation.primitive.name, [v.aval.ndim for v in equation.invars]
+        if name in ("dot_general", "ragged_dot_general") and min(ranks[:2]) > 1:
             (contracted, _), _ = equation.params.get("dimension_numbers") or (
                 equation.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
             )
