@@ -206,9 +206,9 @@ def test_absent_micro_batches_cost_nothing_and_no_new_compilation(start, monkeyp
     """Forward passes are counted as they run; one compiled step serves every size of the batch."""
     counted, original = [], training_step.loss_sum
 
-    def counting(*args):
+    def counting(*args, **knobs):
         jax.debug.callback(lambda: counted.append(1))
-        return original(*args)
+        return original(*args, **knobs)
 
     monkeypatch.setattr(training_step, "loss_sum", counting)
     optimizer = make_optimizer(GROWING.optimizer, gpt.logical_axes(MODEL))
