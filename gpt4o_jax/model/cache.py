@@ -19,12 +19,15 @@ SPARE, RING_UNIT = 16, 16  # slots of a ring beyond its window; rings are multip
 
 @flax.struct.dataclass
 class Slots:
-    """Keys and values of a layer; where they are int8, up to 127, with the scale of each token's head."""
+    """Keys and values of a layer, in the order in which attention multiplies them: slots of one head side by side.
 
-    k_BSKH: jax.Array
-    v_BSKH: jax.Array
-    k_scale_BSK: jax.Array | None = None
-    v_scale_BSK: jax.Array | None = None
+    Where they are int8, up to 127, with the scale of each token's head.
+    """
+
+    k_BKSH: jax.Array
+    v_BKSH: jax.Array
+    k_scale_BKS: jax.Array | None = None
+    v_scale_BKS: jax.Array | None = None
 
 
 # One for each place of the layer pattern, its arrays leading with the periods; then, leading with 1, one for each layer left.
@@ -38,7 +41,7 @@ def empty_cache(config: ModelConfig, batch: int, slots: int, kind: str = "float3
     """
 
     def layer(repeats, window):
-        shape = (repeats, batch, _size(window, slots, spare), config.kv_heads, config.head_width)
+        shape = (repeats, batch, config.kv_heads, _size(window, slots, spare), config.head_width)
         zeros = lambda: jnp.zeros(shape, kind)
         scales = lambda: jnp.zeros(shape[:-1], jnp.float32) if kind == "int8" else None
         return Slots(zeros(), zeros(), scales(), scales())
@@ -51,10 +54,10 @@ def grow(config: ModelConfig, cache: Cache, slots: int, spare: int = SPARE) -> C
 
     def layer(place, old: Slots):
         window = place[1]
-        more = _size(window, slots, spare) - old.k_BSKH.shape[2]
+        more = _size(window, slots, spare) - old.k_BKSH.shape[3]
         if more <= 0:
             return old
-        return jax.tree.map(lambda x: jnp.pad(x, [(0, more if axis == 2 else 0) for axis in range(x.ndim)]), old)
+        return jax.tree.map(lambda x: jnp.pad(x, [(0, more if axis == 3 else 0) for axis in range(x.ndim)]), old)
 
     return tuple(layer(*pair) for pair in zip(_places(config), cache, strict=True))
 
@@ -80,7 +83,7 @@ def extend(slots: Slots, k_BTKH, v_BTKH, positions_BT, valid_BT, window: int | N
 
     Keys and values are all that these tokens may look at, and more; positions are negative where there is none.
     """
-    S, T = slots.k_BSKH.shape[1], positions_BT.shape[1]
+    S, T = slots.k_BKSH.shape[2], positions_BT.shape[1]
     new = _stored(k_BTKH, v_BTKH, slots)
     last_B1 = jnp.max(jnp.where(valid_BT, positions_BT, -1), axis=1, keepdims=True)
     slot_S = jnp.arange(S)
@@ -105,7 +108,9 @@ def _write(slots: Slots, new: Slots, at_BT) -> Slots:
     if at_BT.shape[1] == 1:
         return _put(slots, new, at_BT[:, 0])
     rows_B1 = jnp.arange(len(at_BT))[:, None]
-    return jax.tree.map(lambda old, x: old.at[rows_B1, at_BT].set(x, mode="drop"), slots, new)
+    # Indices on both sides of a slice put their own axes first: [B, T, K, ...].
+    put = lambda old_BKS, x_BKT: old_BKS.at[rows_B1, :, at_BT].set(jnp.swapaxes(x_BKT, 1, 2), mode="drop")
+    return jax.tree.map(put, slots, new)
 
 
 def _put(slots: Slots, new: Slots, at_B) -> Slots:
@@ -113,34 +118,34 @@ def _put(slots: Slots, new: Slots, at_B) -> Slots:
     and copy the cache to be able to."""
 
     def row(i, slots):
-        def one(old_BS, x_B1):
-            start = (i, at_B[i], *[0] * (old_BS.ndim - 2))
-            there = jax.lax.dynamic_slice(old_BS, start, (1, *x_B1.shape[1:]))
-            token = jnp.where(at_B[i] < old_BS.shape[1], jax.lax.dynamic_slice_in_dim(x_B1, i, 1), there)
-            return jax.lax.dynamic_update_slice(old_BS, token, start)
+        def one(old_BKS, x_BK1):
+            start = (i, 0, at_B[i], *[0] * (old_BKS.ndim - 3))
+            there = jax.lax.dynamic_slice(old_BKS, start, (1, *x_BK1.shape[1:]))
+            token = jnp.where(at_B[i] < old_BKS.shape[2], jax.lax.dynamic_slice_in_dim(x_BK1, i, 1), there)
+            return jax.lax.dynamic_update_slice(old_BKS, token, start)
 
         return jax.tree.map(one, slots, new)
 
-    some = jnp.any(at_B < slots.k_BSKH.shape[1])
+    some = jnp.any(at_B < slots.k_BKSH.shape[2])
     return jax.lax.fori_loop(0, jnp.where(some, len(at_B), 0), row, slots)
 
 
 def _stored(k_BTKH, v_BTKH, like: Slots) -> Slots:
-    if like.k_scale_BSK is None:
-        return Slots(k_BTKH.astype(like.k_BSKH.dtype), v_BTKH.astype(like.v_BSKH.dtype))
-    (k, k_scale), (v, v_scale) = _rounded(k_BTKH), _rounded(v_BTKH)
+    k_BKTH, v_BKTH = jnp.swapaxes(k_BTKH, 1, 2), jnp.swapaxes(v_BTKH, 1, 2)
+    if like.k_scale_BKS is None:
+        return Slots(k_BKTH.astype(like.k_BKSH.dtype), v_BKTH.astype(like.v_BKSH.dtype))
+    (k, k_scale), (v, v_scale) = _rounded(k_BKTH), _rounded(v_BKTH)
     return Slots(k, v, k_scale, v_scale)
 
 
-def _rounded(x_BTKH):
-    """(int8 [B, T, K, H], scale [B, T, K]) of the same product, within scale / 2."""
-    scale_BTK = jnp.max(jnp.abs(x_BTKH), axis=-1) / 127
-    return jnp.round(x_BTKH / jnp.maximum(scale_BTK, 1e-30)[..., None]).astype(jnp.int8), scale_BTK
+def _rounded(x_BKTH):
+    """(int8 [B, K, T, H], scale [B, K, T]) of the same product, within scale / 2."""
+    scale_BKT = jnp.max(jnp.abs(x_BKTH), axis=-1) / 127
+    return jnp.round(x_BKTH / jnp.maximum(scale_BKT, 1e-30)[..., None]).astype(jnp.int8), scale_BKT
 
 
 def _read(slots: Slots):
-    """(keys, values) as numbers."""
-    if slots.k_scale_BSK is None:
-        return slots.k_BSKH, slots.v_BSKH
-    numbers = lambda x, scale: x.astype(jnp.float32) * scale[..., None]
-    return numbers(slots.k_BSKH, slots.k_scale_BSK), numbers(slots.v_BSKH, slots.v_scale_BSK)
+    """(keys, values) [B, S, K, H] as numbers."""
+    numbers = lambda x, scale: x if scale is None else x.astype(jnp.float32) * scale[..., None]
+    k_BKSH, v_BKSH = numbers(slots.k_BKSH, slots.k_scale_BKS), numbers(slots.v_BKSH, slots.v_scale_BKS)
+    return jnp.swapaxes(k_BKSH, 1, 2), jnp.swapaxes(v_BKSH, 1, 2)

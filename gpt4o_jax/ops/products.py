@@ -27,8 +27,18 @@ def product(spec: str, x: jax.Array, w: jax.Array | Weight, compute: Compute) ->
     if isinstance(w, Weight):
         return weight_product(x, w, compute)
     if compute.operand == jnp.float32:
-        return jnp.einsum(spec, x, w, preferred_element_type=jnp.float32)
+        return _plain(spec, x, w, compute)
     return _rounded(spec, compute, x, w)
+
+
+def _plain(spec: str, x, w, compute: Compute):
+    a, _, out = spec.replace("->", ",").split(",")
+    n = sum(i not in out for i in a)
+    if compute.platform != "cpu" or n == 1:
+        return jnp.einsum(spec, x, w, preferred_element_type=jnp.float32)
+    # Summed over several axes, XLA:CPU would transpose a copy of w at each token that is generated.
+    flat = jnp.einsum("MK,KN->MN", x.reshape(math.prod(x.shape[:-n]), -1), w.reshape(math.prod(w.shape[:n]), -1))
+    return flat.reshape(*x.shape[:-n], *w.shape[n:])
 
 
 def joint_product(specs: list[str], x: jax.Array, ws: list[jax.Array], compute: Compute) -> list[jax.Array]:

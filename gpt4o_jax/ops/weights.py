@@ -1,11 +1,11 @@
-"""Weights as generation reads them: matrices [O, K] in 16, 8 or 4 bits, K summed over, O outputs.
+"""Weights as generation reads them: matrices in 16, 8 or 4 bits.
 
 One token at a time, generation is as fast as its weights come from memory. XLA:CPU has no product of a float32 vector and
 narrower weights: it widens the whole matrix in memory first. Written as sums of slices, widening, multiplying and adding are
 one loop over what was read, which it vectorises (a reduction it would not: float sums keep their order). How fast that is,
 and what else was tried, is measured in BENCHMARKS.md.
 
-M rows, O outputs, K summed over, G groups of K with one scale each, P parts of K, C values in one
+M rows, O outputs, K summed over, in P parts of C values each; G groups of K with one scale each
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from gpt4o_jax.ops.compute import Compute
 FORMATS = ("bfloat16", "int8", "int4")
 LANES = 64  # values side by side in a sum
 GROUP = 2 * LANES  # int4: values that share a scale; the halves of a group are the halves of its bytes
-LONGEST_PART = 512  # values whose sum is one expression, where K is longer than twice that
+LONGEST_PART = 768  # values whose sum is one expression
 # Above so many rows, each widening the weights for itself, it is quicker to widen them once in memory.
 MOST_ROWS = {"bfloat16": 3, "int8": 8, "int4": 8}
 
@@ -32,7 +32,9 @@ MOST_ROWS = {"bfloat16": 3, "int8": 8, "int4": 8}
 class Weight:
     """A parameter of shape (*summed, *outputs), rounded. Arrays may lead with an axis of layers; to multiply, of one."""
 
-    values: jax.Array  # [O, K], K padded with zeros: the bits of bfloat16 as uint16, int8, or two int4 in a uint8 [O, K / 2]
+    values: (
+        jax.Array
+    )  # [P, O, C], the parts of K, padded with zeros: bits of bfloat16 as uint16, int8, two int4 in a uint8 [P, O, C / 2]
     scales: jax.Array | None  # int8: [O, 1]; int4: [O, G]
     format: str
     summed: tuple[int, ...]
@@ -51,31 +53,44 @@ def rounded(w: jax.Array, n_summed: int, format: str) -> Weight:
     w_OK = jnp.pad(w_OK, ((0, -len(w_OK) % LANES if len(w_OK) > 1024 else 0), (0, -K % unit)))
     if format == "bfloat16":
         bits = jax.lax.bitcast_convert_type(w_OK.astype(jnp.bfloat16), jnp.uint16)
-        return Weight(bits, None, format, summed, outputs)
+        return Weight(_in_parts(bits, _part(bits.shape[1], unit)), None, format, summed, outputs)
     most = 127 if format == "int8" else 7
     w_OGc = w_OK.reshape(len(w_OK), -1, GROUP if format == "int4" else w_OK.shape[1])
     scales_OG = jnp.max(jnp.abs(w_OGc), axis=-1) / most
     whole_OGc = jnp.round(w_OGc / jnp.maximum(scales_OG, 1e-30)[..., None]).astype(jnp.int8)
+    C = _part(w_OK.shape[1], unit)
     if format == "int4":
         low, high = jnp.split((whole_OGc + 8).astype(jnp.uint8), 2, axis=-1)
-        whole_OGc = low | (high << 4)
-    return Weight(whole_OGc.reshape(len(w_OK), -1), scales_OG, format, summed, outputs)
+        whole_OGc, C = low | (high << 4), C // 2
+    return Weight(_in_parts(whole_OGc.reshape(len(w_OK), -1), C), scales_OG, format, summed, outputs)
+
+
+def _in_parts(values_OK, C: int) -> tuple[jax.Array, ...]:
+    """P times [O, C]: each is an array of its own, so that a sum over one reads memory in one go."""
+    return tuple(jnp.split(values_OK, values_OK.shape[1] // C, axis=1))
+
+
+def _whole(w: "Weight"):
+    """The values in one array again, [O, K]."""
+    return jnp.concatenate(_of_one_layer(w).values, axis=1)
 
 
 def dense(w: Weight) -> jax.Array:
     """The matrix [O, K] that it stands for, float32, padding included."""
     w = _of_one_layer(w)
+    values_OK = _whole(w)
     if w.format == "bfloat16":
-        return _widened(w.values)
+        return _widened(values_OK)
     if w.format == "int8":
-        return w.values.astype(jnp.float32) * w.scales
-    bytes_OGc = w.values.reshape(*w.scales.shape, LANES)
-    return (jnp.concatenate(_nibbles(bytes_OGc), axis=-1) * w.scales[..., None]).reshape(len(w.values), -1)
+        return values_OK.astype(jnp.float32) * w.scales
+    bytes_OGc = values_OK.reshape(*w.scales.shape, LANES)
+    return (jnp.concatenate(_nibbles(bytes_OGc), axis=-1) * w.scales[..., None]).reshape(len(w.scales), -1)
 
 
 def rows(w: Weight, indices: jax.Array) -> jax.Array:
     """What the outputs of these indices multiply: an embedding's rows, [*indices.shape, K], float32."""
-    taken = Weight(w.values[indices.ravel()], None if w.scales is None else w.scales[indices.ravel()], w.format, w.summed, ())
+    values, scales = jax.tree.map(lambda x: x[indices.ravel()], (w.values, w.scales))
+    taken = Weight(values, scales, w.format, w.summed, ())
     return dense(taken)[:, : math.prod(w.summed)].reshape(*indices.shape, -1)
 
 
@@ -83,7 +98,7 @@ def weight_product(x: jax.Array, w: Weight, compute: Compute) -> jax.Array:
     """x [..., *summed] times w: [..., *outputs], float32 sums."""
     leading = x.shape[: x.ndim - len(w.summed)]
     x_MK = x.reshape(math.prod(leading), -1)
-    K = w.values.shape[-1] * (2 if w.format == "int4" else 1)
+    K = len(w.values) * w.values[0].shape[-1] * (2 if w.format == "int4" else 1)
     x_MK = jnp.pad(x_MK, ((0, 0), (0, K - x_MK.shape[1])))
     if compute.platform == "cpu" and len(x_MK) <= MOST_ROWS[w.format]:
         # Tied to x, or XLA would widen all weights of a loop over tokens before the loop; and kept apart from what
@@ -93,33 +108,36 @@ def weight_product(x: jax.Array, w: Weight, compute: Compute) -> jax.Array:
     else:
         x_MK = x_MK.astype(compute.operand)
         whole = compute.dtype == "bfloat16" and w.format == "bfloat16"
-        w_OK = jax.lax.bitcast_convert_type(_of_one_layer(w).values, jnp.bfloat16) if whole else dense(w).astype(compute.operand)
+        w_OK = jax.lax.bitcast_convert_type(_whole(w), jnp.bfloat16) if whole else dense(w).astype(compute.operand)
         y_MO = jnp.einsum("MK,OK->MO", x_MK, w_OK, preferred_element_type=jnp.float32)
     return y_MO[:, : math.prod(w.outputs)].reshape(*leading, *w.outputs)
 
 
 def _summed_in_lanes(x_MK, w: Weight):
-    M, K = x_MK.shape
-    C = _part(K, GROUP if w.format == "int4" else LANES)
-    x_M1PC = x_MK.reshape(M, 1, K // C, C)
-    O = w.values.shape[-2]
-    w_1OPC = w.values.reshape(1, O, K // C, -1)
-    lanes = lambda array, i: array[..., i * LANES : (i + 1) * LANES]
+    w = _of_one_layer(w)
+    x_PM1C = jnp.swapaxes(x_MK.reshape(len(x_MK), len(w.values), 1, -1), 0, 1)
+    scales = [None] * len(w.values)
     if w.format == "int4":
-        scales_1OPg = w.scales.reshape(1, O, K // C, -1)
-        terms = []
-        for g in range(C // GROUP):
-            low, high = _nibbles(lanes(w_1OPC, g))
-            terms.append((lanes(x_M1PC, 2 * g) * low + lanes(x_M1PC, 2 * g + 1) * high) * scales_1OPg[..., g : g + 1])
+        scales = jnp.swapaxes(w.scales.reshape(len(w.scales), len(w.values), -1), 0, 1)
+    y_MO = functools.reduce(jnp.add, map(_part_of_sum, x_PM1C, w.values, scales))
+    return y_MO * w.scales.reshape(-1) if w.format == "int8" else y_MO
+
+
+def _part_of_sum(x_M1C, w_OC, scales_OG):
+    """The sum over one part of K, [M, O], in one loop. scales_OG: of int4, else None."""
+    lanes = lambda array, i: array[..., i * LANES : (i + 1) * LANES]
+    if scales_OG is None:
+        terms = [lanes(x_M1C, i) * _widened(lanes(w_OC, i)) for i in range(x_M1C.shape[-1] // LANES)]
     else:
-        terms = [lanes(x_M1PC, i) * _widened(lanes(w_1OPC, i)) for i in range(C // LANES)]
+        terms = []
+        for g in range(scales_OG.shape[1]):
+            low, high = _nibbles(lanes(w_OC, g))
+            terms.append((lanes(x_M1C, 2 * g) * low + lanes(x_M1C, 2 * g + 1) * high) * scales_OG[:, g, None])
     sums = functools.reduce(jnp.add, terms)
     while sums.shape[-1] > 1:
         half = sums.shape[-1] // 2
         sums = sums[..., :half] + sums[..., half:]
-    sums = jax.lax.optimization_barrier(sums)
-    y_MO = functools.reduce(jnp.add, [sums[:, :, p, 0] for p in range(K // C)])
-    return y_MO * w.scales.reshape(O) if w.format == "int8" else y_MO
+    return jax.lax.optimization_barrier(sums)[..., 0]
 
 
 def _of_one_layer(w: Weight) -> Weight:
@@ -127,9 +145,7 @@ def _of_one_layer(w: Weight) -> Weight:
 
 
 def _part(K: int, unit: int) -> int:
-    """The largest divisor of K up to LONGEST_PART that is whole units, or K."""
-    if K <= 2 * LONGEST_PART:
-        return K
+    """The largest divisor of K up to LONGEST_PART that is whole units."""
     return max(c for c in range(unit, LONGEST_PART + 1, unit) if K % c == 0)
 
 

@@ -139,7 +139,7 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 0.01, "int8": 0.015}
 def test_a_ring_gives_what_the_whole_text_gives(one_device, long_text, kind, piece):
     """Prompts shorter and longer than the ring, ragged, then single tokens."""
     cache = empty_cache(LOCAL, 2, LONG, kind, spare=0)
-    assert [slots.k_BSKH.shape[2] for slots in cache] == [16, LONG]
+    assert [slots.k_BKSH.shape[3] for slots in cache] == [16, LONG]
     cache, first = feed(long_text, cache, [0, 0], piece)
     cache, second = feed(long_text, cache, [piece, piece], 6, until=piece + 4)
     errors = [first, second]
@@ -164,7 +164,7 @@ def test_a_cache_grows_between_calls(one_device, long_text):
     cache, at = empty_cache(LOCAL, 2, 8), 0
     for slots in (8, 24, LONG):
         cache = grow(LOCAL, cache, slots)
-        assert [s.k_BSKH.shape[2] for s in cache] == [min(slots, 32), slots]  # a window of 5 and 16 to spare
+        assert [s.k_BKSH.shape[3] for s in cache] == [min(slots, 32), slots]  # a window of 5 and 16 to spare
         while at < slots:
             cache, error = feed(long_text, cache, [at, at], 4)
             assert error <= 1e-5
@@ -174,7 +174,7 @@ def test_a_cache_grows_between_calls(one_device, long_text):
 def test_empty_cache_has_the_shape_of_the_key_value_heads():
     c = ModelConfig(vocab_size=40, n_layers=3, d_model=16, n_heads=4, n_kv_heads=2, head_dim=6)
     (slots,) = empty_cache(c, batch=5, slots=7)
-    assert slots.k_BSKH.shape == slots.v_BSKH.shape == (3, 5, 7, 2, 6)
-    assert slots.k_BSKH.dtype == jnp.float32
+    assert slots.k_BKSH.shape == slots.v_BKSH.shape == (3, 5, 2, 7, 6)
+    assert slots.k_BKSH.dtype == jnp.float32
     (rounded,) = empty_cache(c, batch=5, slots=7, kind="int8")
-    assert rounded.k_BSKH.dtype == jnp.int8 and rounded.k_scale_BSK.shape == (3, 5, 7, 2)
+    assert rounded.k_BKSH.dtype == jnp.int8 and rounded.k_scale_BKS.shape == (3, 5, 2, 7)

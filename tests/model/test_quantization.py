@@ -36,7 +36,7 @@ def plain(path, leaf):
     if not isinstance(leaf, Weight):
         return leaf
     K = math.prod(leaf.summed)
-    if leaf.values.ndim == 3:  # leads with an axis of layers
+    if leaf.values[0].ndim == 3:  # leads with an axis of layers
         return jax.vmap(dense)(leaf)[:, :, :K].swapaxes(1, 2).reshape(1, *leaf.summed, *leaf.outputs)
     return dense(leaf)[:, :K] if path[-1].key == "embedding" else dense(leaf)[:, :K].T
 
