@@ -248,9 +248,9 @@ def read_config(workdir: epath.Path) -> RunConfig:
     workdir = epath.Path(workdir).expanduser()
     path = workdir / "config.json"
     if not workdir.exists():
-        raise data_error(f"{workdir}: no such folder; --workdir takes the folder that `train` wrote")
+        raise data_error(f"{workdir}: no such folder; expected that of a run, as `train` and `convert import` write it")
     if not path.exists():
-        raise data_error(f"{workdir}: not a run folder (no config.json); --workdir takes the folder that `train` wrote")
+        raise data_error(f"{workdir}: not a run folder (no config.json); expected one that `train` or `convert import` wrote")
     try:
         values = json.loads(path.read_text())
     except ValueError:

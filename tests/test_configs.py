@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import jax
@@ -40,7 +41,13 @@ ARGUMENTS = {name: tuple(sizes) for name, sizes in FAMILIES.items()} | {
 }
 FILES = sorted(CONFIGS.glob("*.py"))
 SWEEPS = sorted((CONFIGS / "ablations").glob("*.py"))
-SPECS = [f"{path.name}:{a}" if a else path.name for path in FILES for a in ARGUMENTS.get(path.stem, ("",))]
+# from_run.py takes the folder of a run: tests/commands/test_commands.py trains with it.
+SPECS = [
+    f"{path.name}:{a}" if a else path.name
+    for path in FILES
+    if path.stem != "from_run"
+    for a in ARGUMENTS.get(path.stem, ("",))
+]
 # Shrunk, the sizes of a published family are one model: the smallest stands for all.
 STEPPED = [spec for spec in SPECS if (stem := spec.split(".py")[0]) not in FAMILIES or spec.endswith(f":{ARGUMENTS[stem][0]}")]
 NOMINAL = {"nano": 4e6, "moe_nano": 10e6, "tiny": 25e6, "small": 124e6, "medium": 350e6, "large": 1.3e9, "xl": 8e9, "xxl": 70e9}
@@ -101,6 +108,8 @@ def test_file_says_what_it_is_and_stays_short(path):
         for word in ("Hardware:", "Time:", "Expected:", "Command:"):
             assert word in header
         assert f"={path.relative_to(CONFIGS.parent)}" in header
+    for argument in ARGUMENTS.get(path.stem, ()) if path.parent == CONFIGS else ():
+        assert re.search(rf"(?<![\w.-]){re.escape(argument)}(?![\w-]|\.\w)", header), argument
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -10,6 +10,7 @@ import pytest
 from gpt4o_jax.__main__ import main
 
 BASE = Path(__file__).parents[2] / "configs" / "base.py"
+FROM_RUN = BASE.with_name("from_run.py")
 TEXT = "".join(f"{i} green bottles and {i * i} red ones stand on the wall;\n" for i in range(120))
 
 

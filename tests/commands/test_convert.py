@@ -1,7 +1,10 @@
 """convert import and export, as a user calls them: imported runs are run folders like any other."""
 
+import dataclasses
+
 from gpt4o_jax.__main__ import main
-from tests.commands.conftest import TEXT
+from gpt4o_jax.run import open_run
+from tests.commands.conftest import FROM_RUN, TEXT
 
 
 def test_out_and_in_again_then_every_command(train_args, tmp_path, command, refused):
@@ -27,9 +30,11 @@ def test_out_and_in_again_then_every_command(train_args, tmp_path, command, refu
     assert command("verify", f"--workdir={back}")[0]["checkpoints"].keys() == {"0"}
     refused(3, "imported weights have no hold-out; use --text=FILE", "evaluate", f"--workdir={back}")
 
-    on = (f"--config.init.from={back}", f"--config.tokenizer.path={back}/tokenizer.model")
-    _, err = command(*train_args(tmp_path / "tuned", *llama, *on))
+    _, err = command(*train_args(tmp_path / "tuned", f"--config={FROM_RUN}:{back}"))  # model and tokenizer are those of `back`
     assert f"weights from {back} at step 0" in err
+    first, second = (open_run(w) for w in (back, tmp_path / "tuned"))
+    assert second.config.model == dataclasses.replace(first.config.model, compute_dtype="float32")
+    assert second.tokenizer.digest == first.tokenizer.digest and second.config.init.from_ == str(back)
 
 
 def test_wrong_usage_is_one_line(run, tmp_path, refused):

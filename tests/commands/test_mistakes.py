@@ -13,6 +13,7 @@ from gpt4o_jax.checkpoint import manifest
 from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.errors import ExitCode
 from gpt4o_jax.training import loop  # noqa: F401  (Optax compiles nothing, but calls jax.jit when it is imported)
+from tests.commands.conftest import FROM_RUN
 
 USAGE, DATA, STORAGE = ExitCode.USAGE, ExitCode.DATA, ExitCode.STORAGE
 
@@ -98,6 +99,8 @@ CONFIGS = [
     (DATA, "no such file, folder or glob", "--config.data.path=nowhere.txt"),
     (DATA, "cannot read the tokenizer", "--config.tokenizer.path=nowhere.model"),
     (DATA, "no finished checkpoint there", "--config.init.from=nowhere"),
+    (USAGE, "expected the folder of a run after a colon", f"--config={FROM_RUN}"),
+    (DATA, "nowhere: no such folder; expected that of a run", f"--config={FROM_RUN}:nowhere"),
 ]
 
 
@@ -218,7 +221,7 @@ def config_json(text):
 
 
 DAMAGE = {
-    "gone": (shutil.rmtree, "no such folder; --workdir takes the folder that `train` wrote"),
+    "gone": (shutil.rmtree, "no such folder; expected that of a run, as `train` and `convert import` write it"),
     "foreign": (lambda f: (f / "config.json").unlink(), "not a run folder (no config.json)"),
     "config cut off": (config_json('{"seed": '), "config.json: damaged (not JSON)"),
     "config binary": (lambda f: (f / "config.json").write_bytes(b"\xff\0"), "config.json: damaged (not JSON)"),

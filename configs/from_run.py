@@ -1,0 +1,27 @@
+"""The model, tokenizer and weights of another run, to train on from: `convert import` makes such a run of published weights.
+
+Hardware: what the model needs; about 16 bytes a parameter for weights, gradients and AdamW's moments.
+Time: not measured.
+Expected: not measured. Learning rate and length are starting points, tuned for nothing.
+Command: python -m gpt4o_jax train --config=configs/from_run.py:runs/qwen --workdir=runs/mine
+    --config.data.source=text --config.data.path=FOLDER
+    The other run must stay where it is until this one is done. Rows are as long as its context, which may be more than
+    memory allows: --config.model.context_length=1024
+"""
+
+from gpt4o_jax.config import base_config, to_dict
+from gpt4o_jax.errors import RunError
+from gpt4o_jax.run import read_config
+
+
+def get_config(folder=""):
+    if not folder:
+        raise RunError("--config=configs/from_run.py: expected the folder of a run after a colon, as in from_run.py:runs/qwen")
+    c = base_config()
+    c.model.update(to_dict(read_config(folder).model))
+    c.model.attention = "auto"  # who computes it belongs to the hardware, not to the model
+    c.tokenizer.path = folder
+    c.init["from"] = folder
+    c.optimizer.peak_lr = 1e-4
+    c.train.length = "1 epochs"
+    return c
