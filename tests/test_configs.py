@@ -43,10 +43,7 @@ FILES = sorted(CONFIGS.glob("*.py"))
 SWEEPS = sorted((CONFIGS / "ablations").glob("*.py"))
 # from_run.py takes the folder of a run: tests/commands/test_commands.py trains with it.
 SPECS = [
-    f"{path.name}:{a}" if a else path.name
-    for path in FILES
-    if path.stem != "from_run"
-    for a in ARGUMENTS.get(path.stem, ("",))
+    f"{path.name}:{a}" if a else path.name for path in FILES if path.stem != "from_run" for a in ARGUMENTS.get(path.stem, ("",))
 ]
 # Shrunk, the sizes of a published family are one model: the smallest stands for all.
 STEPPED = [spec for spec in SPECS if (stem := spec.split(".py")[0]) not in FAMILIES or spec.endswith(f":{ARGUMENTS[stem][0]}")]

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from gpt4o_jax import run
 from gpt4o_jax.__main__ import COMMANDS
 from gpt4o_jax.commands import config_file, flags, sweep
+from gpt4o_jax.config import RunConfig
+from gpt4o_jax.config_model import ModelConfig
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "launch" / "README.md", ROOT / "launch" / "quickstart.sh"]
@@ -27,8 +30,12 @@ def documented_commands() -> list[str]:
 
 
 @pytest.mark.parametrize("line", documented_commands())
-def test_documented_command_is_understood(line, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_documented_command_is_understood(line, monkeypatch, tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for folder in re.findall(r"from_run\.py:(\S+)", line):  # the run that a command before it has made
+        (tmp_path / folder).mkdir(parents=True)
+        run.write_config(tmp_path / folder, RunConfig(model=ModelConfig(vocab_size=300)))
+    monkeypatch.chdir(tmp_path)
     command, *arguments = shlex.split(line)
     assert command in COMMANDS
     module = __import__(f"gpt4o_jax.commands.{command}", fromlist=["FLAGS"])
