@@ -4,10 +4,19 @@ import sys
 import time
 
 _START = time.monotonic()
+_quiet = False
+
+
+def quiet() -> None:
+    """For a process whose like tells the same: nothing more is said here."""
+    global _quiet
+    _quiet = True
 
 
 def say(message: str) -> None:
     """One line on stderr, with the seconds since the start; above the progress bar if there is one."""
+    if _quiet:
+        return
     from tqdm import tqdm
 
     tqdm.write(f"[{time.monotonic() - _START:7.1f}s] {message}", file=sys.stderr)
@@ -27,7 +36,7 @@ class Progress:
             unit="tok",
             unit_scale=True,
             file=sys.stderr,
-            disable=not sys.stderr.isatty(),
+            disable=_quiet or not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
         self.on_terminal = not self._bar.disable

@@ -15,6 +15,8 @@ from etils import epath
 from gpt4o_jax.checkpoint import manifest
 from gpt4o_jax.errors import ExitCode, RunError, data_error
 
+_SAVE_SECONDS = 1800  # within which all processes of a job must have written a checkpoint
+
 
 class Store:
     """The checkpoints of one run. Close it, or use it as a context manager."""
@@ -106,9 +108,11 @@ class Store:
         try:
             if self._checkpointer is None:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+                self._checkpointer = _checkpointer()
             target = self.path(step)
-            if target.exists():  # without a manifest: a save that was cut off, and nothing refers to it
+            if (
+                jax.process_index() == 0 and target.exists()
+            ):  # without a manifest: a save that was cut off, and nothing refers to it
                 target.rmtree()
             if jax.default_backend() == "cpu":
                 # On CPU the host copy is the device buffer itself, which the next donated step overwrites.
@@ -155,6 +159,16 @@ class Store:
                 unfinished = path.name.isdigit() and not (path / manifest.NAME).exists()
                 if unfinished or ".orbax-checkpoint-tmp" in path.name:
                     path.rmtree()
+
+
+def _checkpointer() -> ocp.AsyncCheckpointer:
+    """Named processes make Orbax wait for each other on the host, under a limit: else it would run collectives of devices,
+    also from its own thread, between those of training steps."""
+    n = jax.process_count()
+    among = ocp.options.MultiprocessingOptions(active_processes=set(range(n)) if n > 1 else None)
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=among))
+    limited = ocp.AsyncOptions(timeout_secs=_SAVE_SECONDS)
+    return ocp.AsyncCheckpointer(handler, async_options=limited, multiprocessing_options=among)
 
 
 def _by_path(tree) -> dict[str, tuple]:

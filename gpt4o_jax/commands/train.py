@@ -1,5 +1,7 @@
 """starts a run in --workdir, or resumes what is there"""
 
+import os
+
 from gpt4o_jax.commands.flags import Flag
 from gpt4o_jax.errors import RunError
 
@@ -7,6 +9,11 @@ FLAGS = (
     Flag("config", str, "", "FILE[:ARG], a Python file with get_config()", required=True),
     Flag("workdir", str, "", "run folder", required=True),
     Flag("profile", str, "", "FIRST:LAST, steps to trace into WORKDIR/profile"),
+    Flag("coordinator", str, "", "several processes: HOST:PORT of process 0; Slurm, JobSet and TPUs tell it themselves"),
+    Flag("num_processes", int, 0, "several processes: how many; 1: train alone whatever the surroundings say", low=0),
+    Flag("process_id", int, -1, "several processes: which one this is, from 0", low=-1),
+    Flag("start_timeout", float, 300.0, "seconds until all processes must have come", low=1),
+    Flag("peer_timeout", float, 600.0, "seconds after which a process, step or save that does not go on is lost", low=1),
 )
 
 
@@ -21,6 +28,16 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     if profile and not in_epochs(config) and profile[0] >= total_steps(config, 0):
         raise RunError(f"train: --profile={flags['profile']}: the run has {total_steps(config, 0)} steps; begin before its end")
 
+    from gpt4o_jax import parallel
+    from gpt4o_jax.parallel import cluster
+
+    job = cluster.find(flags["coordinator"], flags["num_processes"], flags["process_id"], os.environ)
+    with parallel.joined(job, flags["start_timeout"], flags["peer_timeout"]) as peers:
+        return _run(config, flags["workdir"], profile, peers)
+
+
+def _run(config, workdir: str, profile: tuple[int, int] | None, peers) -> dict | None:
+    """Trains; the report where this process leads."""
     from etils import epath
 
     from gpt4o_jax import parallel, report, run
@@ -34,9 +51,9 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
 
     if config.log.wandb:
         import_wandb()  # a missing package is told before anything is written or compiled
-    workdir = epath.Path(flags["workdir"]).expanduser()
+    workdir = epath.Path(workdir).expanduser()
     mesh = parallel.make_mesh(config.mesh)
-    config, corpus = run.open_folder(workdir, config, mesh)
+    config, corpus = parallel.leader_first("run folder", lambda: run.open_folder(workdir, config, mesh))
     documents = list(perplexity.cached_documents(corpus.holdout, corpus.tokenizer))
 
     def evaluate(model, params, whole: bool) -> dict:
@@ -56,8 +73,8 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
 
     start_from = initial_params if config.init.from_ else None
     with StopSignal(say) as stop:
-        train(config, workdir, corpus, mesh, evaluate, sample, start_from, profile, stop)
-    return report.write(workdir)
+        train(config, workdir, corpus, mesh, evaluate, sample, start_from, profile, stop, peers)
+    return report.write(workdir) if parallel.is_leader() else None
 
 
 def _profile(text: str) -> tuple[int, int] | None:

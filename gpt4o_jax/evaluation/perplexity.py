@@ -17,6 +17,7 @@ from gpt4o_jax.data.tokenizer import Tokenizer, byte_lengths
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.model.gpt import GPT, unembedding
 from gpt4o_jax.ops.cross_entropy import token_scores
+from gpt4o_jax.parallel import constrain
 
 
 def cached_documents(cache: TokenCache, tokenizer: Tokenizer) -> Iterable[np.ndarray]:
@@ -53,7 +54,8 @@ def scorer(model: GPT, loss_chunk: int):
         hidden_BTD, _, _ = model.apply({"params": params}, batch.tokens, batch.positions, batch.segments)
         how = (loss_chunk, model.compute, model.config.logit_softcap)
         nll_BT, first_BT = token_scores(hidden_BTD, unembedding(params), batch.targets, *how)
-        return jnp.sum(nll_BT * batch.weights, axis=1), jnp.sum(first_BT * batch.weights, axis=1)
+        sums = jnp.sum(nll_BT * batch.weights, axis=1), jnp.sum(first_BT * batch.weights, axis=1)
+        return tuple(constrain(x_B, None) for x_B in sums)  # whole everywhere: each process of several reads them
 
     return jax.jit(score)
 

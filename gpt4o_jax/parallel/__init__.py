@@ -1,7 +1,21 @@
 """Meshes and sharding: everything that knows about several devices."""
 
 from gpt4o_jax.parallel.mesh import make_mesh
-from gpt4o_jax.parallel.processes import places
+from gpt4o_jax.parallel.peers import Peers
+from gpt4o_jax.parallel.processes import is_leader, joined, leader_first, places, share
 from gpt4o_jax.parallel.rules import constrain, per_shard, shardings, shards_evenly, spec
 
-__all__ = ["constrain", "make_mesh", "per_shard", "places", "shardings", "shards_evenly", "spec"]
+__all__ = [
+    "Peers",
+    "constrain",
+    "is_leader",
+    "joined",
+    "leader_first",
+    "make_mesh",
+    "per_shard",
+    "places",
+    "shardings",
+    "shards_evenly",
+    "share",
+    "spec",
+]  # fmt: skip

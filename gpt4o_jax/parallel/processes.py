@@ -1,8 +1,33 @@
-"""What one process of several holds of the arrays that all of them share."""
+"""Several processes as one job: joined under a time limit, host steps that all take together, and a lost peer told as such.
 
-from collections.abc import Iterable
+Every host step (`leader_first`, `barrier`, the stop that is agreed on) has a name and a limit, and raises RunError (exit code
+76) instead of waiting for ever. In a process that works alone all of them do nothing.
+"""
+
+import atexit
+import collections
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import jax
+from jax._src import distributed  # the client has no public name; Orbax takes it from here too
+
+from gpt4o_jax import console
+from gpt4o_jax.errors import ExitCode, RunError
+from gpt4o_jax.parallel import rollcall
+from gpt4o_jax.parallel.cluster import Job
+from gpt4o_jax.parallel.peers import Peers
+
+T = TypeVar("T")
+_LONG = 24 * 3600.0  # seconds: what process 0 prepares for all, as tokenising a corpus, may take hours
+_LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "Gloo", "NCCL", "Connection", "coordination service")
+_uses: collections.Counter = collections.Counter()  # of each name: a barrier of JAX works once
 
 
 def places(
@@ -15,3 +40,150 @@ def places(
     parts = sharding.devices_indices_map(shape)
     held = (parts[d][axis] for d in (sharding.addressable_devices if devices is None else devices))
     return sorted({i for part in held for i in range(shape[axis])[part]})
+
+
+@contextlib.contextmanager
+def joined(job: Job | None, start_limit: float, peer_limit: float):
+    """Makes this process part of `job`, for the length of the block, with a watch over the others.
+
+    Where job is None it only looks for devices.
+
+    start_limit: seconds until all processes must have come. peer_limit: seconds after which one that does not answer is lost.
+    Raises RunError: ids or counts that contradict each other (2), no devices of the platform asked for (2), a peer that did
+    not come or was lost (76). Gives Peers.
+    """
+    if job is not None:
+        rollcall.call(job, start_limit)
+        if job.index:
+            console.quiet()  # what happens is told once, by process 0; mistakes by whoever meets them
+        _exit_on_abort(job)
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(
+            job.coordinator,
+            job.processes,
+            job.index,
+            job.local_devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=max(int(start_limit), 1),
+            heartbeat_timeout_seconds=max(int(min(peer_limit, 60)), 1),
+            shutdown_timeout_seconds=max(int(peer_limit), 1),
+        )
+    try:
+        _devices()
+        if job is not None:
+            console.say(
+                f"{job.processes} processes, {jax.device_count()} devices; told by {job.told_by}, coordinator {job.coordinator}"
+            )
+        with Peers(None if job is None else peer_limit) as peers:
+            yield peers
+        if job is not None:
+            jax.distributed.shutdown()
+    except BaseException as e:
+        lost = job is not None and isinstance(e, jax.errors.JaxRuntimeError) and any(word in str(e) for word in _LOST)
+        if job is not None:
+            _leave(e, lost)
+        if lost:
+            raise _peer_lost(f"process {job.index} of {job.processes}: {str(e).splitlines()[0]}") from e
+        raise
+
+
+def _devices() -> None:
+    try:
+        jax.devices()
+    except RuntimeError as e:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        reason = str(e).splitlines()[0]
+        raise RunError(f"JAX_PLATFORMS={asked}: no such device here ({reason}); unset it to take what there is") from None
+
+
+def _peer_lost(what: str) -> RunError:
+    return RunError(f"a peer was lost: {what}; the same command goes on from the last checkpoint", ExitCode.PEER_LOST)
+
+
+def _leave(error: BaseException, lost: bool) -> None:
+    """How a process goes that met an error: all together after a stop, at once after anything else."""
+    code = ExitCode.PEER_LOST if lost else error.code if isinstance(error, RunError) else ExitCode.CRASHED
+    if code == ExitCode.SIGNAL:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            jax.distributed.shutdown()
+        return
+
+    def leave():  # JAX would wait for the others, who wait for this one
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(code))
+
+    atexit.register(leave)
+
+
+def _exit_on_abort(job: Job) -> None:
+    """Turns the abort by which JAX answers the loss of a peer (its callback cannot be had from Python) into exit code 76."""
+    who = f"gpt4o_jax: process {job.index} of {job.processes}"
+    line = f"{who}: a peer was lost, see above; the same command goes on from the last checkpoint\n"
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def handle(number):
+        os.write(2, line.encode())
+        os._exit(int(ExitCode.PEER_LOST))
+
+    _exit_on_abort.kept = handle  # C holds no reference
+    install = ctypes.CDLL(None).signal
+    install.restype = ctypes.c_void_p
+    install(int(signal.SIGABRT), handle)
+
+
+# ---------------------------------------------------------------- host steps that all take together
+
+
+def is_leader() -> bool:
+    """Whether this process writes what is written once."""
+    return jax.process_index() == 0
+
+
+def leader_first(name: str, make: Callable[[], T], limit: float = _LONG) -> T:
+    """make() of process 0; then, once that is done, of the others. RunError of the first is raised in all."""
+    if is_leader():
+        return share(name, make, limit, keep=True)
+    share(name, make, limit)
+    return make()
+
+
+def share(name: str, make: Callable[[], T], limit: float = _LONG, keep: bool = False) -> T:
+    """make() of process 0 alone, a JSON value, for all. Its RunError is raised in all. keep: the others need not the value."""
+    if jax.process_count() == 1:
+        return make()
+    key, client = _key(name), distributed.global_state.client
+    if not is_leader():
+        told = json.loads(_limited(name, limit, lambda ms: client.blocking_key_value_get(key, ms)))
+        if "error" in told:
+            raise RunError(told["error"], ExitCode(told["code"]))
+        return told["value"]
+    try:
+        value = make()
+    except RunError as e:
+        client.key_value_set(key, json.dumps({"error": str(e), "code": int(e.code)}))
+        barrier(f"{name}: told", 10.0, strict=False)  # or they would see a lost peer instead
+        raise
+    client.key_value_set(key, json.dumps({"value": None if keep else value}))
+    return value
+
+
+def barrier(name: str, limit: float, strict: bool = True) -> None:
+    """Returns once every process has called it. Raises RunError (76) after `limit` seconds, if strict."""
+    if jax.process_count() == 1:
+        return
+    key, client = _key(name), distributed.global_state.client
+    with contextlib.nullcontext() if strict else contextlib.suppress(RunError):
+        _limited(name, limit, lambda ms: client.wait_at_barrier(key, ms))
+
+
+def _key(name: str) -> str:
+    _uses[name] += 1
+    return f"gpt4o_jax/{name}/{_uses[name]}"
+
+
+def _limited(name: str, limit: float, wait: Callable[[int], T]) -> T:
+    try:
+        return wait(int(limit * 1000))
+    except jax.errors.JaxRuntimeError as e:
+        raise _peer_lost(f"{name!r}: not all processes came within {limit:.0f} s ({str(e).splitlines()[0]})") from None

@@ -2,16 +2,20 @@
 
 import os
 import signal
+import time
 
 from gpt4o_jax.errors import ExitCode, RunError
 
 
 class StopSignal:
-    """Context manager: the first SIGTERM or SIGINT sets `received`, the second ends the process at once."""
+    """Context manager: the first SIGTERM or SIGINT sets `received`, the second ends the process at once.
+
+    Within half a second they are the same one: launchers signal a group and each process of it.
+    """
 
     def __init__(self, say):
         self.received: str | None = None
-        self._say = say
+        self._say, self._at = say, 0.0
 
     def __enter__(self):
         self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -23,7 +27,10 @@ class StopSignal:
 
     def _handle(self, number, frame):
         if self.received:
-            os._exit(ExitCode.SIGNAL)
+            if time.monotonic() - self._at > 0.5:
+                os._exit(ExitCode.SIGNAL)
+            return
+        self._at = time.monotonic()
         self.received = signal.Signals(number).name
         self._say(f"{self.received}: finishing the dispatch and saving; send it again to stop at once")
 

@@ -38,16 +38,17 @@ def train(
     initial_params: Callable[[gpt.GPT], dict] | None = None,
     profile: tuple[int, int] | None = None,
     stop: guards.StopSignal | None = None,
+    peers: parallel.Peers | None = None,
 ) -> TrainState:
     """Trains from the newest intact checkpoint in `workdir`, or from the start, to the end.
 
     config: with model.vocab_size and compute_dtype resolved. evaluate(model, params, whole) and
     sample(model, params) are called at their cadences and at the end, where whole is True.
     initial_params(model): weights to start a fresh run from. profile: steps (first, last) to trace.
-    stop: once it has received a signal, the dispatch in hand is finished and saved.
+    stop: once it has received a signal, the dispatch in hand is finished and saved; peers: by all processes, at the same step.
     Returns the final state. Raises RunError: diverged (4), storage (5), stopped by a signal (75).
     """
-    ledger = Ledger()
+    ledger, peers, leads = Ledger(), peers or parallel.Peers(), parallel.is_leader()
     with jax.set_mesh(mesh), ledger.time("init"):
         # ------------------------------------------------------------ model, optimizer, data
         program = build(config, mesh)
@@ -60,11 +61,7 @@ def train(
 
         # ------------------------------------------------------------ state: restored, or born in its shards
         store = Store(workdir / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_every)
-        store.clean()
-        had_checkpoints = bool(store.steps())
-        start = store.newest_intact(say)
-        if start is None and had_checkpoints:
-            raise RunError(f"{workdir}: no checkpoint of this run is intact; remove the folder to start again", ExitCode.DATA)
+        start = parallel.share("newest checkpoint", lambda: _newest(store, workdir))
         if start is None:
             state = program.fresh(jax.random.key(config.seed))
             if initial_params is not None:
@@ -104,14 +101,16 @@ def train(
             mine = parallel.places(program.batch_sharding, (K, B, T), axis=1)  # of several processes each builds its own rows
             batches = dispatches(rows, start, last_step, K, B, feed.prefetch, numbers, feed.workers, symbols, mine)
             while True:
+                peers.at("data")
                 with ledger.time("data"):
                     step, batch = next(batches, (None, None))
                     if batch is None:
                         break
                     batch = jax.make_array_from_process_local_data(program.batch_sharding, batch, (K, B, T))
-                if profile and not tracing and step > profile[0]:
+                if profile and leads and not tracing and step > profile[0]:
                     jax.profiler.start_trace(str(workdir / "profile"))
                     tracing = True
+                peers.at(f"step {step}")
                 with ledger.time("step"):
                     with jax.profiler.StepTraceAnnotation("train", step_num=step):
                         state, metrics = compiled(state, batch)
@@ -126,20 +125,25 @@ def train(
 
                 last = step == last_step
                 due = lambda every: last or (every and step % every == 0)
-                stopping = stop is not None and stop.received is not None
+                agreed = peers.stop_at(step, K, stop.received if stop is not None else None)
+                stopping = agreed is not None and step >= agreed[0]
                 if due(config.eval.every) or due(config.sample.every) or due(config.checkpoint.every) or stopping:
                     with ledger.time("step"):
                         logger.flush()
                     params = eval_params(config.optimizer, state)
                     if due(config.eval.every):
+                        peers.at(f"the evaluation of step {step}", times=10)
                         with ledger.time("eval"):
                             logger.write("eval", step, evaluate(model, params, last))
                     if due(config.sample.every):
+                        peers.at(f"the samples of step {step}", times=10)
                         with ledger.time("sample"):
-                            folder = workdir / "samples"
-                            folder.mkdir(parents=True, exist_ok=True)
-                            (folder / f"{step}.txt").write_text(sample(model, params))
+                            text = sample(model, params)
+                            if leads:
+                                (workdir / "samples").mkdir(parents=True, exist_ok=True)
+                                (workdir / "samples" / f"{step}.txt").write_text(text)
                     if due(config.checkpoint.every) or stopping:
+                        peers.at(f"the checkpoint of step {step}")
                         with ledger.time("checkpoint"):
                             for text in corpus.in_lanes:
                                 text.keep(workdir / "lanes", jax.process_index())
@@ -148,17 +152,28 @@ def train(
                     with ledger.time("checkpoint"):
                         store.close()
                     raise RunError(
-                        f"stopped by {stop.received} at step {step} of {last_step}, saved;"
-                        " run the same command again to continue",
+                        f"stopped by {agreed[1]} at step {step} of {last_step}, saved; run the same command again to continue",
                         ExitCode.SIGNAL,
                     )
+            peers.at("the last checkpoint")
             with ledger.time("checkpoint"):
                 store.close()
     finally:
+        peers.at(None)
         logger.close()
         if tracing:
             jax.profiler.stop_trace()
     return state
+
+
+def _newest(store: Store, workdir: epath.Path) -> int | None:
+    """The step to go on from, after tidying up what a killed process left; None: a fresh run."""
+    store.clean()
+    had_checkpoints = bool(store.steps())
+    start = store.newest_intact(say)
+    if start is None and had_checkpoints:
+        raise RunError(f"{workdir}: no checkpoint of this run is intact; remove the folder to start again", ExitCode.DATA)
+    return start
 
 
 class _Logger:
@@ -166,8 +181,9 @@ class _Logger:
 
     def __init__(self, config, workdir, start, last_step, peak, mesh, ledger):
         self._config, self._last_step, self._ledger = config, last_step, ledger
-        self._writer = MetricsWriter(workdir, start, config)
-        ledger.add(self._writer.spent)
+        self._writer = MetricsWriter(workdir, start, config) if parallel.is_leader() else None
+        if self._writer is not None:
+            ledger.add(self._writer.spent)
         self._progress = Progress(tokens_before(config, last_step), tokens_before(config, start))
         self._flops_per_token = flops.train_flops_per_token(config.model)
         # Fake CPU devices share one machine, whose peak was measured whole.
@@ -189,7 +205,7 @@ class _Logger:
     def _read(self, step: int, metrics: dict) -> None:
         m = {name: np.asarray(value, np.float64) for name, value in jax.device_get(metrics).items()}
         guards.check_divergence(int(m["skipped_in_a_row"].max()), step, self._config.train.max_skipped_in_a_row)
-        if step % self._config.log.every and step != self._last_step:
+        if self._writer is None or (step % self._config.log.every and step != self._last_step):
             return
         total = lambda name: float(np.sum(m[name] * m["weight"]))
         nats, weight = total("loss"), max(float(m["weight"].sum()), 1.0)
@@ -224,12 +240,14 @@ class _Logger:
             )
 
     def write(self, kind: str, step: int, values: dict) -> None:
-        self._writer.write(kind, step, values)
+        if self._writer is not None:
+            self._writer.write(kind, step, values)
         say(f"{kind} at step {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
 
     def close(self) -> None:
         self._progress.close()
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 # ---------------------------------------------------------------- checkpoints of a TrainState
