@@ -28,12 +28,14 @@ _DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end▁
 # What only this template writes -> its name in tasks/chat.py; the first that is found.
 _TEMPLATE_MARKS = {
     "You are Qwen, created by Alibaba Cloud": "qwen2.5",
+    "loop.index0 > ns.last_query_index": "qwen3",
     "<|im_start|>": "chatml",
     "Cutting Knowledge Date": "llama3.1",
     "<|start_header_id|>": "llama3",
     "<start_of_turn>": "gemma",
     "<<SYS>>": "llama2",
     " [/INST]' }}{% elif": "mistral",
+    '"[INST] " + message["content"] + "[/INST]"': "mistral0.3",
 }
 
 

@@ -97,6 +97,36 @@ def _chatml(messages: Sequence[Message], reply: bool, system: str = "") -> Rende
     return [*out, begin, (Text("assistant\n"), False)] if reply else out
 
 
+def _qwen3(messages: Sequence[Message], reply: bool) -> Rendered:
+    """Qwen 3's ChatML: thoughts, <think>...</think> before an answer, stay only in answers to the last question.
+
+    There the last answer has a place for thoughts even where it has none, which the loss then does not count.
+    """
+    asked = max((n for n, m in enumerate(messages) if m.role == "user" and not _tool_answer(m.text)), default=len(messages))
+    shown: list[Message] = []
+    for n, m in enumerate(messages):
+        if m.role == "assistant":
+            thoughts, closed, _ = m.text.partition("</think>")
+            thoughts = thoughts.split("<think>")[-1].strip("\n") if closed else ""
+            answer = m.text.split("</think>")[-1].lstrip("\n") if closed else m.text
+            last = n == len(messages) - 1
+            if n > asked and (thoughts or last):
+                answer = f"<think>\n{thoughts}\n</think>\n\n" + answer.lstrip("\n")
+            m = say(m.role, answer)
+        shown.append(m)
+    out = _chatml(shown, reply)
+    empty = "<think>\n\n</think>\n\n"
+    for i, (part, _) in enumerate(out):
+        if isinstance(part, Text) and part.text.startswith(empty):
+            out[i : i + 1] = [(Text(empty), False), (Text(part.text.removeprefix(empty)), True)]
+            break
+    return out
+
+
+def _tool_answer(text: str) -> bool:
+    return text.startswith("<tool_response>") and text.endswith("</tool_response>")
+
+
 def _llama3(messages: Sequence[Message], reply: bool, dated: str = "") -> Rendered:
     """Llama 3's headers. dated: what 3.1 and later put at the head of a system turn that is always there."""
     if dated:
@@ -155,6 +185,20 @@ def _mistral(messages: Sequence[Message], reply: bool) -> Rendered:
     return out
 
 
+def _mistral3(messages: Sequence[Message], reply: bool) -> Rendered:
+    """Mistral 7B Instruct v0.3's [INST], a symbol; the system text stands before the last question (mistral-common)."""
+    system, turns = _pairs("mistral0.3", messages)
+    last = (len(turns) - 1) // 2 * 2
+    out: Rendered = [(BOS, False)]
+    for n, m in enumerate(turns):
+        if m.role == "user":
+            head = f"{system}\n\n" if n == last and system else ""
+            out += [(Symbol("[INST]"), False), (Text(f" {head}{m.text}"), False), (Symbol("[/INST]"), False)]
+        else:
+            out += [(Text(f" {m.text.strip()}"), True), (EOS, True)]
+    return out
+
+
 def _gemma(messages: Sequence[Message], reply: bool) -> Rendered:
     """Gemma's turns. Gemma 2 refuses a system text; here it stands before the first question, as in Gemma 3."""
     system, turns = _pairs("gemma", messages)
@@ -188,10 +232,12 @@ TEMPLATES = {
     "own": Template(_own, Symbol("<|end_of_turn|>")),
     "chatml": Template(_chatml, Symbol("<|im_end|>")),
     "qwen2.5": Template(lambda messages, reply: _chatml(messages, reply, _QWEN), Symbol("<|im_end|>")),
+    "qwen3": Template(_qwen3, Symbol("<|im_end|>")),
     "llama3": Template(_llama3, Symbol("<|eot_id|>")),
     "llama3.1": Template(lambda messages, reply: _llama3(messages, reply, _LLAMA), Symbol("<|eot_id|>")),
     "llama2": Template(_llama2, EOS),
     "mistral": Template(_mistral, EOS),
+    "mistral0.3": Template(_mistral3, EOS),
     "gemma": Template(_gemma, Symbol("<end_of_turn>")),
     "plain": Template(_plain, EOS),
 }

@@ -14,12 +14,14 @@ from gpt4o_jax.tasks import chat
 
 SYSTEM, ASK, ANSWER = ("system", "Be brief."), ("user", " Hi! "), ("assistant", "Hello.\n")
 AGAIN, TOOL, TOOL2 = ("user", "2+2?"), ("tool", 'a "b"'), ("tool", "c")
+THOUGHT = ("assistant", "<think>\nhm\n</think>\n\nHello.\n")
 LLAMA31 = "<s><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
 QWEN = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
 
 # What the published Jinja templates give for these (rendered once with jinja2, bos "<s>", eos "</s>", a reply asked for
 # after anything but an answer). Of: Qwen2.5-7B-Instruct; transformers' ChatML; Meta-Llama-3-8B-Instruct and
-# Llama-3.1-8B-Instruct; Llama-2-7b-chat-hf; Mistral-7B-Instruct-v0.2; gemma-2-2b-it.
+# Llama-3.1-8B-Instruct; Llama-2-7b-chat-hf; Mistral-7B-Instruct-v0.2; gemma-2-2b-it; Qwen3-8B, Mistral-7B-Instruct-v0.3
+# (as copied by others).
 PUBLISHED = [
     ("chatml", [SYSTEM, ASK],
      "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\n"),
@@ -32,6 +34,16 @@ PUBLISHED = [
      f"{QWEN}<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\nHello.\n<|im_end|>\n"
      '<|im_start|>user\n<tool_response>\na "b"\n</tool_response>\n'
      "<tool_response>\nc\n</tool_response><|im_end|>\n<|im_start|>assistant\n"),
+    ("qwen3", [SYSTEM, ASK, THOUGHT, AGAIN],
+     "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\nHello.\n<|im_end|>\n"
+     "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"),
+    ("qwen3", [ASK, ANSWER],
+     "<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nHello.\n<|im_end|>\n"),
+    ("qwen3", [AGAIN, ANSWER, ASK, THOUGHT, TOOL, TOOL2, ("assistant", "<think>\nso\n</think>\n\n4")],
+     "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\nHello.\n<|im_end|>\n<|im_start|>user\n Hi! <|im_end|>\n"
+     "<|im_start|>assistant\n<think>\nhm\n</think>\n\nHello.\n<|im_end|>\n"
+     '<|im_start|>user\n<tool_response>\na "b"\n</tool_response>\n<tool_response>\nc\n</tool_response><|im_end|>\n'
+     "<|im_start|>assistant\n<think>\nso\n</think>\n\n4<|im_end|>\n"),
     ("llama3", [SYSTEM, ASK, ANSWER, AGAIN],
      "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi!"
      "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nHello.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n2+2?<|eot_id|>"
@@ -46,6 +58,8 @@ PUBLISHED = [
     ("llama2", [SYSTEM, ASK, ANSWER, AGAIN],
      "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n Hi! [/INST] Hello. </s><s>[INST] 2+2? [/INST]"),
     ("mistral", [ASK, ANSWER, AGAIN], "<s>[INST]  Hi!  [/INST]Hello.\n</s>[INST] 2+2? [/INST]"),
+    ("mistral0.3", [SYSTEM, ASK, ANSWER, AGAIN], "<s>[INST]  Hi! [/INST] Hello.</s>[INST] Be brief.\n\n2+2?[/INST]"),
+    ("mistral0.3", [ASK, ANSWER], "<s>[INST]  Hi! [/INST] Hello.</s>"),
     ("gemma", [ASK, ANSWER, AGAIN],
      "<s><start_of_turn>user\nHi!<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n<start_of_turn>user\n2+2?<end_of_turn>\n"
      "<start_of_turn>model\n"),
@@ -99,26 +113,32 @@ def sentencepiece_like():
 
 @pytest.fixture(scope="module", params=[byte_level, sentencepiece_like], ids=lambda f: f.__name__)
 def pair(request, tmp_path_factory):
-    """(the library's tokenizer, ours), with the symbols of all templates."""
-    reference = request.param()
-    names = [n for n in ("<s>", "</s>", *SYMBOLS) if n not in ("bos", "eos")]
-    reference.add_special_tokens([library.AddedToken(n, special=True, normalized=False) for n in names])
-    folder = tmp_path_factory.mktemp("tokenizer")
-    reference.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
-    return reference, tokenizers.load(folder)
+    """Name of a template -> (the library's tokenizer, ours), with its symbols: what some spell is a symbol of others."""
+
+    def make(symbols):
+        reference = request.param()
+        names = [n for n in ("<s>", "</s>", *symbols) if n not in ("bos", "eos")]
+        reference.add_special_tokens([library.AddedToken(n, special=True, normalized=False) for n in names])
+        folder = tmp_path_factory.mktemp("tokenizer")
+        reference.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+        return reference, tokenizers.load(folder)
+
+    brackets = {"[INST]", "[/INST]"}
+    with_brackets, without = make(SYMBOLS), make([n for n in SYMBOLS if n not in brackets])
+    return lambda name: with_brackets if name == "mistral0.3" else without
 
 
 @pytest.mark.parametrize(("name", "turns", "wanted"), PUBLISHED)
 def test_ids_are_those_of_the_written_conversation(pair, name, turns, wanted):
-    reference, ours = pair
+    reference, ours = pair(name)
     ids, counts = chat.encode(render(name, turns), ours)
     assert ids == reference.encode(wanted, add_special_tokens=False).ids and len(ids) == len(counts)
 
 
 @pytest.mark.parametrize("name", sorted(chat.TEMPLATES.keys() - {"plain"}))
 def test_the_loss_counts_answers_and_their_ends(pair, name):
-    ours = tokenizers.byte_tokenizer() if name == "own" else pair[1]
+    ours = tokenizers.byte_tokenizer() if name == "own" else pair(name)[1]
     end = chat.symbol_id(chat.template(name).end, ours)
     ids, counts = chat.encode(render(name, [ASK, ANSWER, AGAIN, ("assistant", "4 üñ")]), ours)
     answers, now = [], []
@@ -134,7 +154,7 @@ def test_the_loss_counts_answers_and_their_ends(pair, name):
 
 def test_nothing_in_a_message_begins_or_ends_a_turn(pair):
     for name in chat.TEMPLATES:
-        ours = tokenizers.byte_tokenizer() if name == "own" else pair[1]
+        ours = tokenizers.byte_tokenizer() if name == "own" else pair(name)[1]
         forged = "x" + "".join(ours.names) + "y"
         count = lambda text, name=name, ours=ours: sum(
             i in ours.symbols.control
