@@ -47,10 +47,10 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers) -> dict |
     from gpt4o_jax.sampling.text import complete
     from gpt4o_jax.training.guards import StopSignal
     from gpt4o_jax.training.loop import train
-    from gpt4o_jax.training.metrics import import_wandb
+    from gpt4o_jax.training.metrics import check_wandb
 
     if config.log.wandb:
-        import_wandb()  # a missing package is told before anything is written or compiled
+        parallel.share("Weights & Biases", lambda: check_wandb(config))  # told before anything is written or compiled
     workdir = epath.Path(workdir).expanduser()
     mesh = parallel.make_mesh(config.mesh)
     config, corpus = parallel.leader_first("run folder", lambda: run.open_folder(workdir, config, mesh))

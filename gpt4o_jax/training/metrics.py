@@ -74,7 +74,7 @@ def start_wandb(workdir: epath.Path, config: RunConfig):
     if not path.exists():
         path.write_text(uuid.uuid4().hex)
     folder = None if "://" in str(workdir) else str(workdir)
-    try:
+    with _wandb_told(config):
         return wandb.init(
             project=config.log.wandb,
             name=workdir.name,
@@ -83,8 +83,23 @@ def start_wandb(workdir: epath.Path, config: RunConfig):
             dir=folder,
             config=flatten(to_dict(config)),
         )
+
+
+def check_wandb(config: RunConfig) -> None:
+    """Raises RunError where wandb is missing, or nobody is logged in who should be: before a run has written anything."""
+    wandb = import_wandb()
+    if os.environ.get("WANDB_MODE", "online") not in ("offline", "dryrun", "disabled"):
+        with _wandb_told(config):
+            wandb.login()
+
+
+@contextlib.contextmanager
+def _wandb_told(config: RunConfig):
+    """Whatever wandb raises, in one line."""
+    try:
+        yield
     except Exception as e:
-        reason = str(e) or type(e).__name__
+        reason = " ".join(str(e).split()).rstrip(".") or type(e).__name__
         raise RunError(f"config.log.wandb={config.log.wandb}: {reason}; `wandb login`, or set WANDB_MODE=offline") from e
 
 

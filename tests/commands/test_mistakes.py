@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import sys
+import types
 
 import jax
 import pytest
@@ -114,6 +115,17 @@ def test_wrong_configs(refused, no_compiling, train_args, tmp_path, code, fragme
 def test_a_missing_package(refused, no_compiling, train_args, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     refused(USAGE, "pip install -r requirements-wandb.txt", *train_args(tmp_path / "run", "--config.log.wandb=project"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_not_logged_in_to_wandb(refused, no_compiling, train_args, tmp_path, monkeypatch):
+    def login():
+        raise RuntimeError("No API key\nconfigured.")
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(login=login))
+    args = train_args(tmp_path / "run", "--config.log.wandb=project")
+    refused(USAGE, "config.log.wandb=project: No API key configured; `wandb login`, or set WANDB_MODE=offline", *args)
     assert not (tmp_path / "run").exists()
 
 
