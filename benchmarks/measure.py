@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import generation_speed
 import training_speed
-from targets import TARGETS
+from targets import BOUNDS, TARGETS
 
 from gpt4o_jax.config import DataConfig
 from gpt4o_jax.data import sources
@@ -273,12 +273,15 @@ def report() -> str:
             where = [entry["date"], entry["commit"], entry["machine"]]
         lines.append("| " + " | ".join([name, f"{sign} {t.number:g} {t.unit}", measured, met, t.how, t.noise, *where]) + " |")
     for name, entry in newest.items():
-        if name not in TARGETS:
+        if name not in TARGETS and name not in SECTIONS:
             said = ", ".join(f"{k} {v}" for k, v in entry["details"].items())
             lines += ["", f"For comparison, {name}: {entry['value']:.4g} ({said}; {entry['date']}, {entry['commit']})."]
     for shape in training_speed.SHAPES:
         if f"{shape}_over_torch" in newest:
             lines += ["", *_speed_table(shape, newest[f"{shape}_over_torch"])]
+    for name, section in SECTIONS.items():
+        if name in newest:
+            lines += ["", *section(newest[name])]
     return "\n".join(lines) + "\n"
 
 
@@ -297,7 +300,38 @@ def _speed_table(shape: str, entry: dict) -> list[str]:
         f"gpt4o_jax: {d['achieved_gflops']:.0f} GFLOP/s (6N + 12LdT), attention by {d['attention']}. The machine in the same"
         f" processes: products {products['float32']:.0f} GFLOP/s in float32 and {products['bfloat16']:.0f} in bfloat16, reads"
         f" {d['read_gigabytes_per_second']:.0f} GB/s. {entry['date']}, {entry['commit']}, {entry['machine']}.",
+        *(["", BOUNDS[shape]] if shape in BOUNDS else []),
     ]
+
+
+def _generation_table(batch: int, entry: dict) -> list[str]:
+    d = entry["details"]
+    lines = [f"## Generation, batch {batch}: GPT-2 124M, 128 + 128 tokens, medians of runs in turns", ""]
+    lines += ["| | new tokens/s, prompt included | decoding alone | weights, MB |", "|---|---|---|---|"]
+    for mode, rate in d["tokens_per_second"].items():
+        who, weights = mode.split()
+        ours = (
+            [f"{d[key][weights]:.1f}" for key in ("decode_tokens_per_second", "weight_megabytes")] if who == "ours" else ["", ""]
+        )
+        lines.append("| " + " | ".join([mode.replace("ours", "gpt4o_jax"), f"{rate:.1f}", *ours]) + " |")
+    said = f"The machine reads {d['read_gigabytes_per_second']:.0f} GB/s. {entry['date']}, {entry['commit']}, {entry['machine']}."
+    return [*lines, "", said, *(["", BOUNDS[f"generate_b{batch}"]] if f"generate_b{batch}" in BOUNDS else [])]
+
+
+def _products_table(entry: dict) -> list[str]:
+    shapes = {name: times for name, times in entry["details"].items() if isinstance(times, dict)}
+    forms = list(dict.fromkeys(form for times in shapes.values() for form in times))
+    lines = ["## Products of one or eight rows on XLA:CPU, microseconds, weights from memory", ""]
+    lines += ["| form | " + " | ".join(shapes) + " |", "|---" * (len(shapes) + 1) + "|"]
+    for form in forms:
+        lines.append(f"| {form} | " + " | ".join(f"{times[form]:,}" if form in times else "" for times in shapes.values()) + " |")
+    return [*lines, "", f"Fastest of 1 s of calls on a machine that was not quiet. {entry['date']}, {entry['commit']}."]
+
+
+SECTIONS = {
+    **{f"generate_b{batch}_over_torch": functools.partial(_generation_table, batch) for batch in generation_speed.BATCHES},
+    "decode_products": _products_table,
+}
 
 
 def main(names: list[str]) -> None:

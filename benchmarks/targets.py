@@ -128,3 +128,17 @@ TARGETS["gpu_124m_mfu"] = Target(
 TARGETS["gpu_1300m_mfu"] = Target(
     0.52, "of 989 TFLOP/s", "benchmarks/gpu_speed.py: 1.3B, T=2048, bfloat16, 50 steps on one H200", "2 %", at_least=True
 )
+
+# What bounds a speed, from profiles of the named commits on the machine of the tables.
+BOUNDS = {
+    "gpt2_124m": (
+        "What bounds it (profile at 3950643, 4.1 s a step): 2.1 s are products at 360 GFLOP/s, the machine's rate being 390;"
+        " 1.0 s is attention, two thirds of it small float32 products and a fifth exponentials; the rest are passes over memory:"
+        " AdamW 0.25 s, casts and changes of layout 0.3 s, norms and their gradients 0.2 s. torch's bfloat16 products alone"
+        " reach 240 to 375 GFLOP/s here, so 1.3 times its tokens/s would be a step of 2.6 s: half a second for all else."
+    ),
+    "generate_b1": (
+        "What bounds it (profile at e918d74): bfloat16 and int8 weights are widened to float32 as they are read, at 14 to 25 GB/s"
+        " on two cores; a copy of the values of every layer's cache, transposed for XLA's product of one row, takes a tenth."
+    ),
+}
