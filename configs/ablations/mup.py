@@ -10,7 +10,7 @@ Command: python -m gpt4o_jax sweep --sweep=configs/ablations/mup.py --workdir=ru
 
 from gpt4o_jax.config import base_config
 
-RATES = (4e-3, 8e-3, 16e-3, 32e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 
 
 def get_config():
