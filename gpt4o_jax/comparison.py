@@ -140,9 +140,13 @@ def table(runs: Sequence[Summary]) -> str:
     for i, (name, run) in enumerate(zip(names(runs), runs, strict=True)):
         numbers = describe(run)
         cells = ["-" if numbers[c] is None else text(numbers[c]) for c, text in COLUMNS.items()]
-        rows.append([name, run.state, *cells, *(str(values[i]) for values in differ.values())])
+        rows.append([name, run.state, *cells, *(_one_line(values[i]) for values in differ.values())])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _one_line(value) -> str:
+    return str(value) if str(value).isprintable() and str(value).strip() else repr(value)  # data.separator is often a newline
 
 
 def plot(groups: dict[str, Sequence[Summary]]) -> bytes:

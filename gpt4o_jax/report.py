@@ -111,7 +111,8 @@ def _training(run: Summary) -> list[str]:
     rates = [r["tokens_per_second"] for r in run.train]
     mfu = [r["mfu"] for r in run.train if "mfu" in r]
     goodput = {k.removeprefix("goodput/"): v for k, v in last.items() if k.startswith("goodput/")}
-    tenths = [statistics.median(rates[i * len(rates) // 10 : (i + 1) * len(rates) // 10] or rates) for i in range(10)]
+    parts = min(10, len(rates))
+    over_time = [statistics.median(rates[i * len(rates) // parts : (i + 1) * len(rates) // parts]) for i in range(parts)]
     return [
         "![loss](loss.png)",
         "",
@@ -120,7 +121,7 @@ def _training(run: Summary) -> list[str]:
         f"| parameters | {flops.parameter_count(run.config.model):,} |",
         f"| steps, tokens | {last['step']:,}, {last['tokens']:,} |",
         f"| tokens/s (median) | {statistics.median(rates):,.0f} |",
-        f"| tokens/s, by tenths of the run | {', '.join(f'{rate:,.0f}' for rate in tenths)} |",
+        f"| tokens/s, over the run | {', '.join(f'{rate:,.0f}' for rate in over_time)} |",
         f"| MFU (median) | {statistics.median(mfu):.1%} |" if mfu else "| MFU | unknown device |",
         f"| wall time | {last['seconds'] / 60:.1f} minutes, restarts included |",
         f"| goodput: the share of it spent in training steps | {goodput.get('step', 0):.1%} |",

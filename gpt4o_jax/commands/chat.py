@@ -113,11 +113,17 @@ def _command(session, line: str) -> str:
 
 def _set(session, rest: str) -> str:
     from gpt4o_jax.commands.flags import parse
+    from gpt4o_jax.errors import RunError, did_you_mean
 
     settable = [f for f in FLAGS if f.name in ("max_new_tokens", "seed") or (f in _DRAWING and f.kind in (int, float))]
     for assignment in rest.split():
-        values, _ = parse("/set", settable, [f"--{assignment}"], False)
         name = assignment.partition("=")[0]
+        names = [f.name for f in settable]
+        if name not in names:
+            raise RunError(f"/set: no setting {name!r}{did_you_mean(name, names)}; /set alone shows them")
+        if "=" not in assignment:
+            raise RunError(f"/set: {name} needs a value: /set {name}=...")
+        values, _ = parse("/set", settable, [f"--{assignment}"], False)
         if hasattr(session, name):
             setattr(session, name, values[name])
         else:

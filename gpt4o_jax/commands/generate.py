@@ -4,7 +4,7 @@ import sys
 
 from gpt4o_jax.commands import sampling_flags
 from gpt4o_jax.commands.flags import Flag
-from gpt4o_jax.commands.ready_flags import READY, ready
+from gpt4o_jax.commands.ready_flags import READY, check_ready, ready
 from gpt4o_jax.errors import RunError, data_error
 
 FLAGS = (
@@ -29,11 +29,12 @@ FLAGS = (
 def main(flags: dict, overrides: dict[str, str]) -> dict:
     sampling = sampling_flags.sampling("generate", flags)
     _check(flags)
+    check_ready("generate", flags)
     import jax
 
     from gpt4o_jax import run as runs
 
-    run = ready("generate", runs.open_run(flags["workdir"], flags["step"]), flags)
+    run = ready(runs.open_run(flags["workdir"], flags["step"]), flags)
     with jax.set_mesh(run.mesh):
         samples = _search(run, flags, sampling.stop_ids) if flags["beams"] else _draw(run, flags, sampling)
     return {"workdir": str(run.workdir), "step": run.step, "prompt": flags["prompt"], "samples": samples}
@@ -109,7 +110,7 @@ def _draft(run, flags: dict):
     if other.tokenizer.digest != run.tokenizer.digest:
         raise data_error(
             f"--draft={flags['draft']}: its tokenizer (digest {other.tokenizer.digest}) is not that of --workdir (digest"
-            f" {run.tokenizer.digest}); train the draft with --config.tokenizer.path={run.workdir}/tokenizer.model"
+            f" {run.tokenizer.digest}); train the draft with --config.tokenizer.path={run.workdir}"
         )
     return Draft(tokens, other.model, other.params)
 

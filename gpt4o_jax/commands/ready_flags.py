@@ -14,9 +14,8 @@ READY = (
 )
 
 
-def ready(command: str, run, flags: dict):
-    """The run with its model and parameters as these flags want them. Raises RunError."""
-    check_ready(command, flags)
+def ready(run, flags: dict):
+    """The run with its model and parameters as these flags, checked before, want them."""
     from gpt4o_jax.model.quantization import for_generation
 
     model, params = for_generation(run.model, run.params, flags["weights"], flags["kv_cache"])

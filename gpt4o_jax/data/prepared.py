@@ -77,8 +77,8 @@ def _open(spec: str, data_dir: str):
             raise data_error(f"tfds {spec}: {where} holds no such dataset, and TFDS knows none{hint}; {prepare}") from None
         except (NotImplementedError, AssertionError, FileNotFoundError):
             kind = builder.info.file_format.value
-            found = f"as {kind}, expected array_record; remove it and" if builder.is_prepared() else "not at all;"
-            raise data_error(f"tfds {spec}: in {builder.data_dir} it is prepared {found} {prepare}") from None
+            found = f"prepared as {kind}, expected array_record; remove it and" if builder.is_prepared() else "not prepared;"
+            raise data_error(f"tfds {spec}: in {builder.data_dir} it is {found} {prepare}") from None
         except ImportError as e:
             raise data_error(f"tfds {spec}: cannot be opened without TensorFlow ({first_line(e)}); {prepare}") from None
         except (ValueError, OSError, RuntimeError) as e:

@@ -82,6 +82,7 @@ def _built_beside(target: Path, flag: str) -> Iterator[Path]:
     if target.is_file() or (target.exists() and any(target.iterdir())):
         raise RunError(f"{flag}={target}: exists already; give a new or empty folder")
     beside = target.parent / f".{target.name}.unfinished"
+    above = [folder for folder in beside.parents if not folder.exists()]  # innermost first
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
@@ -89,3 +90,6 @@ def _built_beside(target: Path, flag: str) -> Iterator[Path]:
         beside.replace(target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: `target`, or what somebody else put there
+            for folder in above:
+                folder.rmdir()

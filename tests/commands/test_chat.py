@@ -78,7 +78,7 @@ def test_settings_hold_from_then_on(talk):
     ("line", "fragment"),
     [
         ("/rest", "unknown command /rest (did you mean reset?)"),
-        ("/set temprature=1", "unknown flag --temprature (did you mean temperature?)"),
+        ("/set temprature=1", "no setting 'temprature' (did you mean temperature?); /set alone shows them"),
         ("/set temperature=hot", "expected a number"),
         ("/set top_p=2", "from 0.0 to 1.0"),
         ("/set top_k", "needs a value"),

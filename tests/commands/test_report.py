@@ -36,7 +36,9 @@ def test_a_finished_run_is_described_as_training_did(copy, run, command):
 def test_what_a_report_says(run):
     text = (run / "report.md").read_text()
     final, last = records(run)[-1], records(run)[-2]
+    rates = ", ".join(f"{r['tokens_per_second']:,.0f}" for r in records(run) if r["kind"] == "train")
     for line in (
+        f"| tokens/s, over the run | {rates} |",
         "# run\n\n| held out, step 20 | |",
         f"| bits per byte | **{final['bits_per_byte']:.4f}** |",
         "| steps, tokens | 20, 1,280 |",

@@ -49,6 +49,14 @@ def test_runs_are_found_and_compared_best_first(folder, command, run):
     assert result["plot"] == str(folder / "runs.png") and (folder / "runs.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_knob_that_is_a_newline_stays_in_its_line(folder, command):
+    change(folder / "b", data={"separator": "\n\n"})
+    _, table = command("runs", folder)
+    head, *rows = table.splitlines()
+    assert "data.separator" in head and [r.split()[0] for r in rows] == ["a/finished", "a/stopped", "b"]
+    assert "'\\n\\n'" in rows[2]
+
+
 def test_one_run_given_twice_is_one(run, command, tmp_path):
     result, table = command("runs", run, f"{run}/../{run.name}", f"--out={tmp_path}/x.png")
     assert len(result["runs"]) == 1 and result["runs"][0]["config"] == {}

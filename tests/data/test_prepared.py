@@ -133,7 +133,7 @@ def test_a_dataset_that_tfds_mocks(tmp_path):
         ("bottle_songs/green:train[x:y]", "train[x:y]"),
         ("bottle_songs/green:train[:0]", "Paths sequence can not be of 0 length"),
         ("bottle_songs/green:train[5:2]", "no text found in"),
-        ("lm1b:train", "it is prepared not at all; run `python -m gpt4o_jax data prepare --tfds=lm1b --data_dir="),
+        ("lm1b:train", "it is not prepared; run `python -m gpt4o_jax data prepare --tfds=lm1b --data_dir="),
         ("lm1bb:train", "holds no such dataset, and TFDS knows none (did you mean lm1b?); run `python -m gpt4o_jax data"),
         ("zzqqxx/en:train[:1%]", "holds no such dataset, and TFDS knows none; run"),
     ],

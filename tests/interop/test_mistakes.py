@@ -147,7 +147,7 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_made(hf, tmp_path, mistake
     source = hf("llama-plain")
     spoil(source)
     with pytest.raises(RunError) as e:
-        huggingface.import_folder(source, tmp_path / "run")
+        huggingface.import_folder(source, tmp_path / "runs" / "run")
     assert says in str(e.value), str(e.value)
     assert e.value.code == ExitCode.DATA and "\n" not in str(e.value)
     assert {p.name for p in tmp_path.iterdir()} <= {"hf", "elsewhere.safetensors"}
