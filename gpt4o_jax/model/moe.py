@@ -14,6 +14,7 @@ from gpt4o_jax.model.layers import normal, param
 from gpt4o_jax.model.mlp import ACTIVATIONS, MLP
 from gpt4o_jax.ops import experts as ops
 from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.ops.weights import Weight
 from gpt4o_jax.parallel import constrain, per_shard, shards_evenly
 
 
@@ -70,7 +71,8 @@ class Experts(nn.Module):
             return ops.experts(*flat, *weights, activation, self.compute).reshape(1, *x_BTD.shape)
 
         arguments = (x_BTD, chosen_BTk, gates_BTk, gate_EDF, up_EDF, down_EFD)
-        if shards_evenly(x_BTD, "batch", None, None) and shards_evenly(down_EFD, None, "mlp", None):
+        narrow = isinstance(down_EFD, Weight)  # only generation has these, on one device
+        if not narrow and shards_evenly(x_BTD, "batch", None, None) and shards_evenly(down_EFD, None, "mlp", None):
             rows, into, out = ("batch", None, None), (None, None, "mlp"), (None, "mlp", None)
             local = per_shard(local, [rows, rows, rows, into, into, out], ("mlp", *rows))
         return constrain(jnp.sum(local(*arguments), axis=0), "batch", "seq", "embed")

@@ -18,14 +18,19 @@ MATRICES = {
     ("mlp", "up"): 1,
     ("mlp", "gate"): 1,
     ("mlp", "down"): 1,
+    ("shared", "up"): 1,
+    ("shared", "gate"): 1,
+    ("shared", "down"): 1,
 }
+EXPERTS = (("moe", "up"), ("moe", "gate"), ("moe", "down"))  # a matrix for each expert, summed over its first axis
 
 
 def for_generation(model: GPT, params, weights: str = "float32", kv_cache: str = "float32") -> tuple[GPT, dict]:
     """(model, parameters) that compute the same, or nearly, in less time. weights: one of WEIGHTS; kv_cache: of KINDS.
 
     Layers are no longer stacked, so that no step slices their matrices out of the stack. int8: a scale for each output;
-    int4: one for each 128 inputs of an output, and int8 for embedding and head; norms, biases and positions stay float32.
+    int4: one for each 128 inputs of an output, and int8 for embedding and head; norms, biases, positions and routers stay
+    float32.
     """
     model, params = _unstacked(GPT(model.config, dataclasses.replace(model.compute, kv_cache=kv_cache)), params)
     if weights == "float32":
@@ -55,6 +60,8 @@ def _rounded(params, weights: str) -> dict:
         names = tuple(key.key for key in path)
         if names[-2:] in MATRICES:  # leads with an axis of layers
             return jax.vmap(lambda w: rounded(w, MATRICES[names[-2:]], weights))(leaf)
+        if names[-2:] in EXPERTS:
+            return jax.vmap(jax.vmap(lambda w: rounded(w, 1, weights)))(leaf)
         at_ends = "int8" if weights == "int4" else weights
         if names == ("unembedding",):
             return rounded(leaf, 1, at_ends)

@@ -1,11 +1,13 @@
 """A mixture of experts without dropped tokens: which experts a token goes to, and their products.
 
-M tokens, E experts, k experts of a token, n = M * k rows sorted by expert, D model width, F hidden width of an expert, b blocks
+M tokens, E experts, k experts of a token, n = M * k rows sorted by expert, D model width, F hidden width of an expert, b blocks,
+O outputs of a matrix
 
 Source: MegaBlocks (arXiv:2211.15841): rows sorted by expert make one product of groups of unequal size.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 from jax.lax import RaggedDotDimensionNumbers, ragged_dot, ragged_dot_general
 
 from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.ops.weights import Weight, dense, weight_product
 
 SCORES = {"softmax": functools.partial(jax.nn.softmax, axis=-1), "sigmoid": jax.nn.sigmoid}
 
@@ -35,14 +38,14 @@ def experts(
     x_MD: jax.Array,
     chosen_Mk: jax.Array,
     gates_Mk: jax.Array,
-    gate_EDF: jax.Array | None,
-    up_EDF: jax.Array,
-    down_EFD: jax.Array,
+    gate_EDF: jax.Array | Weight | None,
+    up_EDF: jax.Array | Weight,
+    down_EFD: jax.Array | Weight,
     activation: Callable,
     compute: Compute,
 ) -> jax.Array:
     """Sum over a token's experts of their share times down(activation(gate(x)) * up(x)), or down(activation(up(x))). [M, D]."""
-    (M, k), E = chosen_Mk.shape, up_EDF.shape[0]
+    (M, k), E = chosen_Mk.shape, _groups(up_EDF)
     order_n = jnp.argsort(chosen_Mk.reshape(-1), stable=True)
     inverse_n = jnp.argsort(order_n)
     sizes_E = jnp.bincount(chosen_Mk.reshape(-1), length=E).astype(jnp.int32)
@@ -51,6 +54,11 @@ def experts(
     hidden_nF = activation(up_nF) if gate_EDF is None else activation(grouped_product(compute, x_nD, gate_EDF, sizes_E)) * up_nF
     y_MkD = _permuted(grouped_product(compute, hidden_nF, down_EFD, sizes_E), inverse_n, order_n).reshape(M, k, -1)
     return jnp.sum(y_MkD * gates_Mk[..., None], axis=1)
+
+
+def _groups(w: jax.Array | Weight) -> int:
+    """Of how many experts these are the matrices."""
+    return w.values[0].shape[-3] if isinstance(w, Weight) else w.shape[0]
 
 
 @jax.custom_vjp
@@ -66,11 +74,14 @@ _permuted.defvjp(lambda x, order, inverse: (x[order], inverse), lambda inverse, 
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def grouped_product(compute: Compute, x_nD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+def grouped_product(compute: Compute, x_nD: jax.Array, w_EDF: jax.Array | Weight, sizes_E: jax.Array) -> jax.Array:
     """Row i times the matrix of its group: the first sizes[0] rows belong to group 0, and so on. [n, F] float32.
 
-    Operands, those of the gradient too, are rounded to compute.dtype. sizes sum to n.
+    Operands, those of the gradient too, are rounded to compute.dtype. sizes sum to n. A Weight, whose arrays lead with
+    the groups, has its own precision and no gradient.
     """
+    if isinstance(w_EDF, Weight):
+        return _weight_product(compute, x_nD, w_EDF, sizes_E)
     return _product(compute, x_nD.astype(compute.operand), w_EDF.astype(compute.operand), sizes_E)
 
 
@@ -91,9 +102,24 @@ grouped_product.defvjp(_forward, _backward)
 def _product(compute, x_nD, w_EDF, sizes_E):
     if compute.platform != "cpu":
         return ragged_dot(x_nD, w_EDF, sizes_E, preferred_element_type=jnp.float32)
+    return _by_blocks(lambda rows, owner: jnp.dot(rows, w_EDF[owner], preferred_element_type=jnp.float32), x_nD, sizes_E)
+
+
+def _weight_product(compute, x_nD, w: Weight, sizes_E):
+    experts = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[-2:]), w)  # [E, O, ...]: an axis of one layer goes
+    if compute.platform == "cpu":
+        expert = lambda owner: jax.tree.map(lambda leaf: leaf[owner], experts)
+        return _by_blocks(lambda rows, owner: weight_product(rows, expert(owner), compute), x_nD, sizes_E)
+    w_EOD = jax.vmap(dense)(experts)[:, : math.prod(w.outputs), : x_nD.shape[1]]
+    x_nD, w_EDO = x_nD.astype(compute.operand), w_EOD.swapaxes(1, 2).astype(compute.operand)
+    return _product(compute, x_nD, w_EDO, sizes_E)
+
+
+def _by_blocks(product: Callable, x_nD, sizes_E):
+    """product(rows, group) of each block, put together in the order of x_nD."""
     slot_n, owner_b, size = _blocks(len(x_nD), sizes_E)
-    one = lambda rows_and_owner: jnp.dot(rows_and_owner[0], w_EDF[rows_and_owner[1]], preferred_element_type=jnp.float32)
-    return jax.lax.map(one, (_in_blocks(x_nD, slot_n, owner_b, size), owner_b)).reshape(-1, w_EDF.shape[2])[slot_n]
+    y_bsO = jax.lax.map(lambda block: product(*block), (_in_blocks(x_nD, slot_n, owner_b, size), owner_b))
+    return y_bsO.reshape(-1, y_bsO.shape[-1])[slot_n]
 
 
 def _outer(compute, x_nD, g_nF, sizes_E):
@@ -115,12 +141,14 @@ def _outer(compute, x_nD, g_nF, sizes_E):
 def _blocks(n: int, sizes_E):
     """(each row's slot, each block's group, rows in a block), with every group's rows starting a block.
 
-    On CPU ragged_dot multiplies all rows with all matrices (jaxlib 0.10); blocks of one group are plain products.
+    On CPU ragged_dot multiplies all rows with all matrices (jaxlib 0.10); blocks of one group are plain products. A few
+    rows, as of one token in generation, are blocks of their own, which read the matrices of their experts and no others.
     """
     E = len(sizes_E)
-    size = min(128, max(8, n // (2 * E)))
+    size = 1 if n <= E else min(128, max(8, n // (2 * E)))
     used_E = -(-sizes_E // size)
-    owner_b = jnp.repeat(jnp.arange(E), used_E, total_repeat_length=n // size + E)
+    most = min(n, E)  # groups that have rows, the last block of each not full
+    owner_b = jnp.repeat(jnp.arange(E), used_E, total_repeat_length=(n - most) // size + most)
     group_n = jnp.repeat(jnp.arange(E), sizes_E, total_repeat_length=n)
     first_E = jnp.cumsum(used_E) - used_E
     start_E = jnp.cumsum(sizes_E) - sizes_E

@@ -10,6 +10,7 @@ import pytest
 
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.experts import SCORES, choose, experts, grouped_product
+from gpt4o_jax.ops.weights import FORMATS, dense, rounded
 
 M, E, K, D, F = 45, 5, 2, 12, 20
 
@@ -58,6 +59,18 @@ def test_groups_of_any_size(platform, rows):
         [x[a:b] @ w[e] for e, (a, b) in enumerate(zip(np.cumsum(sizes) - sizes, np.cumsum(sizes), strict=True))]
     )
     close(jax.jit(grouped_product, static_argnums=0)(Compute(platform, "float32"), x, w, jnp.asarray(sizes, jnp.int32)), wanted)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("rows", [2, 40])
+@pytest.mark.parametrize("format", FORMATS)
+def test_narrow_weights_multiply_as_what_they_stand_for(platform, rows, format):
+    sizes = jnp.asarray(np.random.default_rng(rows).multinomial(rows, [0.6, 0.0, 0.3, 0.1]), jnp.int32)
+    x, compute = normal(0, rows, D), Compute(platform, "float32")
+    narrow = jax.vmap(lambda w: rounded(w, 1, format))(normal(1, 4, D, F))
+    plain = jax.vmap(dense)(narrow)[:, :F, :D].swapaxes(1, 2)
+    product = jax.jit(grouped_product, static_argnums=0)
+    close(product(compute, x, narrow, sizes), product(compute, x, plain, sizes))
 
 
 def test_bfloat16_rounds_operands_of_both_passes():
