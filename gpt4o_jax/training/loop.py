@@ -147,6 +147,7 @@ def train(
                         with ledger.time("checkpoint"):
                             for text in corpus.in_lanes:
                                 text.keep(workdir / "lanes", jax.process_index())
+                            logger.keep()
                             save_state(store, step, state, params, corpus)
                 if stopping and not last:
                     with ledger.time("checkpoint"):
@@ -238,6 +239,11 @@ class _Logger:
                 f"step {step}/{self._last_step}  {note}  {record['bits_per_byte']:.3f} bits/byte"
                 f"  {record['tokens_per_second']:,.0f} tokens/s"
             )
+
+    def keep(self) -> None:
+        """Before a checkpoint."""
+        if self._writer is not None:
+            self._writer.flush()
 
     def write(self, kind: str, step: int, values: dict) -> None:
         if self._writer is not None:

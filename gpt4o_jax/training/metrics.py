@@ -11,6 +11,8 @@ from etils import epath
 from gpt4o_jax.config import RunConfig, flatten, to_dict
 from gpt4o_jax.errors import RunError, data_error
 
+_UPLOAD_SECONDS = 60  # between two times that the records are written to gs://
+
 
 class MetricsWriter:
     """metrics.jsonl, one record a line, and the same numbers as TensorBoard events and to Weights & Biases.
@@ -28,7 +30,11 @@ class MetricsWriter:
         temporary = workdir / "metrics.jsonl.tmp"
         temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
         temporary.replace(self._path)
-        self._file = open(os.fspath(self._path), "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
+        self._whole = None if _can_append(workdir) else [json.dumps(r) + "\n" for r in kept]
+        self._written = time.monotonic()
+        self._file = None
+        if self._whole is None:
+            self._file = open(os.fspath(self._path), "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
         self._events = None
         if config.log.tensorboard:
             from tensorboardX import SummaryWriter
@@ -37,20 +43,39 @@ class MetricsWriter:
         self._wandb = start_wandb(workdir, config) if config.log.wandb else None
 
     def write(self, kind: str, step: int, values: dict) -> None:
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
+        line = json.dumps({"kind": kind, "step": step, **values}) + "\n"
+        if self._file is not None:
+            self._file.write(line)
+            self._file.flush()
+        else:
+            self._whole.append(line)
+            if time.monotonic() - self._written > _UPLOAD_SECONDS:
+                self.flush()
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(f"{kind}/{name}", value, step)
         if self._wandb is not None:
             self._wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
+    def flush(self) -> None:
+        """Before a checkpoint: what a run goes on from there must know the records before it."""
+        if self._whole is not None:
+            self._path.write_text("".join(self._whole))
+            self._written = time.monotonic()
+
     def close(self) -> None:
-        self._file.close()
+        self.flush()
+        if self._file is not None:
+            self._file.close()
         if self._events is not None:
             self._events.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _can_append(workdir: epath.Path) -> bool:
+    """Not to an object of gs://: there the file is written whole, now and then."""
+    return "://" not in os.fspath(workdir)
 
 
 def import_wandb():

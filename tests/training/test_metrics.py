@@ -13,7 +13,7 @@ from etils import epath
 from gpt4o_jax import parallel
 from gpt4o_jax.config import LogConfig, ModelConfig, RunConfig, TrainConfig
 from gpt4o_jax.errors import RunError
-from gpt4o_jax.training import loop
+from gpt4o_jax.training import loop, metrics
 from gpt4o_jax.training.metrics import Ledger, MetricsWriter, read_metrics
 
 QUIET = RunConfig(log=LogConfig(tensorboard=False))
@@ -199,3 +199,19 @@ def test_divergence_is_told_with_its_exit_code(logger):
     with pytest.raises(RunError, match="3 steps in a row") as e:
         logger.flush()
     assert e.value.code == 4
+
+
+def test_where_nothing_can_be_appended_records_are_written_whole(workdir, monkeypatch):
+    """As in gs://: at a checkpoint and at the end."""
+    monkeypatch.setattr(metrics, "_can_append", lambda workdir: False)
+    writer = MetricsWriter(workdir, 0, QUIET)
+    writer.write("train", 10, {"loss": 2.0})
+    assert read_metrics(workdir) == []
+    writer.flush()
+    writer.write("train", 20, {"loss": 1.0})
+    assert [r["step"] for r in read_metrics(workdir)] == [10]
+    writer.close()
+    again = MetricsWriter(workdir, 10, QUIET)
+    again.write("train", 20, {"loss": 1.5})
+    again.close()
+    assert [(r["step"], r["loss"]) for r in read_metrics(workdir)] == [(10, 2.0), (20, 1.5)]

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# One training run of several processes on this machine, started again until it is done.
+#
+#   bash launch/local.sh N TRAIN_FLAGS...     for example: bash launch/local.sh 2 --config=configs/quickstart.py --workdir=runs/two
+#
+# With GPUs each process takes its share of them: N must divide their number. Without, the processes share the CPU: good for
+# trying out what a pod does. When one process ends, so do the others; launch/restart.sh says which exit codes start them again.
+# PORT (default: a free one) is the coordinator's. N=1 is the plain command.
+set -euo pipefail
+
+usage() {
+  sed -n '2,/^set /{/^#/s/^#\{1,\} \{0,1\}//p;}' "${BASH_SOURCE[0]}"
+  exit "$1"
+}
+case "${1:-}" in
+  -h | --help) usage 0 ;;
+  '' | *[!0-9]* | 0) usage 2 >&2 ;;
+esac
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if [[ "${LOCAL_ONCE:-}" != 1 ]]; then
+  LOCAL_ONCE=1 exec bash "$here/restart.sh" bash "$here/local.sh" "$@"
+fi
+n=$1
+shift
+root=$(dirname "$here")
+python=$root/.venv/bin/python
+[[ -x "$python" ]] || python=${PYTHON:-python3}
+port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
+gpus=0
+if command -v nvidia-smi >/dev/null; then gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l); fi
+if ((gpus > 0 && gpus % n)); then
+  echo "local.sh: $gpus GPUs cannot be shared by $n processes; nearest: 1 or $gpus" >&2
+  exit 2
+fi
+
+pids=()
+end_all() { for pid in "${pids[@]}"; do kill "-$1" "$pid" 2>/dev/null || true; done; }
+trap 'end_all TERM' TERM
+trap 'end_all INT' INT
+
+for ((i = 0; i < n; i++)); do
+  share=()
+  if ((gpus > 0)); then
+    share=(env "CUDA_VISIBLE_DEVICES=$(seq -s, $((i * gpus / n)) $(((i + 1) * gpus / n - 1)))")
+  fi
+  job=()
+  if ((n > 1)); then job=("--coordinator=127.0.0.1:$port" "--num_processes=$n" "--process_id=$i"); fi
+  PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" "${share[@]}" "$python" -m gpt4o_jax train "$@" "${job[@]}" &
+  pids+=($!)
+done
+
+# The code of the job is that of the process that knows best: a mistake (2 to 5) before a stop, a stop before a lost peer.
+worst=0 rank=0
+for pid in "${pids[@]}"; do
+  code=0
+  wait "$pid" || code=$?
+  while kill -0 "$pid" 2>/dev/null; do # a signal ended `wait`, not the process
+    code=0
+    wait "$pid" || code=$?
+  done
+  case $code in 0) r=0 ;; 76) r=1 ;; 137 | 143) r=2 ;; 75) r=3 ;; *) r=4 ;; esac
+  if ((r > rank)); then worst=$code rank=$r; fi
+done
+exit "$worst"

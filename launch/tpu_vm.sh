@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# A Cloud TPU slice without Kubernetes: makes it, copies the repository, trains on all its workers, starts again until done.
+#
+#   TPU=NAME ZONE=us-east5-a TYPE=v5p-16 bash launch/tpu_vm.sh [--dry-run] TRAIN_FLAGS...
+#
+# for example TRAIN_FLAGS: --config=configs/gpt4o.py:small --workdir=gs://BUCKET/runs/small
+# WORKDIR must be gs://: the workers have no other storage in common. A spot slice that was taken away is made again.
+# --dry-run prints each command and runs none. VERSION (default v2-alpha-tpuv5), SPOT=1, PROJECT: passed to gcloud.
+# RESTARTS (default 20): at most so many. The slice is left running, and costs money, until
+#   gcloud compute tpus tpu-vm delete NAME --zone=ZONE
+set -euo pipefail
+
+usage() {
+  sed -n '2,/^set /{/^#/s/^#\{1,\} \{0,1\}//p;}' "${BASH_SOURCE[0]}"
+  exit "$1"
+}
+dry_run=
+case "${1:-}" in
+  -h | --help) usage 0 ;;
+  --dry-run) dry_run=1 && shift ;;
+esac
+[[ $# -gt 0 && -n "${TPU:-}" && -n "${ZONE:-}" && -n "${TYPE:-}" ]] || usage 2 >&2
+case " $*" in
+  *" --workdir=gs://"*) ;;
+  *) echo 'tpu_vm.sh: --workdir=gs://... is missing: the workers share no other storage' >&2 && exit 2 ;;
+esac
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+where=("$TPU" "--zone=$ZONE")
+if [[ -n "${PROJECT:-}" ]]; then where+=("--project=$PROJECT"); fi
+
+run() {
+  if [[ -n "$dry_run" ]]; then
+    printf '%q ' "$@" && echo
+  else
+    "$@"
+  fi
+}
+ssh_all() { run gcloud compute tpus tpu-vm ssh "${where[@]}" --worker=all --command="$1"; }
+state() { [[ -z "$dry_run" ]] && gcloud compute tpus tpu-vm describe "${where[@]}" --format='value(state)' 2>/dev/null || true; }
+
+make_slice() {
+  local made
+  made=$(state)
+  [[ "$made" != READY ]] || return 0
+  if [[ -n "$made" ]]; then run gcloud compute tpus tpu-vm delete "${where[@]}" --quiet; fi # preempted: can only be made anew
+  local how=("--accelerator-type=$TYPE" "--version=${VERSION:-v2-alpha-tpuv5}")
+  if [[ -n "${SPOT:-}" ]]; then how+=(--spot); fi
+  run gcloud compute tpus tpu-vm create "${where[@]}" "${how[@]}"
+}
+
+copy_repository() {
+  local archive
+  archive=$(mktemp --suffix=.tar.gz)
+  run git -C "$root" archive --format=tar.gz --output="$archive" HEAD
+  run gcloud compute tpus tpu-vm scp "$archive" "${where[@]/#$TPU/$TPU:gpt4o_jax.tar.gz}" --worker=all
+  rm -f "$archive"
+  ssh_all 'mkdir -p gpt4o_jax && tar -xzf gpt4o_jax.tar.gz -C gpt4o_jax && cd gpt4o_jax && source launch/environment.sh && prepare_environment requirements-tpu.txt'
+}
+
+flags=$(printf ' %q' "$@")
+pause=10
+for ((left = ${RESTARTS:-20}; ; left--)); do
+  make_slice
+  copy_repository
+  code=0
+  ssh_all "cd gpt4o_jax && .venv/bin/python -m gpt4o_jax train$flags" || code=$?
+  case $code in
+    75 | 76 | 137 | 143 | 255) ;; # 255: ssh lost the worker
+    *) exit "$code" ;;
+  esac
+  if ((left == 0)); then exit "$code"; fi
+  echo "tpu_vm.sh: exit code $code, again in $pause s" >&2
+  sleep "$pause"
+  pause=$((pause * 2 > 300 ? 300 : pause * 2))
+done

@@ -1,0 +1,170 @@
+"""The launch scripts: what is started again and what is not, what tpu_vm.sh would run, and that the YAML files hold together."""
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+LAUNCH = Path(__file__).parents[1] / "launch"
+AGAIN, FOR_GOOD = (75, 76, 137, 143), (0, 1, 2, 3, 4, 5)
+
+
+def bash(script: str, *args: str, **variables: str) -> subprocess.CompletedProcess:
+    command = ["bash", str(LAUNCH / script), *args]
+    return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("path", [*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"], ids=lambda p: p.name)
+def test_every_script_parses(path):
+    assert subprocess.run(["bash", "-n", str(path)], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("code", [*AGAIN, *FOR_GOOD])
+def test_restart_runs_again_what_can_go_on(tmp_path, code):
+    count = tmp_path / "count"
+    script = f'echo x >> "{count}"; [ $(wc -l < "{count}") -ge 3 ] && exit 0; exit {code}'
+    done = bash("restart.sh", "bash", "-c", script, BACKOFF="0")
+    assert done.returncode == (0 if code in AGAIN else code)
+    assert len(count.read_text().split()) == (3 if code in AGAIN else 1)
+
+
+def test_restart_gives_up_after_so_many(tmp_path):
+    done = bash("restart.sh", "bash", "-c", f'echo x >> "{tmp_path / "count"}"; exit 76', BACKOFF="0", RESTARTS="2")
+    assert done.returncode == 76 and "no restart left" in done.stderr
+    assert len((tmp_path / "count").read_text().split()) == 3
+
+
+def test_restart_passes_a_signal_on_and_then_ends(tmp_path):
+    script = f'trap "sleep 0.2; exit 75" TERM; echo x >> "{tmp_path / "count"}"; while :; do sleep 0.05; done'
+    process = subprocess.Popen(["bash", str(LAUNCH / "restart.sh"), "bash", "-c", script], env={**os.environ, "BACKOFF": "0"})
+    while not (tmp_path / "count").exists():
+        time.sleep(0.02)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 75
+    assert len((tmp_path / "count").read_text().split()) == 1
+
+
+@pytest.fixture
+def pretended(tmp_path):
+    """A python that, as process i of a job, exits with the i-th of the codes in $CODES."""
+    program = tmp_path / "python"
+    program.write_text(
+        "#!/usr/bin/env bash\n"
+        'for a in "$@"; do case $a in --process_id=*) i=${a#*=} ;; esac; done\n'
+        f'echo "$*" >> {tmp_path}/told\ncodes=($CODES)\nexit "${{codes[${{i:-0}}]}}"\n'
+    )
+    program.chmod(0o755)
+    return {"PYTHON": str(program), "PORT": "1234", "RESTARTS": "0"}
+
+
+@pytest.mark.parametrize(
+    "codes, expected", [("0 0", 0), ("75 75", 75), ("76 2", 2), ("3 76", 3), ("137 76", 137), ("76 75", 75), ("1 76", 1)]
+)
+def test_local_gives_the_code_of_the_process_that_knows_best(pretended, tmp_path, codes, expected):
+    if (LAUNCH.parent / ".venv/bin/python").exists():
+        pytest.skip("local.sh takes the repository's own .venv where there is one")
+    done = bash("local.sh", "2", "--config=c.py", "--workdir=w", CODES=codes, **pretended)
+    assert done.returncode == expected, done.stderr
+    told = sorted((tmp_path / "told").read_text().splitlines())
+    job = "--coordinator=127.0.0.1:1234 --num_processes=2 --process_id="
+    assert told == [f"-m gpt4o_jax train --config=c.py --workdir=w {job}{i}" for i in (0, 1)]
+
+
+@pytest.mark.parametrize("args", [(), ("x",), ("0",)])
+def test_local_wants_a_number(args):
+    done = bash("local.sh", *args)
+    assert done.returncode == 2 and "launch/local.sh N TRAIN_FLAGS" in done.stderr
+
+
+def test_tpu_vm_prints_each_command():
+    variables = dict(TPU="pod", ZONE="us-z", TYPE="v5p-16", SPOT="1")
+    done = bash("tpu_vm.sh", "--dry-run", "--workdir=gs://b/r", "--config.train.length=20 steps", **variables)
+    assert done.returncode == 0, done.stderr
+    create, _archive, scp, prepare, train = done.stdout.splitlines()
+    assert create.split() == "gcloud compute tpus tpu-vm create pod --zone=us-z --accelerator-type=v5p-16 --version=v2-alpha-tpuv5 --spot".split()  # fmt: skip # noqa: E501, SIM905
+    assert " scp " in scp and "pod:gpt4o_jax.tar.gz --zone=us-z --worker=all" in scp
+    assert "requirements-tpu.txt" in prepare
+    (command,) = re.findall(r"--command=(.*)$", train)
+    spoken = subprocess.run(["bash", "-c", f"printf %s {command}"], capture_output=True, text=True).stdout
+    assert spoken == "cd gpt4o_jax && .venv/bin/python -m gpt4o_jax train --workdir=gs://b/r --config.train.length=20\\ steps"
+
+
+def test_tpu_vm_wants_storage_that_all_workers_see():
+    done = bash("tpu_vm.sh", "--dry-run", "--workdir=runs/x", TPU="pod", ZONE="z", TYPE="v5p-8")
+    assert done.returncode == 2 and "--workdir=gs://" in done.stderr
+
+
+def jobsets() -> dict[str, dict]:
+    return {d["metadata"]["name"]: d for d in yaml.safe_load_all((LAUNCH / "gke_jobset.yaml").read_text())}
+
+
+@pytest.mark.parametrize("name", ["gpt4o-tpu", "gpt4o-gpu"])
+def test_jobsets_have_what_kubernetes_requires(name):
+    """Required fields and legal values of jobset.x-k8s.io/v1alpha2 and batch/v1, as their references give them."""
+    jobset = jobsets()[name]
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert set(jobset["spec"]) <= {"replicatedJobs", "failurePolicy", "successPolicy", "network", "startupPolicy", "suspend"}
+    for rule in jobset["spec"]["failurePolicy"]["rules"]:
+        assert rule["action"] in ("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts")
+        assert set(rule["onJobFailureReasons"]) <= {"BackoffLimitExceeded", "DeadlineExceeded", "PodFailurePolicy"}
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    assert isinstance(replicated["replicas"], int)
+    job = replicated["template"]["spec"]
+    assert job["parallelism"] == job["completions"] and job["completionMode"] == "Indexed"
+    pod = job["template"]["spec"]
+    assert pod["restartPolicy"] == "Never", "podFailurePolicy requires it"
+    (container,) = pod["containers"]
+    assert container["name"] and container["image"] and container["command"][:2] == ["bash", "launch/restart.sh"]
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["containerName"] == container["name"] and rule["onExitCodes"]["operator"] in ("In", "NotIn")
+    assert set(rule["onExitCodes"]["values"]).isdisjoint({0, *AGAIN})
+    mounts = {m["name"] for m in container.get("volumeMounts", ())}
+    assert mounts <= {v["name"] for v in pod.get("volumes", ())}
+
+
+def test_the_gpu_jobset_tells_its_processes_of_each_other():
+    from gpt4o_jax.parallel.cluster import Job, find
+
+    (replicated,) = jobsets()["gpt4o-gpu"]["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    container = job["template"]["spec"]["containers"][0]
+    labels = {"jobset-name": "gpt4o-gpu", "replicatedjob-name": replicated["name"], "job-index": "0"}
+    env = {"JOB_COMPLETION_INDEX": str(job["completions"] - 1)}
+    for e in container["env"]:
+        path = e.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
+        env[e["name"]] = (
+            labels[re.fullmatch(r"metadata\.labels\['jobset\.sigs\.k8s\.io/(.+)'\]", path)[1]] if path else e["value"]
+        )
+    port = container["ports"][0]["containerPort"]
+    n = replicated["replicas"] * job["completions"]
+    assert find("", 0, -1, env) == Job(f"gpt4o-gpu-nodes-0-0.gpt4o-gpu:{port}", n, n - 1, "JobSet")
+
+
+def test_skypilot_has_what_it_requires():
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    assert set(task) <= {"name", "num_nodes", "workdir", "resources", "envs", "setup", "run"} and task["run"]
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == list(AGAIN)
+    for part in ("setup", "run"):
+        assert subprocess.run(["bash", "-n", "-c", task[part]]).returncode == 0
+
+
+def test_xla_flags_are_known_and_unknown_ones_left_out(monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("xla_flags", LAUNCH / "xla_flags.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_mine=1")
+    assert module.main("cuda") == 0
+    assert capsys.readouterr().out.split() == [*module.FLAGS["cuda"], "--xla_mine=1"]
+    known = next(iter(module.FLAGS["cuda"]))
+    monkeypatch.setitem(module.FLAGS, "cuda", {known: "", "--xla_no_such_flag=1": ""})
+    assert module.main("cuda") == 0
+    told = capsys.readouterr()
+    assert told.out.split() == [known, "--xla_mine=1"] and "--xla_no_such_flag=1" in told.err
+    assert module.main("abacus") == 2
