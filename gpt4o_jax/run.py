@@ -255,6 +255,8 @@ def read_config(workdir: epath.Path) -> RunConfig:
         values = json.loads(path.read_text())
     except ValueError:
         raise data_error(f"{path}: damaged (not JSON)") from None
+    if isinstance(values, dict) and "model_type" in values:
+        raise data_error(f"{workdir}: a Hugging Face folder; make a run of it first: convert import --from={workdir}")
     try:
         config = freeze(values)
     except RunError as e:

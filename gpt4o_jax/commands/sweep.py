@@ -85,7 +85,10 @@ def plan(spec: str, workdir: Path, seeds: int, overrides: dict[str, str]) -> lis
     """
     path = Path(spec.partition(":")[0])
     with config_file.told_in_one_line("--sweep", path):
-        variants = [(name, dict(knobs)) for name, knobs in config_file.load("--sweep", path).sweep()]
+        module = config_file.load("--sweep", path)
+        if not hasattr(module, "sweep"):
+            raise RunError(f"--sweep={path}: no sweep() in it; those in configs/ablations/ have one")
+        variants = [(name, dict(knobs)) for name, knobs in module.sweep()]
     names = [name for name, _ in variants]
     if not names:
         raise RunError(f"--sweep={path}: sweep() yields nothing, expected (name, {{knob: value}}), the base first")

@@ -240,6 +240,10 @@ DAMAGE = {
     "config binary": (lambda f: (f / "config.json").write_bytes(b"\xff\0"), "config.json: damaged (not JSON)"),
     "config a list": (config_json("[]"), "config.json: config: got [], expected knobs by name"),
     "config of another program": (config_json('{"learning_rate": 1}'), "config.json: config key 'learning_rate' does not exist"),
+    "config of Hugging Face": (
+        config_json('{"model_type": "gpt2"}'),
+        "a Hugging Face folder; make a run of it first: convert import",
+    ),
     "config empty": (config_json("{}"), "model.vocab_size is not set"),
     "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), "no tokenizer there"),
     "damaged tokenizer": (lambda f: (f / "tokenizer.model").write_text("{"), "damaged tokenizer file"),

@@ -140,7 +140,9 @@ def test_wrong_files_and_folders(sweep_file, refused, tmp_path, run):
     refused(USAGE, "--sweep is missing", "sweep", "--workdir=x")
     refused(USAGE, "--sweep=nowhere.py: no such file", "sweep", "--sweep=nowhere.py", "--workdir=x")
     (tmp_path / "config.py").write_text("def get_config():\n    pass\n")
-    refused(USAGE, "has no attribute 'sweep'", "sweep", f"--sweep={tmp_path}/config.py", "--workdir=x")
+    refused(
+        USAGE, "no sweep() in it; those in configs/ablations/ have one", "sweep", f"--sweep={tmp_path}/config.py", "--workdir=x"
+    )
     refused(USAGE, "not empty and no sweep's folder", "sweep", f"--sweep={path}", f"--workdir={run}")
     refused(USAGE, "a file, expected a folder", "sweep", f"--sweep={path}", f"--workdir={path}")
     shutil.copytree(run, tmp_path / "w" / "plain" / "5")

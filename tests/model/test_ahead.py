@@ -59,7 +59,8 @@ def test_heads_are_wired_as_published(params):
         later = np.zeros((1, T, 16), np.float32)
         later[:, : T - k] = params["embedding"][BATCH.tokens[:, k:]]
         both = [normed(h, p["hidden_norm"]), normed(later, p["embedding_norm"])]
-        h, _ = Block(C, FLOAT32, False).apply({"params": p["block"]}, np.concatenate(both, -1) @ p["join"], (None, None), shared)
+        block = Block(C, FLOAT32, False, C.period[-1])
+        h, _ = block.apply({"params": p["block"]}, np.concatenate(both, -1) @ p["join"], (None, None), shared)
         close(aux["ahead_nBTD"][k - 1][:, : T - k], normed(h, p["final_norm"])[:, : T - k])
 
 
