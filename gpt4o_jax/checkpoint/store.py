@@ -134,8 +134,8 @@ class Store:
         if pending is not None:
             try:
                 pending.result()
-            except RunError:
-                raise
+            except (RunError, jax.errors.JaxRuntimeError):
+                raise  # the latter: another process did not come to its part
             except Exception as e:
                 raise _storage_error(self.folder, e) from e
 

@@ -103,7 +103,9 @@ def _peer_lost(what: str) -> RunError:
 def _leave(error: BaseException, lost: bool) -> None:
     """How a process goes that met an error: all together after a stop, at once after anything else."""
     code = ExitCode.PEER_LOST if lost else error.code if isinstance(error, RunError) else ExitCode.CRASHED
-    if code == ExitCode.SIGNAL:
+    if isinstance(error, KeyboardInterrupt):
+        code = ExitCode.SIGNAL
+    elif code == ExitCode.SIGNAL:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             jax.distributed.shutdown()
         return
@@ -168,7 +170,7 @@ def share(name: str, make: Callable[[], T], limit: float = _LONG, keep: bool = F
     return value
 
 
-def barrier(name: str, limit: float, strict: bool = True) -> None:
+def barrier(name: str, limit: float = _LONG, strict: bool = True) -> None:
     """Returns once every process has called it. Raises RunError (76) after `limit` seconds, if strict."""
     if jax.process_count() == 1:
         return

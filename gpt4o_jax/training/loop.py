@@ -81,6 +81,8 @@ def train(
     # ------------------------------------------------------------ compile
     with jax.set_mesh(mesh), ledger.time("compile"):
         compiled = program.compile(last_step, byte_lengths(corpus.tokenizer))
+        # Who compiles faster would wait for the others in the first collective, and there gloo gives them 30 seconds.
+        parallel.barrier("compiled")
     with ledger.time("init"):
         peak = peak_flops(mesh.devices.flat[0], config.model.compute_dtype)
     active = f" ({flops.parameter_count(config.model, active=True):,} active)" if config.model.n_experts else ""
