@@ -14,6 +14,7 @@ from gpt4o_jax.errors import ExitCode, RunError, did_you_mean
 
 COMMANDS = (
     "train", "evaluate", "generate", "chat", "convert", "tokenizer", "data", "report", "runs", "sweep", "verify", "benchmark",
+    "plan",
 )  # fmt: skip
 
 

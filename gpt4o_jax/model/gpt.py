@@ -9,8 +9,6 @@ Parameters are a plain nested dict of float32 arrays; those of the layers carry 
 axis (model/block.py). `logical_axes(model)` is the tree of the same shape that names every axis.
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -117,7 +115,7 @@ def init(model: GPT, key: jax.Array) -> dict:
 
 def logical_axes(model: GPT) -> dict:
     """For every parameter the tuple of its axes' logical names: ("layers", "embed", "mlp"), ..."""
-    boxed = jax.eval_shape(functools.partial(_boxed, model), jax.random.key(0))
+    boxed = jax.eval_shape(lambda: _boxed(model, jax.random.key(0)))
     return jax.tree.map(tuple, nn.get_partition_spec(boxed), is_leaf=lambda s: isinstance(s, jax.P))
 
 

@@ -79,6 +79,6 @@ def build(config: RunConfig, mesh: jax.sharding.Mesh) -> Program:
         optimizer = make_optimizer(config.optimizer, axes, compute.operand, m.width_ratio)
         batch_sharding = jax.sharding.NamedSharding(mesh, parallel.spec((None, "batch", "seq")))
         program = Program(config, mesh, model, attention, optimizer, None, None, batch_sharding)
-        shapes = jax.eval_shape(program._create, jax.random.key(0))
+        shapes = jax.eval_shape(lambda: program._create(jax.random.key(0)))  # no array: the devices may not be here
         shardings = state_shardings(shapes, axes, mesh)
     return dataclasses.replace(program, shapes=shapes, shardings=shardings)

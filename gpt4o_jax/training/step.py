@@ -110,7 +110,7 @@ def make_step(
     model: GPT, optimizer: optax.GradientTransformationExtraArgs, config: RunConfig, total_steps: int, byte_lengths: np.ndarray
 ):
     """The function that training compiles: (state, Batch [K, B, T]) -> (state, metrics [K] each)."""
-    bytes_V = jnp.asarray(byte_lengths, jnp.float32)
+    bytes_V = np.asarray(byte_lengths, np.float32)
 
     def one_step(state: TrainState, batch: Batch):
         count = micro_batches(config.train, state.step) if config.train.batch_warmup_steps else None
@@ -149,7 +149,7 @@ def make_step(
             **losses,
             **({} if load is None else moe.load_metrics(load)),
             "weight": weight,
-            "bytes": jnp.sum(bytes_V[batch.targets] * batch.weights),
+            "bytes": jnp.sum(jnp.asarray(bytes_V)[batch.targets] * batch.weights),
             "grad_norm": grad_norm,
             "update_norm": update_norm,
             "lr_factor": factor,

@@ -1,0 +1,104 @@
+"""compiles the training step of a config for a TPU slice that is not here: does it fit, what does it send, how fast at best"""
+
+from gpt4o_jax.commands.flags import Flag
+
+FLAGS = (
+    Flag("config", str, "", "FILE[:ARG], a Python file with get_config()", required=True),
+    Flag("topology", str, "", "a slice, as v5e:16x16, v5p:8x8x8, v6e:16x16 or tpu7x:4x4x4", required=True),
+    Flag("slices", int, 1, "so many of them, joined by the data-centre network", low=1, high=64),
+    Flag("show", str, "", "sharding: every parameter's shape, axes and bytes a device, and no compiling"),
+)
+
+
+def main(flags: dict, overrides: dict[str, str]) -> dict:
+    import os
+
+    # Read when jax is imported: libtpu must not look for a TPU, nor for the servers that tell a TPU machine its place.
+    from gpt4o_jax.errors import RunError
+
+    if flags["show"] not in ("", "sharding"):
+        raise RunError(f"plan: --show={flags['show']}: expected sharding")
+    os.environ |= {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing is attached, so no lock between processes
+    }
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # any: the topology is named
+    from gpt4o_jax.commands import config_file
+
+    config = config_file.read(flags["config"], overrides)
+    return _plan(config, flags)
+
+
+def _plan(config, flags: dict) -> dict:
+    import dataclasses
+
+    import jax
+
+    from gpt4o_jax.console import say
+    from gpt4o_jax.model import flops, gpt
+    from gpt4o_jax.training import plan
+
+    family, chips = plan.parse_topology(flags["topology"])
+    chip, slices = plan.CHIPS[family], flags["slices"]
+    size = config.model.vocab_size or config.tokenizer.vocab_size
+    dtype = "bfloat16" if config.model.compute_dtype == "auto" else config.model.compute_dtype
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size, compute_dtype=dtype))
+    try:
+        devices, estimate = plan.described_devices(flags["topology"], slices), False
+    except ImportError:
+        # As many stand-ins as a laptop can compile for: the shards of a device are then larger, and the compiler another.
+        if not jax.config.jax_num_cpu_devices or jax.config.jax_num_cpu_devices < 8:
+            jax.config.update("jax_num_cpu_devices", 8)
+        devices, estimate, chip, slices = jax.local_devices(backend="cpu")[:8], True, None, 1
+        say("ESTIMATE: libtpu is not installed (requirements-tpu.txt), so 8 CPU devices stand in for the slice")
+    mesh = plan.mesh_of(config, devices, slices)
+    facts = {
+        "topology": flags["topology"],
+        "slices": flags["slices"],
+        "chips": chips * flags["slices"],
+        "estimate": estimate,
+        "parameters": flops.parameter_count(config.model),
+        "flops_per_token": flops.train_flops_per_token(config.model),
+    }
+    if flags["show"]:
+        program = plan.build(config, mesh)
+        plan.check_shards(config, program)
+        with jax.set_mesh(mesh):
+            rows = plan.show_sharding(program, gpt.logical_axes(program.model))
+        for r in rows:
+            print(f"{r['parameter']:<40} {r['shape']!s:<24} {r['logical']!s:<36} {r['mesh']!s:<32} {r['bytes_a_device']:>14,}")
+        return facts | {"mesh": dict(mesh.shape), "sharding": rows}
+    say(f"{facts['parameters']:,} parameters, {facts['flops_per_token']:,.0f} FLOP a token; compiling for {mesh.size} devices")
+    result = facts | plan.compile_step(config, mesh, chip)
+    _say_memory(say, result)
+    if result.get("fits") is False:
+        result["fits_with"] = _first_that_fits(plan, say, config, devices, slices, chip, dict(mesh.shape))
+    elif chip is not None:
+        result["roofline"] = plan.roofline(config, chip, mesh, result["collectives"], result["bytes"]["arguments"])
+        r = result["roofline"]
+        say(f"a step takes at least {r['step_seconds_at_least']:.3f} s ({r['bound_by']}), MFU at most {r['mfu_at_most']:.1%}")
+    for c in result.get("collectives", ()):
+        say(f"{c['kind']:<18} over {c['axes']:<12} {c['count']:>6} x, {c['bytes'] / 1e9:,.3f} GB a step")
+    return result
+
+
+def _say_memory(say, result: dict) -> None:
+    parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in result["bytes"].items())
+    if "fits" not in result:
+        say(f"GB a device: {parts}; no verdict without libtpu")
+    elif result["fits"]:
+        say(f"fits: GB a device: {parts}, of {result['hbm'] / 1e9:.1f}")
+    else:
+        say(f"does not fit: GB a device: {parts}; {result.get('compiler', '')}")
+
+
+def _first_that_fits(plan, say, config, devices, slices, chip, sizes) -> str | None:
+    for what, changed in plan.remedies(config, sizes):
+        say(f"trying {what}")
+        if plan.compile_step(changed, plan.mesh_of(changed, devices, slices), chip)["fits"]:
+            say(f"fits with {what}")
+            return what
+    say("no remat policy, sharding or batch size tried here fits; take a larger slice")
+    return None

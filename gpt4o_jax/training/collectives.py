@@ -1,0 +1,127 @@
+"""What a compiled program sends between devices: its collectives, by mesh axis, from the text of its HLO."""
+
+import collections
+import math
+import re
+
+import numpy as np
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2} | {
+    "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8
+}  # fmt: skip
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
+_OP = re.compile(rf"^\s*(?:ROOT )?%\S+ = (.*?) ({'|'.join(KINDS)})(-start)?\(")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
+
+
+def collectives(hlo: str, mesh_shape: dict[str, int], device_ids: np.ndarray) -> list[dict]:
+    """[{"kind", "axes", "count", "bytes"}] of one call, largest first.
+
+    mesh_shape: sizes by axis name; device_ids: of the mesh, in its shape. axes: those along which the group's devices
+    differ, joined by "+". count: how often it runs, loops multiplied out. bytes: of the whole array, before a
+    reduction or after a gathering, times count; what of it one device sends depends on the algorithm.
+    """
+    lines = _computations(hlo)
+    times = _times(lines)
+    place = {int(d): index for index, d in np.ndenumerate(device_ids)}
+    sums, seen = collections.Counter(), set()
+    counts = collections.Counter()
+    for name, body in lines.items():
+        for line in body:
+            if not (match := _OP.match(line)):
+                continue
+            # TPUs cut an asynchronous collective over fusions (start, steps, done) of one chain: it is one.
+            if chain := re.search(r'chain_id="(\d+)"', line):
+                channel = re.search(r"channel_id=(\d+)", line)
+                key = (chain[1], channel and channel[1])
+                if key in seen:
+                    continue
+                seen.add(key)
+            shapes, kind, started = match.groups()
+            members = _members(line, kind, device_ids.size)
+            axes = _axes(members, place, list(mesh_shape))
+            if not axes:
+                continue
+            size = _size(shapes, kind, bool(started)) * (len(members) if kind == "reduce-scatter" else 1)
+            counts[kind, axes] += times[name]
+            sums[kind, axes] += times[name] * size
+    found = [{"kind": k, "axes": a, "count": counts[k, a], "bytes": sums[k, a]} for k, a in counts if counts[k, a]]
+    return sorted(found, key=lambda c: -c["bytes"])
+
+
+def _computations(hlo: str) -> dict[str, list[str]]:
+    """Lines by computation; that of the program is "ENTRY"."""
+    lines, name = {}, None
+    for line in hlo.splitlines():
+        if head := _HEAD.match(line):
+            name = "ENTRY" if head[1] else head[2]
+            lines[name] = []
+        elif name:
+            lines[name].append(line)
+    return lines
+
+
+def _times(lines: dict[str, list[str]]) -> collections.Counter:
+    """How often each computation runs in one call."""
+    times, queue = collections.Counter(), [("ENTRY", 1)]
+    while queue:
+        name, n = queue.pop()
+        times[name] += n
+        for line in lines.get(name, ()):
+            loops = _trips(line, lines) if " while(" in line else 1
+            queue += [(called, n * loops) for called in _CALLED.findall(line) if called in lines]
+            if branches := re.search(r"branch_computations=\{([^}]*)\}", line):
+                queue += [(b.strip().lstrip("%"), n) for b in branches[1].split(",")]
+    return times
+
+
+def _trips(line: str, lines: dict[str, list[str]]) -> int:
+    """Of a loop: said by the compiler, else the constant that its condition compares with."""
+    if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', line):
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.-]+)", line)[1]
+    constants = [int(m[1]) for body in lines.get(condition, ()) if (m := re.search(r"s32\[\]\S* constant\((\d+)\)", body))]
+    return max(constants, default=1)
+
+
+def _members(line: str, kind: str, devices: int) -> list[int]:
+    """Ids (places in the program's order of devices) of the first group; of a permutation the first pair that differs."""
+    if kind == "collective-permute":
+        pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", line)
+        found = [tuple(map(int, p.split(","))) for p in re.findall(r"\d+,\d+", pairs[1])] if pairs else []
+        return list(next((p for p in found if p[0] != p[1]), (0,)))
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\(([\d,]*)\))? ?\{([^}]*)\}", line):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
+        ids = np.array([int(i) for i in mesh[2].split(",")]) if mesh[2] else np.arange(math.prod(map(int, sizes.values())))
+        ids = ids.reshape([int(n) for n in sizes.values()])
+        chosen = re.findall(r"'([^']+)'", mesh[3])
+        return ids[tuple(slice(None) if axis in chosen else 0 for axis in sizes)].ravel().tolist()
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return [int(i) for i in listed[1].split(",")]
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        ids = np.arange(devices).reshape([int(n) for n in iota[3].split(",")])
+        if iota[4]:
+            ids = ids.transpose([int(n) for n in iota[4].split(",")])
+        return ids.reshape(int(iota[1]), int(iota[2]))[0].tolist()
+    return list(range(devices))
+
+
+def _axes(members: list[int], place: dict[int, tuple], names: list[str]) -> str:
+    """Members are numbers in the program's order, which is that of the mesh."""
+    order = list(place.values())
+    differ = [len({order[m][i] for m in members}) > 1 for i in range(len(names))]
+    return "+".join(name for name, d in zip(names, differ, strict=True) if d)
+
+
+def _size(shapes: str, kind: str, started: bool) -> int:
+    """Bytes of the results; an asynchronous start also lists its operands, the smaller ones of a gathering."""
+    sizes = [
+        _BYTES[t] * math.prod(int(n) for n in dims.split(",") if n)
+        for t, dims in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", shapes)
+        if t in _BYTES
+    ]
+    if started and kind in ("all-gather", "collective-permute"):
+        half = [s for s in sizes if s > 8]
+        return sum(half[len(half) // 2 :])
+    return sum(sizes)

@@ -1,0 +1,56 @@
+"""`plan` in a process of its own, for it sets what jax reads when it is imported."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SIZE = {
+    "model.vocab_size": 256, "model.n_layers": 2, "model.d_model": 128, "model.n_heads": 1, "model.context_length": 128,
+    "mesh.data": 1, "mesh.fsdp": 4, "train.batch_size": 8,
+}  # fmt: skip
+
+
+def call(*args: str, **knobs) -> tuple[int, str, str]:
+    config = [f"--config.{k}={v}" for k, v in (SIZE | knobs).items()]
+    program = [sys.executable, "-m", "gpt4o_jax", "plan", f"--config={ROOT}/configs/base.py", *config, *args]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"})
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_tiny_model_fits_a_real_slice():
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed (requirements-tpu.txt): no TPU compiler here")
+    code, out, _ = call("--topology=v5e:2x2")
+    result = json.loads(out.splitlines()[-1])
+    assert code == 0 and result["fits"] and result["attention"] == "splash" and not result["estimate"]
+    assert result["bytes"]["total"] < result["hbm"] and {c["kind"] for c in result["collectives"]} >= {"all-gather", "all-reduce"}
+
+
+def test_without_libtpu_it_says_that_it_estimates():
+    if importlib.util.find_spec("libtpu") is not None:
+        pytest.skip("libtpu is installed")
+    code, out, err = call("--topology=v5e:2x2", **{"mesh.fsdp": 8})
+    result = json.loads(out.splitlines()[-1])
+    assert code == 0 and result["estimate"] and "ESTIMATE" in err and "fits" not in result and "roofline" not in result
+    assert result["collectives"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "knobs", "told"),
+    [
+        (["--topology=v9:2x2"], {}, "expected FAMILY"),
+        (["--topology=v5e:2x2"], {"mesh.fsdp": 3}, "must multiply"),
+        (["--topology=v5e:2x2", "--show=colours"], {}, "expected sharding"),
+    ],
+    ids=["topology", "mesh", "show"],
+)
+def test_mistakes_are_one_line(flags, knobs, told):
+    code, out, err = call(*flags, **knobs)
+    lines = [line for line in err.splitlines() if "ESTIMATE" not in line]
+    assert code == 2 and out == "" and len(lines) == 1 and told in lines[0]
