@@ -91,11 +91,16 @@ def _members(line: str, kind: str, devices: int) -> list[int]:
         pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", line)
         found = [tuple(map(int, p.split(","))) for p in re.findall(r"\d+,\d+", pairs[1])] if pairs else []
         return list(next((p for p in found if p[0] != p[1]), (0,)))
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\(([\d,]*)\))? ?\{([^}]*)\}", line):
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
-        ids = np.array([int(i) for i in mesh[2].split(",")]) if mesh[2] else np.arange(math.prod(map(int, sizes.values())))
-        ids = ids.reshape([int(n) for n in sizes.values()])
-        chosen = re.findall(r"'([^']+)'", mesh[3])
+    # As TPUs write it: the group's axes in a mesh of their own, over devices in order or in that of a transposed grid.
+    if mesh := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", line
+    ):
+        sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
+        ids = np.arange(math.prod(sizes.values()))
+        if mesh[3]:
+            ids = ids.reshape([int(n) for n in mesh[2].split(",")]).transpose([int(n) for n in mesh[3].split(",")])
+        ids = ids.reshape(list(sizes.values()))
+        chosen = re.findall(r"'([^']+)'", mesh[4])
         return ids[tuple(slice(None) if axis in chosen else 0 for axis in sizes)].ravel().tolist()
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return [int(i) for i in listed[1].split(",")]
@@ -104,6 +109,8 @@ def _members(line: str, kind: str, devices: int) -> list[int]:
         if iota[4]:
             ids = ids.transpose([int(n) for n in iota[4].split(",")])
         return ids.reshape(int(iota[1]), int(iota[2]))[0].tolist()
+    if "replica_groups=" in line and "replica_groups={}" not in line:
+        raise ValueError(f"replica groups in a form not known here: {line.strip()[:300]}")
     return list(range(devices))
 
 

@@ -44,6 +44,25 @@ def test_collectives_are_read_by_axis_with_count_and_bytes(f, spec, out, expecte
     assert tuple(found.values()) == expected
 
 
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [
+        ("mesh['axis_0'=1,'axis_1'=2,'axis_2'=2], device_ids=([2,2]T(1,0)) {'axis_1'}", "fsdp"),
+        ("mesh['axis_0'=1,'axis_1'=2,'axis_2'=2], device_ids=([2,2]T(1,0)) {'axis_2'}", "data"),
+        ("mesh['axis_0'=2,'axis_1'=2] {'axis_0'}", "data"),
+        ("mesh['axis_0'=4,'axis_1'=1] {'axis_0','axis_1'}", "data+fsdp"),
+        ("{{0,1},{2,3}}", "fsdp"),
+    ],
+)
+def test_groups_as_tpus_write_them(groups, axes):
+    # Lines of a program that libtpu compiled for v5e:2x2 with data=2, fsdp=2.
+    line = f"  %all-gather.1 = f32[8]{{0}} all-gather(%p), channel_id=1, replica_groups={groups}, dimensions={{0}}"
+    found = collectives(
+        "ENTRY %main (p: f32[4]) -> f32[8] {\n" + line + "\n}", {"data": 2, "fsdp": 2}, np.arange(4).reshape(2, 2)
+    )
+    assert [c["axes"] for c in found] == [axes] and found[0]["bytes"] == 32
+
+
 def test_what_stays_on_a_device_sends_nothing():
     assert read(lambda x: x * 2, (jax.P("data"),), jax.P("data"), (64,)) == []
 
