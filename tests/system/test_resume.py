@@ -203,3 +203,24 @@ def test_kills_change_no_bit_of_any_optimizer(folder, optimizer):
     assert last.end() == 0, "".join(last.lines)
     assert digest(folder / optimizer, 60) == digest(folder / f"{optimizer}_whole", 60)
     assert losses(folder / optimizer) == losses(folder / f"{optimizer}_whole")
+
+
+def test_kills_change_no_bit_of_a_mixture_of_experts(folder):
+    """Three SIGKILLs in 60 steps: the routers' biases, which no optimizer moves, come back with all the rest."""
+    flags = (
+        "--config.model.n_experts=4",
+        "--config.model.router_bias=True",
+        "--config.train.length=60 steps",
+        "--config.checkpoint.every=20",
+    )
+    whole = Run(folder, "experts_whole", *flags)
+    assert whole.end() == 0, "".join(whole.lines)
+    for step in (13, 27, 52):
+        run = Run(folder, "experts", *flags)
+        run.wait_for(step)
+        run.process.kill()
+        assert run.end() == -signal.SIGKILL, "".join(run.lines)
+    last = Run(folder, "experts", *flags)
+    assert last.end() == 0, "".join(last.lines)
+    assert digest(folder / "experts", 60) == digest(folder / "experts_whole", 60)
+    assert losses(folder / "experts") == losses(folder / "experts_whole")
