@@ -9,22 +9,13 @@ Command: python -m gpt4o_jax train --config=configs/gemma2.py:2b --workdir=runs/
     A tokenizer of the published size is trained on that text; it is not the published one.
 """
 
-from gpt4o_jax.config import base_config, to_dict
-from gpt4o_jax.model.families import GEMMA2, pick
+from gpt4o_jax.model.families import GEMMA2, large_run
 
 # size: (rows of a batch, training tokens at 20 a parameter, peak learning rate)
 RECIPES = {"2b": (256, "52e9 tokens", 5e-4), "9b": (512, "185e9 tokens", 3e-4), "27b": (1024, "545e9 tokens", 2e-4)}
 
 
 def get_config(size="2b"):
-    c = base_config()
-    c.model.update(to_dict(pick("gemma2.py", GEMMA2, size)))
-    c.tokenizer.vocab_size = c.model.vocab_size
+    c = large_run("gemma2.py", GEMMA2, size)
     c.train.batch_size, c.train.length, c.optimizer.peak_lr = RECIPES[size]
-    c.optimizer.warmup_steps = 2000
-    c.eval.max_tokens = 500_000
-    c.model.remat = "full"
-    c.mesh.data = 1
-    c.mesh.fsdp = -1
-    c.train.steps_per_dispatch = 1
     return c

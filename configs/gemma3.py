@@ -10,8 +10,7 @@ Command: python -m gpt4o_jax train --config=configs/gemma3.py:1b --workdir=runs/
     Rows are of 8,192 tokens, and the context is not stretched.
 """
 
-from gpt4o_jax.config import base_config, to_dict
-from gpt4o_jax.model.families import GEMMA3, pick
+from gpt4o_jax.model.families import GEMMA3, large_run
 
 # size: (rows of a batch, training tokens at 20 a parameter, peak learning rate)
 RECIPES = {
@@ -23,15 +22,7 @@ RECIPES = {
 
 
 def get_config(size="1b"):
-    c = base_config()
-    c.model.update(to_dict(pick("gemma3.py", GEMMA3, size)))
-    c.tokenizer.vocab_size = c.model.vocab_size
+    c = large_run("gemma3.py", GEMMA3, size)
     c.model.update(context_length=8192, rope_scaling="none", rope_factor=1.0)
     c.train.batch_size, c.train.length, c.optimizer.peak_lr = RECIPES[size]
-    c.optimizer.warmup_steps = 2000
-    c.eval.max_tokens = 500_000
-    c.model.remat = "full"
-    c.mesh.data = 1
-    c.mesh.fsdp = -1
-    c.train.steps_per_dispatch = 1
     return c

@@ -11,8 +11,7 @@ Command: python -m gpt4o_jax train --config=configs/llama.py:1b --workdir=runs/l
     Rows are of 8,192 tokens, as they were before the context was stretched; of 4,096 for Llama 2.
 """
 
-from gpt4o_jax.config import base_config, to_dict
-from gpt4o_jax.model.families import LLAMA, pick
+from gpt4o_jax.model.families import LLAMA, large_run
 
 # size: (rows of a batch, training tokens at 20 a parameter, peak learning rate: from 8b on those of arXiv:2407.21783, table 3,
 #     and arXiv:2307.09288, section 2.2)
@@ -29,16 +28,8 @@ RECIPES = {
 
 
 def get_config(size="1b"):
-    c = base_config()
-    c.model.update(to_dict(pick("llama.py", LLAMA, size)))
-    c.tokenizer.vocab_size = c.model.vocab_size
+    c = large_run("llama.py", LLAMA, size)
     if not size.startswith("2-"):
         c.model.update(context_length=8192, rope_scaling="none", rope_factor=1.0, rope_original_context=None)
     c.train.batch_size, c.train.length, c.optimizer.peak_lr = RECIPES[size]
-    c.optimizer.warmup_steps = 2000
-    c.eval.max_tokens = 500_000
-    c.model.remat = "full"
-    c.mesh.data = 1
-    c.mesh.fsdp = -1
-    c.train.steps_per_dispatch = 1
     return c

@@ -10,20 +10,11 @@ Command: python -m gpt4o_jax train --config=configs/mistral.py:7b --workdir=runs
     Rows are of 8,192 tokens, twice the window.
 """
 
-from gpt4o_jax.config import base_config, to_dict
-from gpt4o_jax.model.families import MISTRAL, pick
+from gpt4o_jax.model.families import MISTRAL, large_run
 
 
 def get_config(size="7b"):
-    c = base_config()
-    c.model.update(to_dict(pick("mistral.py", MISTRAL, size)))
-    c.tokenizer.vocab_size = c.model.vocab_size
+    c = large_run("mistral.py", MISTRAL, size)
     c.model.context_length = 8192
     c.train.batch_size, c.train.length, c.optimizer.peak_lr = 512, "145e9 tokens", 3e-4
-    c.optimizer.warmup_steps = 2000
-    c.eval.max_tokens = 500_000
-    c.model.remat = "full"
-    c.mesh.data = 1
-    c.mesh.fsdp = -1
-    c.train.steps_per_dispatch = 1
     return c

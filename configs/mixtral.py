@@ -11,23 +11,14 @@ Command: python -m gpt4o_jax train --config=configs/mixtral.py:8x7b --workdir=ru
     Rows are of 4,096 tokens.
 """
 
-from gpt4o_jax.config import base_config, to_dict
-from gpt4o_jax.model.families import MIXTRAL, pick
+from gpt4o_jax.model.families import MIXTRAL, large_run
 
 # size: (rows of a batch, training tokens at 20 an active parameter, peak learning rate)
 RECIPES = {"8x7b": (1024, "258e9 tokens", 3e-4), "8x22b": (2048, "784e9 tokens", 2e-4)}
 
 
 def get_config(size="8x7b"):
-    c = base_config()
-    c.model.update(to_dict(pick("mixtral.py", MIXTRAL, size)))
-    c.tokenizer.vocab_size = c.model.vocab_size
+    c = large_run("mixtral.py", MIXTRAL, size)
     c.model.context_length = 4096
     c.train.batch_size, c.train.length, c.optimizer.peak_lr = RECIPES[size]
-    c.optimizer.warmup_steps = 2000
-    c.eval.max_tokens = 500_000
-    c.model.remat = "full"
-    c.mesh.data = 1
-    c.mesh.fsdp = -1
-    c.train.steps_per_dispatch = 1
     return c

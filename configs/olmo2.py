@@ -9,23 +9,14 @@ Command: python -m gpt4o_jax train --config=configs/olmo2.py:7b --workdir=runs/o
     A tokenizer of the published size is trained on that text; it is not the published one.
 """
 
-from gpt4o_jax.config import base_config, to_dict
-from gpt4o_jax.model.families import OLMO2, pick
+from gpt4o_jax.model.families import OLMO2, large_run
 
 # size: (rows of a batch, peak learning rate) of arXiv:2501.00656
 RECIPES = {"7b": (1024, 3e-4), "13b": (2048, 9e-4)}
 
 
 def get_config(size="7b"):
-    c = base_config()
-    c.model.update(to_dict(pick("olmo2.py", OLMO2, size)))
-    c.tokenizer.vocab_size = c.model.vocab_size
+    c = large_run("olmo2.py", OLMO2, size)
     c.train.batch_size, c.optimizer.peak_lr = RECIPES[size]
     c.train.length = "150e9 tokens"
-    c.optimizer.warmup_steps = 2000
-    c.eval.max_tokens = 500_000
-    c.model.remat = "full"
-    c.mesh.data = 1
-    c.mesh.fsdp = -1
-    c.train.steps_per_dispatch = 1
     return c

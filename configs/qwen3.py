@@ -12,8 +12,7 @@ Command: python -m gpt4o_jax train --config=configs/qwen3.py:0.6b --workdir=runs
     Rows are of 4,096 tokens, as in the first stage of the paper.
 """
 
-from gpt4o_jax.config import base_config, to_dict
-from gpt4o_jax.model.families import QWEN3, pick
+from gpt4o_jax.model.families import QWEN3, large_run
 
 # size: (rows of a batch, training tokens at 20 a parameter, peak learning rate)
 RECIPES = {
@@ -29,15 +28,7 @@ RECIPES = {
 
 
 def get_config(size="0.6b"):
-    c = base_config()
-    c.model.update(to_dict(pick("qwen3.py", QWEN3, size)))
-    c.tokenizer.vocab_size = c.model.vocab_size
+    c = large_run("qwen3.py", QWEN3, size)
     c.model.context_length = 4096
     c.train.batch_size, c.train.length, c.optimizer.peak_lr = RECIPES[size]
-    c.optimizer.warmup_steps = 2000
-    c.eval.max_tokens = 500_000
-    c.model.remat = "full"
-    c.mesh.data = 1
-    c.mesh.fsdp = -1
-    c.train.steps_per_dispatch = 1
     return c

@@ -8,7 +8,7 @@ A config file copies one of them and may go on from there:
 
 import dataclasses
 
-from gpt4o_jax.config import ModelConfig
+from gpt4o_jax.config import ModelConfig, base_config, to_dict
 from gpt4o_jax.errors import RunError, did_you_mean
 
 
@@ -17,6 +17,19 @@ def pick(file: str, sizes: dict[str, ModelConfig], size: str) -> ModelConfig:
     if size not in sizes:
         raise RunError(f"configs/{file}:{size}: no such size{did_you_mean(size, sizes)}; sizes: {', '.join(sizes)}")
     return sizes[size]
+
+
+def large_run(file: str, sizes: dict[str, ModelConfig], size: str):
+    """The config of a long pretraining of sizes[size]: weights in shards over all devices, blocks recomputed backwards."""
+    c = base_config()
+    c.model.update(to_dict(pick(file, sizes, size)))
+    c.model.remat = "full"
+    c.tokenizer.vocab_size = c.model.vocab_size
+    c.optimizer.warmup_steps = 2000
+    c.eval.max_tokens = 500_000
+    c.mesh.update(data=1, fsdp=-1)
+    c.train.steps_per_dispatch = 1
+    return c
 
 
 def _gpt4o(n_layers: int, d_model: int, vocab_size: int, context_length: int, n_kv_heads: int | None = None, **more):

@@ -1,7 +1,7 @@
 """Sums in the form that XLA:CPU runs at the speed of memory; elsewhere they are what they look like.
 
-XLA:CPU (jaxlib 0.10, 0.11) moves the arithmetic before a sum into the sum, where it runs on one core without vector
-instructions, and turns a sum over rows, or over several axes, into one of windows, which is up to a hundred times slower.
+XLA:CPU (jaxlib 0.10) moves the arithmetic before a sum into the sum, and in programs with products turns a sum over rows,
+or over several axes, into one of windows. Both are ten to a hundred times slower than reading the array.
 """
 
 import math

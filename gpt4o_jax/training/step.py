@@ -130,7 +130,7 @@ def make_step(
         finite = jnp.isfinite(losses["loss"]) & jnp.isfinite(grad_norm)
         updates, opt_state = jax.lax.cond(finite, update, lambda grads, old: (zeros(grads), old), grads, state.opt_state)
         update_norm = global_norm(updates)
-        params = jax.lax.cond(finite & jnp.isfinite(update_norm), apply, lambda p, u: p, state.params, updates)
+        params = jax.lax.cond(finite, apply, lambda p, u: p, state.params, updates)
         ema = state.ema
         if ema is not None:
             decay = config.optimizer.ema_decay

@@ -1,14 +1,11 @@
 """Rows of text that is tokenised as it is read: the same bytes, whoever reads and whatever is known of it."""
 
-import json
 import threading
 import tracemalloc
 from collections.abc import Sequence
 
 import jax
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from gpt4o_jax.config import freeze, to_dict
@@ -18,26 +15,10 @@ from gpt4o_jax.data.rows import shuffled
 from gpt4o_jax.data.tokenizer import byte_tokenizer
 from gpt4o_jax.errors import RunError
 
-tfds = pytest.importorskip("tensorflow_datasets")
-TEXTS = [f"{i} bottles " + "and another one " * (i % 11) for i in range(150)]  # shorter and longer than a row
+TEXTS = [f"{i} bottles " + "and another one " * (i % 11) for i in range(150)]  # those of conftest.py
 T, K, B, LANES = 32, 2, 4, 3
 SOURCES = ("text", "jsonl", "parquet", "tfds", "mixture")
 PATHS = {"text": "*.txt", "jsonl": "x.jsonl", "parquet": "x.parquet"}
-
-
-class LaneTexts(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
-        return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, features=features)
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        for i, text in enumerate(TEXTS):
-            yield i, {"text": text}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,25 +28,14 @@ def small_chunks():
         yield
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The same documents in every kind of source."""
-    path = tmp_path_factory.mktemp("sources")
-    for i in range(3):
-        (path / f"{i}.txt").write_text("\n".join(TEXTS[50 * i : 50 * i + 50]))
-    (path / "x.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
-    pq.write_table(pa.table({"text": TEXTS}), path / "x.parquet", row_group_size=13)
-    tfds.disable_progress_bar()
-    tfds.builder("lane_texts", data_dir=path / "tfds", file_format="array_record").download_and_prepare()
-    return path
-
-
 @pytest.fixture
-def config_of(folder, tmp_path):
+def config_of(folder, texts, tmp_path):
+    assert texts == TEXTS
+
     def make(source="text", cache="cache", **knobs):
         data = {"source": source, "path": str(folder / PATHS.get(source, "")), "tfds_dir": str(folder / "tfds")}
         if source == "tfds":
-            data["path"] = "lane_texts:train"
+            data["path"] = "numbered_texts:train"
         if source == "mixture":
             data |= {"path": "", "mixture": (f"jsonl:{folder}/x.jsonl=0.3", f"parquet:{folder}/x.parquet=0.7")}
         data |= {"separator": "\n", "shingle_bytes": 0, "cache_dir": str(tmp_path / cache), "lanes": LANES} | knobs

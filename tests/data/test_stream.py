@@ -1,11 +1,7 @@
 """The batches of a run: the same bytes from every source, at every position, for any prefetch, workers and processes."""
 
-import json
-
 import jax
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from gpt4o_jax.config import freeze
@@ -14,40 +10,11 @@ from gpt4o_jax.data.batches import build, dispatches
 from gpt4o_jax.data.rows import ROWS
 from gpt4o_jax.errors import RunError
 
-tfds = pytest.importorskip("tensorflow_datasets")
-TEXTS = [f"{i} bottles " + "and another one " * (i % 11) for i in range(150)]  # shorter and longer than a row
 T, K, B = 32, 2, 4
 
 
-class StreamTexts(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
-        return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, features=features)
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        for i, text in enumerate(TEXTS):
-            yield i, {"text": text}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The same documents in every kind of source."""
-    path = tmp_path_factory.mktemp("sources")
-    (path / "x.txt").write_text("\n".join(TEXTS))
-    (path / "x.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
-    pq.write_table(pa.table({"text": TEXTS}), path / "x.parquet", row_group_size=40)
-    tfds.disable_progress_bar()
-    tfds.builder("stream_texts", data_dir=path / "tfds", file_format="array_record").download_and_prepare()
-    return path
-
-
 SOURCES = ("text", "jsonl", "parquet", "tfds", "mixture")
-PATHS = {"text": "x.txt", "jsonl": "x.jsonl", "parquet": "x.parquet"}
+PATHS = {"text": "*.txt", "jsonl": "x.jsonl", "parquet": "x.parquet"}
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +22,9 @@ def rows_of(folder):
     def make(source, kind):
         data = {"source": source, "path": str(folder / PATHS.get(source, "")), "tfds_dir": str(folder / "tfds")}
         if source == "tfds":
-            data["path"] = "stream_texts:train"
+            data["path"] = "numbered_texts:train"
         if source == "mixture":
-            data |= {"path": "", "mixture": (f"text:{folder}/x.txt=0.3", f"parquet:{folder}/x.parquet=0.7")}
+            data |= {"path": "", "mixture": (f"text:{folder}/*.txt=0.3", f"parquet:{folder}/x.parquet=0.7")}
         data |= {"separator": "\n", "rows": kind, "shingle_bytes": 0, "cache_dir": str(folder / "cache")}
         config = freeze({"seed": 5, "model": {"context_length": T}, "tokenizer": {"kind": "byte"}, "data": data})
         return corpus.training_rows(config, corpus.prepare(config))
