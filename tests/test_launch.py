@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -127,6 +128,17 @@ def test_jobsets_have_what_kubernetes_requires(name):
     assert set(rule["onExitCodes"]["values"]).isdisjoint({0, *AGAIN})
     mounts = {m["name"] for m in container.get("volumeMounts", ())}
     assert mounts <= {v["name"] for v in pod.get("volumes", ())}
+
+
+@pytest.mark.parametrize("name", ["gpt4o-tpu", "gpt4o-gpu"])
+def test_the_jobs_of_a_jobset_follow_the_schema_of_kubernetes(name):
+    (replicated,) = jobsets()[name]["spec"]["replicatedJobs"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, **replicated["template"]}
+    newest = kubernetes_validate.latest_version()
+    kubernetes_validate.validate(job, newest, strict=True)
+    job["spec"]["podFailurePolicy"]["rules"][0]["onExitCode"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError, match="onExitCode"):
+        kubernetes_validate.validate(job, newest, strict=True)
 
 
 def test_the_gpu_jobset_tells_its_processes_of_each_other():
