@@ -38,22 +38,22 @@ def _plan(config, flags: dict) -> dict:
 
     from gpt4o_jax.console import say
     from gpt4o_jax.model import flops, gpt
-    from gpt4o_jax.training import plan
+    from gpt4o_jax.training import plan, topology
 
-    family, chips = plan.parse_topology(flags["topology"])
-    chip, slices = plan.CHIPS[family], flags["slices"]
+    family, chips = topology.parse_topology(flags["topology"])
+    chip, slices = topology.CHIPS[family], flags["slices"]
     size = config.model.vocab_size or config.tokenizer.vocab_size
     dtype = "bfloat16" if config.model.compute_dtype == "auto" else config.model.compute_dtype
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size, compute_dtype=dtype))
     try:
-        devices, estimate = plan.described_devices(flags["topology"], slices), False
+        devices, estimate = topology.described_devices(flags["topology"], slices), False
     except ImportError:
         # As many stand-ins as a laptop can compile for: the shards of a device are then larger, and the compiler another.
         if not jax.config.jax_num_cpu_devices or jax.config.jax_num_cpu_devices < 8:
             jax.config.update("jax_num_cpu_devices", 8)
         devices, estimate, chip, slices = jax.local_devices(backend="cpu")[:8], True, None, 1
         say("ESTIMATE: libtpu is not installed (requirements-tpu.txt), so 8 CPU devices stand in for the slice")
-    mesh = plan.mesh_of(config, devices, slices)
+    mesh = topology.mesh_of(config, devices, slices)
     facts = {
         "topology": flags["topology"],
         "slices": flags["slices"],
@@ -74,30 +74,33 @@ def _plan(config, flags: dict) -> dict:
     result = facts | plan.compile_step(config, mesh, chip)
     _say_memory(say, result)
     if result.get("fits") is False:
-        result["fits_with"] = _first_that_fits(plan, say, config, devices, slices, chip, dict(mesh.shape))
+        result["fits_with"] = _first_that_fits(plan, topology, say, config, devices, slices, chip, dict(mesh.shape))
     elif chip is not None:
         result["roofline"] = plan.roofline(config, chip, mesh, result["collectives"], result["bytes"]["arguments"])
         r = result["roofline"]
-        say(f"a step takes at least {r['step_seconds_at_least']:.3f} s ({r['bound_by']}), MFU at most {r['mfu_at_most']:.1%}")
+        say(
+            f"a step takes at least {r['step_seconds_at_least']:.3f} s ({r['bound_by']}), MFU at most {r['mfu_at_most']:.1%}"
+            f" ({r['mfu_causal_at_most']:.1%} without masked keys)"
+        )
     for c in result.get("collectives", ()):
         say(f"{c['kind']:<18} over {c['axes']:<12} {c['count']:>6} x, {c['bytes'] / 1e9:,.3f} GB a step")
     return result
 
 
 def _say_memory(say, result: dict) -> None:
-    parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in result["bytes"].items())
+    parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in result["bytes"].items() if size is not None)
     if "fits" not in result:
         say(f"GB a device: {parts}; no verdict without libtpu")
     elif result["fits"]:
         say(f"fits: GB a device: {parts}, of {result['hbm'] / 1e9:.1f}")
     else:
-        say(f"does not fit: GB a device: {parts}; {result.get('compiler', '')}")
+        say(f"does not fit: GB a device: {parts}, of {result['hbm'] / 1e9:.1f}")
 
 
-def _first_that_fits(plan, say, config, devices, slices, chip, sizes) -> str | None:
+def _first_that_fits(plan, topology, say, config, devices, slices, chip, sizes) -> str | None:
     for what, changed in plan.remedies(config, sizes):
         say(f"trying {what}")
-        if plan.compile_step(changed, plan.mesh_of(changed, devices, slices), chip)["fits"]:
+        if plan.compile_step(changed, topology.mesh_of(changed, devices, slices), chip)["fits"]:
             say(f"fits with {what}")
             return what
     say("no remat policy, sharding or batch size tried here fits; take a larger slice")

@@ -50,3 +50,11 @@ def train_flops_per_token(c: ModelConfig) -> float:
     matrices = _matrices(c, c.period[-1], c.experts_per_token)
     head_ahead = 2 * (matrices + 2 * D * D + D * c.vocab_size) + 4 * c.n_heads * c.head_width * keys
     return 3 * (forward_flops_per_token(c, T) + c.mtp_heads * head_ahead)
+
+
+def masked_flops_per_token(c: ModelConfig) -> float:
+    """Of train_flops_per_token, what a causal kernel may leave out: keys that come after the token."""
+    T = c.context_length
+    kinds = [*c.layer_kinds, *[c.period[-1]] * c.mtp_heads]
+    widths = [min(T, kind.window or T) for kind in kinds]  # the token at place t sees min(t, width) keys
+    return 12 * c.n_heads * c.head_width * sum(w * (w - 1) / (2 * T) for w in widths)

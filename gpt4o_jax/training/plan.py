@@ -1,88 +1,22 @@
 """Whether a config fits hardware that is not here: its training step, compiled ahead of time, and what that tells.
 
-libtpu describes slices by name and compiles for them on any machine. Without it eight CPU devices stand in.
+libtpu compiles for slices by name on any machine (topology.py). Without it eight CPU devices stand in.
 """
 
-import collections
 import dataclasses
 import math
 import re
-from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
-from gpt4o_jax import parallel
 from gpt4o_jax.config import RunConfig
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.model import flops
-from gpt4o_jax.parallel.mesh import AXES
 from gpt4o_jax.training.collectives import collectives
 from gpt4o_jax.training.program import Program, build
-
-
-class Chip(NamedTuple):
-    """Published rates of one chip: bfloat16 FLOP/s, bytes of HBM, bytes/s of HBM, of all links (ICI), to other slices (DCN)."""
-
-    flops: float
-    hbm: float
-    hbm_rate: float
-    ici: float
-    dcn: float
-    devices: int  # that JAX sees for one chip
-    accelerator: str  # what TPU_ACCELERATOR_TYPE calls the family
-
-
-# cloud.google.com/tpu/docs, system architecture of v5e, v5p, v6e and tpu7x: peak compute, HBM, inter-chip interconnect. DCN: a
-# chip's share of its host's network card (jax-ml.github.io/scaling-book, TPUs). Put down from memory of these pages: check
-# them before a decision hangs on a few percent.
-CHIPS = {
-    "v5e": Chip(197e12, 16e9, 819e9, 200e9, 3.1e9, 1, "v5litepod"),
-    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 6.25e9, 1, "v5p"),
-    "v6e": Chip(918e12, 32e9, 1640e9, 448e9, 12.5e9, 1, "v6e"),
-    "tpu7x": Chip(2307e12, 192e9, 7380e9, 1200e9, 12.5e9, 2, "tpu7x"),
-}
-
-
-def parse_topology(name: str) -> tuple[str, int]:
-    """'v5p:8x8x8' -> ('v5p', 512 chips). Raises RunError."""
-    family, _, layout = name.partition(":")
-    if family not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", layout):
-        raise RunError(f"--topology={name}: expected FAMILY:AxB or FAMILY:AxBxC with FAMILY one of {', '.join(CHIPS)}")
-    return family, math.prod(map(int, layout.split("x")))
-
-
-def described_devices(name: str, slices: int) -> list:
-    """The devices of `slices` slices that libtpu knows by this name. Raises RunError; ImportError without libtpu."""
-    import libtpu  # noqa: F401  (jax's own error for a missing one is a traceback of its plugin loader)
-    from jax.experimental import topologies
-
-    try:
-        several = {"num_slices": slices} if slices > 1 else {}
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices)
-    except jax.errors.JaxRuntimeError as e:
-        raise RunError(f"--topology={name}: libtpu knows no such slice: {str(e).splitlines()[0]}") from e
-
-
-def mesh_of(config: RunConfig, devices: list, slices: int) -> Mesh:
-    """The config's mesh, laid over the slice as its links run; slices along data, or along fsdp where that divides."""
-    from jax.experimental import mesh_utils
-
-    plain = parallel.make_mesh(config.mesh, devices)  # checks the sizes
-    sizes = [plain.shape[axis] for axis in AXES]
-    if devices[0].platform != "tpu":
-        return plain
-    if slices == 1:
-        laid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    else:
-        between = next((i for i, n in enumerate(sizes[:2]) if n % slices == 0), None)
-        if between is None:
-            raise RunError(f"--slices={slices}: divides neither mesh.data={sizes[0]} nor mesh.fsdp={sizes[1]}")
-        outer = [slices if i == between else 1 for i in range(len(sizes))]
-        inner = [n // o for n, o in zip(sizes, outer, strict=True)]
-        laid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
-    return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+from gpt4o_jax.training.topology import Chip, spread
 
 
 def check_shards(config: RunConfig, program: Program) -> None:
@@ -156,8 +90,8 @@ def compile_step(config: RunConfig, mesh: Mesh, chip: Chip | None) -> dict:
         except jax.errors.JaxRuntimeError as e:
             if chip is None or "RESOURCE_EXHAUSTED" not in str(e):
                 raise
-            used = re.search(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm", str(e))
-            return result | {"fits": False, "compiler": used[0] if used else str(e).splitlines()[0][:200]}
+            state["total"] = _refused(str(e))
+            return result | {"fits": False, "hbm": chip.hbm, "compiler": str(e).splitlines()[0]}
     memory = compiled.memory_analysis()
     state["arguments"] = memory.argument_size_in_bytes
     # Activations, gradients and what else lives for a while: the compiler packs them into one pool and tells its size.
@@ -168,45 +102,58 @@ def compile_step(config: RunConfig, mesh: Mesh, chip: Chip | None) -> dict:
     ids = np.arange(mesh.devices.size).reshape(mesh.devices.shape)
     result["collectives"] = collectives(compiled.as_text(), dict(mesh.shape), ids)
     if chip is not None:
-        result |= {"fits": state["total"] <= chip.hbm / chip.devices, "hbm": chip.hbm / chip.devices}
+        result |= {"fits": state["total"] <= chip.hbm, "hbm": chip.hbm}
     return result
+
+
+def _refused(message: str) -> float | None:
+    """The bytes that a program would need of a device, from the compiler's RESOURCE_EXHAUSTED."""
+    said = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+    said = said or re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM", message)
+    return float(said[1]) * 2 ** (10 * " KMGT".index(said[2] or " ")) if said else None
 
 
 def roofline(config: RunConfig, chip: Chip, mesh: Mesh, found: list[dict], arguments: int) -> dict:
     """Lower bounds of a step's seconds and the MFU that they leave: compute, HBM, and links between chips and slices.
 
-    compute: 6N + 12LDT, and under remat=full another forward pass, at the peak. hbm: parameters and optimizer, read and
-    written once. ici, dcn: (n - 1) / n of every array of the collectives (twice for an all-reduce) over the chip's links.
-    A step takes at least the longest of them.
+    compute: what a causal kernel must compute, under remat=full the blocks' forward pass twice, at the peak. hbm: parameters
+    and optimizer, read and written once. ici, dcn: what of the collectives' arrays must come from other chips and other
+    slices, over all links of a chip. A step takes at least the longest of them.
+    mfu_at_most: by 6N + 12LDT, which counts all T keys of a token; mfu_causal_at_most: by those that it sees.
     """
-    chips, tokens = mesh.devices.size / chip.devices, config.train.batch_size * config.model.context_length
-    useful = flops.train_flops_per_token(config.model) * tokens
-    again = {"full": 4 / 3}.get(config.model.remat, 1.0)
-    seconds = {"compute": useful * again / chips / chip.flops, "hbm": 2 * arguments * chip.devices / chip.hbm_rate}
-    slices = len({getattr(d, "slice_index", 0) for d in mesh.devices.flat})
-    crossing = {axis for i, axis in enumerate(mesh.axis_names) if _crosses(mesh, i)}
-    links = collections.Counter()
+    model, tokens = config.model, config.train.batch_size * config.model.context_length
+    peak = mesh.devices.size / chip.devices * chip.flops
+    useful = flops.train_flops_per_token(model)
+    seen = useful - flops.masked_flops_per_token(model)
+    heads = 2 * model.d_model * model.vocab_size * (1 + model.mtp_heads)
+    again = seen / 3 - heads if model.remat == "full" else 0
+    seconds = {"compute": (seen + again) * tokens / peak, "hbm": 2 * arguments * chip.devices / chip.hbm_rate, "ici": 0, "dcn": 0}
     for c in found:
-        axes = c["axes"].split("+")
-        n, twice = math.prod(mesh.shape[a] for a in axes), 2 if c["kind"] == "all-reduce" else 1
-        links["ici"] += twice * c["bytes"] * (n - 1) / n
-        if crossing & set(axes):  # the members of a group that share a slice share what must leave it
-            links["dcn"] += twice * c["bytes"] * (slices - 1) / slices / (n / slices)
-    seconds["ici"] = links["ici"] * chip.devices / chip.ici
-    seconds["dcn"] = links["dcn"] * chip.devices / chip.dcn
+        ici, dcn = _received(c, mesh, chip.devices)
+        seconds["ici"] += ici / chip.ici
+        seconds["dcn"] += dcn / chip.dcn
     bound = max(seconds.values())
     return {
         "seconds": seconds,
         "bound_by": max(seconds, key=seconds.get),
         "step_seconds_at_least": bound,
-        "mfu_at_most": useful / chips / chip.flops / bound,
+        "mfu_at_most": useful * tokens / peak / bound,
+        "mfu_causal_at_most": seen * tokens / peak / bound,
     }
 
 
-def _crosses(mesh: Mesh, axis: int) -> bool:
-    """Whether devices along this axis of the mesh lie in several slices."""
-    row = mesh.devices[tuple(slice(None) if i == axis else 0 for i in range(mesh.devices.ndim))]
-    return len({getattr(d, "slice_index", 0) for d in row}) > 1
+def _received(collective: dict, mesh: Mesh, devices: int) -> tuple[float, float]:
+    """Bytes that a chip of so many devices must at least receive over (ICI, DCN) in a step."""
+    kind, size = collective["kind"], collective["bytes"]
+    n, chips, slices = spread(mesh, collective["axes"].split("+"))
+    if kind == "all-to-all":  # every device wants something else
+        return size * devices * (chips - slices) / chips / slices, size * devices * (slices - 1) / slices
+    size *= devices * chips / n  # what the devices of one chip share comes once
+    if kind == "collective-permute":
+        return size * (chips > slices), size * (slices > 1)
+    # A chip wants all parts but its own; those of other slices reach one chip of its slice, and from there the others.
+    size *= 2 if kind == "all-reduce" else 1
+    return size * (chips - slices) / chips, size * (slices - 1) / chips
 
 
 def remedies(config: RunConfig, sizes: dict[str, int]):

@@ -1,5 +1,8 @@
 """The parts of a plan: collectives read off compiled programs that do known ones; the roofline by hand; a real slice."""
 
+from types import SimpleNamespace
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +11,10 @@ import pytest
 from gpt4o_jax import parallel
 from gpt4o_jax.config import MeshConfig, ModelConfig, RunConfig, TrainConfig
 from gpt4o_jax.errors import RunError
-from gpt4o_jax.training import plan
+from gpt4o_jax.training import plan, topology
 from gpt4o_jax.training.collectives import collectives
 
-CHIP = plan.Chip(flops=1e12, hbm=1e9, hbm_rate=1e9, ici=1e8, dcn=1e6, devices=1, accelerator="")
+CHIP = topology.Chip(flops=1e12, hbm_rate=1e9, ici=1e8, dcn=1e6, devices=1, hbm=1e9, pod=(2, 4))
 
 
 def read(f, in_specs, out_specs, *shapes):
@@ -75,17 +78,95 @@ def test_roofline_by_hand():
     found = [{"kind": "all-reduce", "axes": "data", "count": 1, "bytes": 8_000_000}]
     r = plan.roofline(config, CHIP, mesh, found, arguments=1_000_000)
     useful = plan.flops.train_flops_per_token(config.model) * 8 * 16
-    assert r["seconds"]["compute"] == pytest.approx(useful * 4 / 3 / 8 / 1e12)
+    seen = useful - 12 * 32 * (16 - 17 / 2) * 8 * 16  # the token at place t of 16 sees t keys, 17 / 2 in the mean
+    again = seen / 3 - 2 * 32 * 64 * 8 * 16  # the block once more, not the head
+    assert r["seconds"]["compute"] == pytest.approx((seen + again) / 8 / 1e12)
     assert r["seconds"]["hbm"] == pytest.approx(2e6 / 1e9)
     assert r["seconds"]["ici"] == pytest.approx(2 * 8e6 * 7 / 8 / 1e8)
     assert r["seconds"]["dcn"] == 0 and r["bound_by"] == "ici"
     assert r["mfu_at_most"] == pytest.approx(useful / 8 / 1e12 / r["step_seconds_at_least"])
+    assert r["mfu_causal_at_most"] == pytest.approx(seen / 8 / 1e12 / r["step_seconds_at_least"])
 
 
-@pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:0x2", "v5e:axb", ""])
-def test_an_unknown_topology_is_told(name):
-    with pytest.raises(RunError, match="expected FAMILY"):
-        plan.parse_topology(name)
+@pytest.mark.parametrize(
+    ("kind", "axes", "ici", "dcn"),
+    [  # 2 slices (data) of 2 chips (fsdp) of 2 devices (tensor); of 8 bytes a chip must receive
+        ("all-gather", "tensor", 0, 0),
+        ("all-gather", "fsdp", 2 * 4, 0),  # half of each of two groups
+        ("all-gather", "fsdp+tensor", 4, 0),  # its two devices want the same half
+        ("all-gather", "data", 0, 2 * 4),
+        (
+            "all-reduce",
+            "data+fsdp",
+            2 * 2 * 4,
+            2 * 2 * 2,
+        ),  # of 3/4: 1/4 from its peer in the other slice, its other 1/4 from here
+        ("all-gather", "data+fsdp+tensor", 4, 2),
+        ("all-to-all", "fsdp", 2 * 4, 0),
+        ("all-to-all", "data+tensor", 0, 2 * 4),
+        ("collective-permute", "fsdp", 2 * 8, 0),
+        ("collective-permute", "fsdp+tensor", 8, 0),
+        ("collective-permute", "tensor", 0, 0),
+    ],
+)
+def test_what_a_chip_must_receive(kind, axes, ici, dcn):
+    class Device(NamedTuple):
+        slice_index: int
+        coords: tuple
+        id: int
+
+    devices = np.empty((2, 2, 2), object)
+    for i in np.ndindex(2, 2, 2):
+        devices[i] = Device(i[0], (i[1], 0, 0), int(np.ravel_multi_index(i, (2, 2, 2))))
+    mesh = SimpleNamespace(devices=devices, axis_names=("data", "fsdp", "tensor"))
+    assert plan._received({"kind": kind, "axes": axes, "bytes": 8}, mesh, devices=2) == (ici, dcn)
+
+
+@pytest.mark.parametrize("window, T", [(None, 7), (3, 7), (7, 7), (9, 7), (1, 5)])
+def test_keys_that_a_causal_kernel_leaves_out(window, T):
+    pattern = ("global",) if window is None else ("local",)
+    c = ModelConfig(vocab_size=64, context_length=T, n_layers=2, d_model=32, n_heads=2, layer_pattern=pattern, window=window)
+    all_keys, seen = min(T, window or T), np.mean([min(t, window or t) for t in range(1, T + 1)])
+    assert plan.flops.masked_flops_per_token(c) == pytest.approx(12 * 2 * 32 * (all_keys - seen))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("v9:2x2", "expected FAMILY"),
+        ("", "expected FAMILY"),
+        ("v5e", "expected v5e:AxB, chips along each axis of the slice, up to 16x16"),
+        ("v5e:0x2", "expected v5e:AxB"),
+        ("v5e:axb", "expected v5e:AxB"),
+        ("v5e:2x2x2", "expected v5e:AxB"),
+        ("v5p:2x2", "expected v5p:AxBxC"),
+        ("v5e:32x8", "no larger v5e than 16x16; several of them: --slices=N"),
+        ("v5p:16x20x32", "no larger v5p"),
+    ],
+)
+def test_a_topology_that_is_none_is_told(name, told):
+    with pytest.raises(RunError, match=told):
+        topology.parse_topology(name)
+
+
+def test_topologies():
+    assert topology.parse_topology("v5p:8x8x8") == ("v5p", 512)
+    assert topology.parse_topology("v5p:28x16x20") == ("v5p", 8960)
+    assert topology.parse_topology("tpu7x:4x4x4") == ("tpu7x", 64)
+
+
+@pytest.mark.parametrize(
+    ("message", "needed"),
+    [  # as libtpu 0.0.42 writes them
+        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (27.00G) exceeds available"
+         " HBM (15.75G).", 27 * 2**30),
+        ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 1.10T of 15.75G hbm."
+         " Exceeded hbm capacity by 1.09T.", 1.1 * 2**40),
+        ("RESOURCE_EXHAUSTED: something else", None),
+    ],
+)  # fmt: skip
+def test_what_the_compiler_would_need_is_read_off_its_refusal(message, needed):
+    assert plan._refused(message) == needed
 
 
 def test_remedies_come_mildest_first():

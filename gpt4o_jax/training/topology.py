@@ -1,0 +1,100 @@
+"""Slices of TPUs that are not here: what their chips can do, and their devices as libtpu describes them."""
+
+import math
+import re
+from typing import NamedTuple
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from gpt4o_jax import parallel
+from gpt4o_jax.config import RunConfig
+from gpt4o_jax.errors import RunError
+from gpt4o_jax.parallel.mesh import AXES
+
+
+class Chip(NamedTuple):
+    """Published rates of one chip, and what libtpu lets a program use of it."""
+
+    flops: float  # bfloat16 FLOP/s
+    hbm_rate: float  # bytes/s
+    ici: float  # bytes/s that it sends over all its links to the chips of its slice
+    dcn: float  # bytes/s that it sends to other slices, its share of its host's network cards
+    devices: int  # that JAX sees for one chip
+    hbm: float  # bytes that a program may use of the memory of one device
+    pod: tuple[int, ...]  # the largest slice
+
+
+# docs.cloud.google.com/tpu/docs/v5e, v5p, v6e and tpu7x (read 2026-11), "Specification | Values": peak compute (BF16), HBM
+# bandwidth, and "Bidirectional inter-chip interconnect (ICI) bandwidth per chip" of 400, 1200, 800 and 1200 GB/s, of which a
+# chip sends half. jax-ml.github.io/scaling-book/tpus gives 10 % less for a link (4.5e10 and 9e10 bytes/s one way), and the
+# same for DCN: 25 Gbit/s a chip for v5e (6.4 Tbit/s a pod of 256), 50 for v5p, 100 for v6e and tpu7x.
+# hbm: libtpu 0.0.42 refuses what needs more, of 16, 96, 32 and 2 x 96 GiB ("exceeds available HBM (15.75G)").
+CHIPS = {
+    "v5e": Chip(197e12, 819e9, 200e9, 3.125e9, 1, 15.75 * 2**30, (16, 16)),
+    "v5p": Chip(459e12, 2765e9, 600e9, 6.25e9, 1, 95.74 * 2**30, (16, 20, 28)),
+    "v6e": Chip(918e12, 1638e9, 400e9, 12.5e9, 1, 31.25 * 2**30, (16, 16)),
+    "tpu7x": Chip(2307e12, 7380e9, 600e9, 12.5e9, 2, 94.75 * 2**30, (16, 16, 36)),
+}
+
+
+def parse_topology(name: str) -> tuple[str, int]:
+    """'v5p:8x8x8' -> ('v5p', 512 chips). Raises RunError where there is no such slice.
+
+    libtpu would describe some of those too, and abort the process when it compiles for them.
+    """
+    family, _, layout = name.partition(":")
+    if family not in CHIPS:
+        raise RunError(f"--topology={name}: expected FAMILY:AxB or FAMILY:AxBxC with FAMILY one of {', '.join(CHIPS)}")
+    pod = CHIPS[family].pod
+    form, largest = "x".join("ABC"[: len(pod)]), "x".join(map(str, pod))
+    if not re.fullmatch(r"[1-9]\d{0,3}" + r"x[1-9]\d{0,3}" * (len(pod) - 1), layout):
+        raise RunError(f"--topology={name}: expected {family}:{form}, chips along each axis of the slice, up to {largest}")
+    sizes = [int(n) for n in layout.split("x")]
+    if any(n > most for n, most in zip(sorted(sizes), sorted(pod), strict=True)):
+        raise RunError(f"--topology={name}: there is no larger {family} than {largest}; several of them: --slices=N")
+    return family, math.prod(sizes)
+
+
+def described_devices(name: str, slices: int) -> list:
+    """The devices of `slices` slices that libtpu knows by this name. Raises RunError; ImportError without libtpu."""
+    import libtpu  # noqa: F401  (jax's own error for a missing one is a traceback of its plugin loader)
+    from jax.experimental import topologies
+
+    try:
+        several = {"num_slices": slices} if slices > 1 else {}
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices)
+    except jax.errors.JaxRuntimeError as e:
+        reason = str(e).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
+        raise RunError(f"--topology={name}: there is no such slice; A and B must be even (libtpu: {reason})") from e
+
+
+def mesh_of(config: RunConfig, devices: list, slices: int) -> Mesh:
+    """The config's mesh, laid over the slice as its links run; slices along data, or along fsdp where that divides."""
+    from jax.experimental import mesh_utils
+
+    plain = parallel.make_mesh(config.mesh, devices)  # checks the sizes
+    sizes = [plain.shape[axis] for axis in AXES]
+    if devices[0].platform != "tpu":
+        return plain
+    if slices == 1:
+        laid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        between = next((i for i, n in enumerate(sizes[:2]) if n % slices == 0), None)
+        if between is None:
+            raise RunError(
+                f"--slices={slices}: slices lie along mesh.data or mesh.fsdp, and it divides neither data={sizes[0]} nor"
+                f" fsdp={sizes[1]}; make one of them a multiple of it"
+            )
+        outer = [slices if i == between else 1 for i in range(len(sizes))]
+        inner = [n // o for n, o in zip(sizes, outer, strict=True)]
+        laid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def spread(mesh: Mesh, axes: list[str]) -> tuple[int, int, int]:
+    """Over how many (devices, chips, slices) a group of devices along these axes extends."""
+    group = mesh.devices[tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)].ravel()
+    slice_of = lambda d: getattr(d, "slice_index", 0)
+    chips = {(slice_of(d), *getattr(d, "coords", (d.id,))) for d in group}
+    return len(group), len(chips), len({slice_of(d) for d in group})
