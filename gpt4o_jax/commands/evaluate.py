@@ -1,7 +1,7 @@
 """scores a run: loss and bits per byte of its hold-out or any text; multiple choice; tasks of lm-evaluation-harness"""
 
 from gpt4o_jax.commands.flags import Flag
-from gpt4o_jax.commands.ready_flags import check_weights
+from gpt4o_jax.commands.ready_flags import check_ready
 from gpt4o_jax.errors import RunError
 
 FLAGS = (
@@ -9,6 +9,7 @@ FLAGS = (
     Flag("step", int, None, "checkpoint step; the newest if not given", low=0),
     Flag("text", str, "", "UTF-8 file, folder or glob to score instead of the hold-out"),
     Flag("weights", str, "", "score them again in bfloat16, int8 or int4, as generate --weights has them: what that costs"),
+    Flag("kv_cache", str, "", "score them again through a cache in float32, bfloat16 or int8, as generate --kv_cache has it"),
     Flag("stride", int, None, "tokens between windows; the run's eval.stride if not given", low=1),
     Flag("choice", str, "", "JSONL of multiple-choice questions (question, choices, answer) to score instead"),
     Flag("tasks", str, "", "NAME[,NAME] of lm-evaluation-harness to score instead (requirements-eval.txt)"),
@@ -19,6 +20,7 @@ FLAGS = (
 _FOR = {
     "stride": ("text", ""),
     "weights": ("text", ""),
+    "kv_cache": ("text", ""),
     "task_dir": ("tasks",),
     "num_fewshot": ("choice", "tasks"),
     "limit": ("choice", "tasks"),
@@ -33,8 +35,7 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
         if flags[name] not in (None, "") and what[0] not in kinds:
             needed = " or ".join(f"--{k}" for k in kinds if k)
             raise RunError(f"evaluate: --{name}={flags[name]} is for {needed}; give that too, or leave it out")
-    if flags["weights"]:
-        check_weights("evaluate", flags["weights"])
+    check_ready("evaluate", _ready(flags))
     import jax
 
     from gpt4o_jax import run as runs
@@ -44,6 +45,11 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     run = runs.open_run(flags["workdir"], flags["step"])
     with jax.set_mesh(run.mesh):
         return {"workdir": str(run.workdir), "step": run.step, **ready(run)}
+
+
+def _ready(flags: dict) -> dict[str, str]:
+    """In what numbers to score again, as far as asked for."""
+    return {name: flags[name] for name in ("weights", "kv_cache") if flags[name]}
 
 
 def _perplexity(flags: dict):
@@ -67,10 +73,13 @@ def _perplexity(flags: dict):
         stride = flags["stride"] or run.config.eval.stride
         how = (documents, run.tokenizer, stride, run.config.eval.batch_size)
         scores = perplexity.evaluate(run.model, run.params, *how)
-        if flags["weights"]:
-            again = perplexity.evaluate(*for_generation(run.model, run.params, flags["weights"]), *how)
+        kinds = _ready(flags)
+        if kinds:
+            ready = for_generation(run.model, run.params, **kinds)
+            again = perplexity.evaluate(*ready, *how, through_cache="kv_cache" in kinds)
             names = ("loss", "perplexity", "bits_per_byte", "accuracy")
-            scores[flags["weights"]] = {name: again[name] for name in names} | {"loss_added": again["loss"] - scores["loss"]}
+            added = {f"{name}_added": again[name] - scores[name] for name in ("loss", "bits_per_byte")}
+            scores["as_generated"] = kinds | {name: again[name] for name in names} | added
         return {"text": flags["text"] or "holdout", **scores}
 
     return score

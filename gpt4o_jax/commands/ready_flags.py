@@ -23,16 +23,8 @@ def ready(run, flags: dict):
 
 
 def check_ready(command: str, flags: dict) -> None:
-    """Raises RunError where one of these flags has a value that is none."""
-    check_weights(command, flags["weights"])
-    _check(command, "kv_cache", flags["kv_cache"], KV_CACHE)
-
-
-def check_weights(command: str, value: str) -> None:
-    """Raises RunError where there is no such type of weights."""
-    _check(command, "weights", value, WEIGHTS)
-
-
-def _check(command: str, name: str, value: str, legal: tuple[str, ...]) -> None:
-    if value not in legal:
-        raise RunError(f"{command}: --{name}={value}: expected one of {', '.join(legal)}{did_you_mean(value, legal)}")
+    """Raises RunError where one of these flags, if it is there, has a value that is none."""
+    for name, legal in (("weights", WEIGHTS), ("kv_cache", KV_CACHE)):
+        value = flags.get(name, legal[0])
+        if value not in legal:
+            raise RunError(f"{command}: --{name}={value}: expected one of {', '.join(legal)}{did_you_mean(value, legal)}")

@@ -1,6 +1,6 @@
 """How well a model predicts text: loss, perplexity, bits per byte, accuracy.
 
-B windows in a call, T positions
+B windows in a call, T positions, C of them at a time, n times
 """
 
 import functools
@@ -15,9 +15,12 @@ from gpt4o_jax.data.batches import Batch
 from gpt4o_jax.data.token_cache import TokenCache
 from gpt4o_jax.data.tokenizer import Tokenizer, byte_lengths
 from gpt4o_jax.errors import RunError
+from gpt4o_jax.model.cache import empty_cache
 from gpt4o_jax.model.gpt import GPT, unembedding
 from gpt4o_jax.ops.cross_entropy import token_scores
 from gpt4o_jax.parallel import constrain
+
+CACHED_TOKENS = 64  # that go through the cache at once
 
 
 def cached_documents(cache: TokenCache, tokenizer: Tokenizer) -> Iterable[np.ndarray]:
@@ -47,17 +50,36 @@ def windows(ids: np.ndarray, T: int, stride: int):
 
 
 @functools.lru_cache(maxsize=4)
-def scorer(model: GPT, loss_chunk: int):
-    """jit: (params, Batch) -> summed (nats, correct) over weighted targets."""
+def scorer(model: GPT, loss_chunk: int, through_cache: bool = False):
+    """jit: (params, Batch) -> summed (nats, correct) over weighted targets. For through_cache see `evaluate`."""
 
     def score(params, batch: Batch):
-        hidden_BTD, _, _ = model.apply({"params": params}, batch.tokens, batch.positions, batch.segments)
+        inputs = (batch.tokens, batch.positions, batch.segments)
+        if through_cache:
+            hidden_BTD = _through_cache(model, params, inputs)
+        else:
+            hidden_BTD, _, _ = model.apply({"params": params}, *inputs)
         how = (loss_chunk, model.compute, model.config.logit_softcap)
         nll_BT, first_BT = token_scores(hidden_BTD, unembedding(params), batch.targets, *how)
         sums = jnp.sum(nll_BT * batch.weights, axis=1), jnp.sum(first_BT * batch.weights, axis=1)
         return tuple(constrain(x_B, None) for x_B in sums)  # whole everywhere: each process of several reads them
 
     return jax.jit(score)
+
+
+def _through_cache(model: GPT, params, inputs):
+    """The hidden states [B, T, D] of (tokens_BT, positions_BT, segments_BT), each token reading those before it from a cache."""
+    B, T = inputs[0].shape
+    C = min(T, CACHED_TOKENS)
+    in_chunks = lambda x_BT: jnp.moveaxis(jnp.pad(x_BT, ((0, 0), (0, -T % C))).reshape(B, -1, C), 1, 0)  # segment 0 is padding
+
+    def one(cache, inputs):
+        hidden_BCD, cache, _ = model.apply({"params": params}, *inputs, cache)
+        return cache, hidden_BCD
+
+    cache = empty_cache(model.config, B, T, model.compute.kv_cache)
+    _, hidden_nBCD = jax.lax.scan(one, cache, tuple(map(in_chunks, inputs)))
+    return jnp.moveaxis(hidden_nBCD, 0, 1).reshape(B, -1, hidden_nBCD.shape[-1])[:, :T]
 
 
 def evaluate(
@@ -69,12 +91,14 @@ def evaluate(
     batch_size: int = 16,
     loss_chunk: int = 512,
     max_tokens: int | None = None,
+    through_cache: bool = False,
 ) -> dict[str, float]:
     """Scores documents (ids from <bos> on); needs the mesh in force.
 
     Windows of T = context_length, starting every `stride` tokens (None: T / 2), so that every
     target but a document's first few sees at least T - stride tokens of context. Every text
     token counts once, <bos> and <eos> never; bytes are the UTF-8 bytes of the scored tokens.
+    through_cache: as generation reads a prompt, keys and values as the model's cache keeps them.
     Returns loss (nats a token), perplexity, bits_per_byte, accuracy, tokens, bytes. Raises RunError
     where stride > T.
     """
@@ -82,7 +106,7 @@ def evaluate(
     stride = stride or max(T // 2, 1)
     if stride > T:
         raise RunError(f"eval.stride={stride} is longer than model.context_length={T}: tokens would be left out; nearest: {T}")
-    score = scorer(model, loss_chunk)
+    score = scorer(model, loss_chunk, through_cache)
     lengths_V = byte_lengths(tokenizer)
     nats = correct = 0.0
     tokens = text_bytes = 0

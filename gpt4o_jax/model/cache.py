@@ -97,7 +97,8 @@ def extend(slots: Slots, k_BTKH, v_BTKH, positions_BT, valid_BT, window: int | N
     if window + T - 1 <= S:
         return written, *_read(written), last_B1 - (last_B1 - slot_S) % S
     # The last of the new tokens push out what the first of them see: they look at the old slots, and at each other.
-    before_B1 = jnp.min(jnp.where(valid_BT, positions_BT, S), axis=1, keepdims=True) - 1
+    none = jnp.iinfo(jnp.int32).max  # beyond every position, which S is not
+    before_B1 = jnp.min(jnp.where(valid_BT, positions_BT, none), axis=1, keepdims=True) - 1
     keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(_read(slots), _read(new), strict=True))
     held_BX = jnp.concatenate([before_B1 - (before_B1 - slot_S) % S, jnp.where(valid_BT, positions_BT, -1)], axis=1)
     return written, keys, values, held_BX

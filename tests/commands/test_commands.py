@@ -68,14 +68,21 @@ def test_evaluate_on_a_text_counts_its_bytes(run, command, tmp_path):
 
 
 def test_evaluate_says_what_fewer_bits_cost(run, command):
-    result, _ = command("evaluate", f"--workdir={run}", "--weights=int8")
-    rounded = result["int8"]
-    assert rounded["loss"] - result["loss"] == rounded["loss_added"] and 0 < abs(rounded["loss_added"]) < 0.02
+    exact, _ = command("evaluate", f"--workdir={run}", "--kv_cache=float32")
+    assert abs(exact["as_generated"]["loss_added"]) < 1e-5
+    for kinds in ({"weights": "int8"}, {"kv_cache": "int8"}, {"weights": "int8", "kv_cache": "int8"}):
+        result, _ = command("evaluate", f"--workdir={run}", *(f"--{name}={kind}" for name, kind in kinds.items()))
+        again = result["as_generated"]
+        assert again.items() >= kinds.items() and abs(again["loss_added"]) < 0.02
+        assert again["loss"] not in (result["loss"], exact["as_generated"]["loss"])
+        assert again["loss"] - result["loss"] == again["loss_added"]
+        assert again["bits_per_byte"] - result["bits_per_byte"] == again["bits_per_byte_added"]
 
 
+@pytest.mark.parametrize("name", ["generate", "evaluate"])
 @pytest.mark.parametrize("flag", ["--weights=int5", "--kv_cache=int4"])
-def test_kinds_that_there_are_not_are_named(run, capsys, flag):
-    assert main(["generate", f"--workdir={run}", flag]) == ExitCode.USAGE
+def test_kinds_that_there_are_not_are_named(run, capsys, flag, name):
+    assert main([name, f"--workdir={run}", flag]) == ExitCode.USAGE
     assert "expected one of float32, bfloat16, int8" in capsys.readouterr().err
 
 

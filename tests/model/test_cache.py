@@ -149,6 +149,12 @@ def test_a_ring_gives_what_the_whole_text_gives(one_device, long_text, kind, pie
     assert max(errors) <= TOLERANCE[kind]
 
 
+def test_a_late_piece_longer_than_a_ring_may_end_in_padding(one_device, long_text):
+    cache, _ = feed(long_text, empty_cache(LOCAL, 2, LONG, spare=0), [0, 0], 30)
+    _, error = feed(long_text, cache, [30, 27], 31)
+    assert error <= 1e-5
+
+
 def test_the_newest_tokens_may_be_taken_back(one_device, long_text):
     """As many as a ring has slots to spare: what was written for them is never seen again."""
     spare = 11
