@@ -48,6 +48,7 @@ def _ours(batch: int, weights: str) -> dict:
         "model.n_layers": LAYERS, "model.n_heads": HEADS, "model.d_model": WIDTH, "model.context_length": 1024,
         "model.vocab_size": VOCABULARY, "model.positions": "learned", "model.norm": "layer", "model.norm_eps": 1e-5,
         "model.mlp": "gelu_tanh", "model.qk_norm": False, "model.bias": True, "model.tied": True, "model.output_init": "scaled",
+        "model.compute_dtype": "float32" if weights == "float32" else "auto",
     }  # fmt: skip
     flags = {"config": "configs/base.py", "batch": batch, "prompt_tokens": PROMPT, "new_tokens": NEW, "repeats": REPEATS}
     flags |= {"weights": weights} | {f"config.{name}": value for name, value in knobs.items()}

@@ -22,13 +22,20 @@ def product(spec: str, x: jax.Array, w: jax.Array | Weight, compute: Compute) ->
     """einsum(spec, x, w), operands rounded to compute.dtype, float32 result. A Weight has its own precision and no gradient.
 
     The last axes of x meet the first of w, and nothing is batched: "BTD,DNH->BTNH".
-    The gradient's two products round their operands too.
+    The gradient's two products round their operands too. On CPU a single row is multiplied in float32: XLA has no
+    kernel for a vector of bfloat16, and takes ten times as long.
     """
     if isinstance(w, Weight):
         return weight_product(x, w, compute)
-    if compute.operand == jnp.float32:
+    if _in_float32(spec, x, compute):
         return _plain(spec, x, w, compute)
     return _rounded(spec, compute, x, w)
+
+
+def _in_float32(spec: str, x, compute: Compute) -> bool:
+    a, _, out = spec.replace("->", ",").split(",")
+    rows = math.prod(size for i, size in zip(a, x.shape, strict=True) if i in out)
+    return compute.operand == jnp.float32 or (compute.platform == "cpu" and rows == 1)
 
 
 def _plain(spec: str, x, w, compute: Compute):
@@ -47,7 +54,7 @@ def joint_product(specs: list[str], x: jax.Array, ws: list[jax.Array], compute: 
     On CPU as one wide product: the narrow ones of a query, key or value projection keep two cores
     busy only half of the time.
     """
-    if compute.platform != "cpu" or compute.operand == jnp.float32 or isinstance(ws[0], Weight):
+    if compute.platform != "cpu" or _in_float32(specs[0], x, compute) or isinstance(ws[0], Weight):
         return [product(spec, x, w, compute) for spec, w in zip(specs, ws, strict=True)]
     widths = [w.size // w.shape[0] for w in ws]
     joint = jnp.concatenate([w.reshape(w.shape[0], -1) for w in ws], axis=1)
