@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import generation_speed
+import request_speed
 import training_speed
 from targets import BOUNDS, TARGETS
 
@@ -198,6 +199,8 @@ MEASUREMENTS = {
     "torch_char": torch_char,
     **{shape: functools.partial(_speed, shape) for shape in training_speed.SHAPES},
     **{f"generate_b{batch}": functools.partial(_generation, batch) for batch in generation_speed.BATCHES},
+    "batching": request_speed.measure_batching,
+    "speculation": request_speed.measure_speculation,
     "first_step": first_step,
     "help": help_text,
     "mup_transfer": mup_transfer,
