@@ -42,7 +42,8 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     if not name and not run.tokenizer.template:
         _tell("this model was not trained to chat: what you write is continued as plain text (--template says otherwise)")
     name = name or run.tokenizer.template or "plain"
-    session = Session(run, chat.template(name), sampling, flags["max_new_tokens"], flags["seed"], flags["system"])
+    template = chat.template_for(name, run.tokenizer)
+    session = Session(run, template, sampling, flags["max_new_tokens"], flags["seed"], flags["system"])
 
     def write(text: str) -> None:
         sys.stdout.write(text)

@@ -27,9 +27,6 @@ class Session:
     replies: int = 0  # ever given
     tokens: int = 0  # of them
 
-    def __post_init__(self):
-        symbol_id(self.template.end, self.run.tokenizer)  # a template for another tokenizer is told at once
-
 
 def prompt(session: Session) -> tuple[list[int], int]:
     """(ids of the conversation up to the reply's first token, turns that had to be dropped for it).

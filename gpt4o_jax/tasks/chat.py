@@ -250,6 +250,26 @@ def template(name: str) -> Template:
     return TEMPLATES[name]
 
 
+def template_for(name: str, tokenizer) -> Template:
+    """The same. Raises RunError also where the tokenizer lacks symbols that it writes."""
+    missing = _missing(template(name), tokenizer)
+    if missing:
+        able = [other for other, t in TEMPLATES.items() if not _missing(t, tokenizer)]
+        raise data_error(
+            f"chat template {name} writes {', '.join(missing)}, which the tokenizer has no symbols for; take"
+            f" --template={' or '.join(able)}, or a model trained or imported with a tokenizer that has them"
+            " (--config.tokenizer.path=FOLDER of a published one)"
+        )
+    return template(name)
+
+
+def _missing(template: Template, tokenizer) -> list[str]:
+    """Names of the symbols of a conversation that the tokenizer does not have."""
+    rendered = template.render([say("user", "a"), say("assistant", "b"), say("user", "c")], True)
+    names = dict.fromkeys(part.name for part, _ in rendered if isinstance(part, Symbol))
+    return [name for name in names if name not in (BOS.name, EOS.name) and name not in tokenizer.names]
+
+
 # ---------------------------------------------------------------- ids
 
 

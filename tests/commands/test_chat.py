@@ -110,5 +110,8 @@ def test_an_interrupted_reply_is_kept_as_far_as_it_came(talk, monkeypatch):
 
 
 def test_templates_that_do_not_fit_are_refused_at_once(run, refused):
-    refused(ExitCode.DATA, "no symbol <|im_end|>", "chat", f"--workdir={run}", "--template=chatml")
+    told = refused(
+        ExitCode.DATA, "template chatml writes <|im_start|>, <|im_end|>,", "chat", f"--workdir={run}", "--template=chatml"
+    )
+    assert "take --template=own or llama2 or mistral or plain, or a model trained or imported with" in told
     refused(ExitCode.DATA, "did you mean plain?", "chat", f"--workdir={run}", "--template=plane")
