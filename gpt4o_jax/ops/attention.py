@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt4o_jax.errors import RunError
-from gpt4o_jax.ops.attention_cpu import block_attention
+from gpt4o_jax.ops.attention_blocks import block_attention
 from gpt4o_jax.ops.attention_splash import LANES, splash_attention
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.masks import causal_mask

@@ -1,0 +1,174 @@
+"""Causal self-attention by blocks of queries: one key/value head at a time, recomputed in the backward pass.
+
+XLA:CPU multiplies the small batched matrices of the plain einsum slowly, and writes all scores [B, N, T, T] to
+memory several times. Here the scores of one block of queries of one head stay in the cache of a core, the keys that
+causality or the window hide from a block are never multiplied, and nothing but the output and one number a query is
+kept for the backward pass, which computes the scores again (FlashAttention-2, arXiv:2307.08691, without its online softmax:
+a row of scores fits). Products are float32: in this form bfloat16 ones are no faster.
+
+`block_attention` is for whole rows on CPUs. `attend` and `attend_backward` are what it is made of, and what
+parallel/context.py puts together for rows that are cut over several devices, there on any platform.
+
+B batch, T positions, N query heads, K key/value heads, G query heads per key/value head, H head width,
+X rows times key/value heads, S positions of keys, c queries of a block, s keys that the block can see
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+SMALLEST_BLOCK, MOST_BLOCKS = 64, 8  # queries; the blocks are unrolled, so that more of them would only compile longer
+
+
+class How(NamedTuple):
+    """What is known when compiling."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+    serial: bool  # heads one after another, as a CPU's cache wants it; or all at once
+
+
+def block_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N, scale: float, window=None, softcap=None):
+    """Equal to ops.attention.attention under causal_mask of rows in order; see there for the arguments. Float32.
+
+    sinks_N, segments_BT: arrays, or None.
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BTKH.shape[2]
+    heads = lambda x: jnp.moveaxis(x, 2, 1).reshape(B * K, T, H)
+    q = jnp.moveaxis(q_BTNH.reshape(B, T, K, N // K, H), 1, 3).reshape(B * K, N // K, T, H)
+    segments = None if segments_BT is None else jnp.repeat(segments_BT, K, axis=0)
+    sinks = None if sinks_N is None else jnp.tile(sinks_N.reshape(K, N // K), (B, 1))
+    out = _rows(How(scale, window, softcap, serial=True), q, heads(k_BTKH), heads(v_BTKH), segments, sinks)
+    return jnp.moveaxis(out.reshape(B, K, N // K, T, H), 3, 1).reshape(B, T, N, H)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rows(how, q, k, v, segments, sinks):
+    return attend(how, q, k, v, segments, sinks=sinks)[0]
+
+
+def _rows_forward(how, q, k, v, segments, sinks):
+    out, normaliser = attend(how, q, k, v, segments, sinks=sinks)
+    return out, (q, k, v, segments, sinks, out, normaliser)
+
+
+def _rows_backward(how, saved, d_out):
+    q, k, v, segments, sinks, out, normaliser = saved
+    d_q, d_k, d_v, d_sinks = attend_backward(how, q, k, v, out, normaliser, d_out, segments, sinks=sinks)
+    return d_q, d_k, d_v, None, d_sinks
+
+
+_rows.defvjp(_rows_forward, _rows_backward)
+
+
+def attend(how: How, q, k, v, segments=None, key_segments=None, sinks=None, distance=None):
+    """(softmax over the visible keys, times values [X, G, T, H]; log of its denominator [X, G, T, 1]), float32.
+
+    q: [X, G, T, H], float32; k, v: [X, S, H], whose type the operands of products take; sinks: [X, G] or None.
+    distance: None: the keys are the queries' own, causal, with segments [X, T] or None. Else positions, possibly traced,
+    from the first key to the first query, with all keys before all queries, and key_segments [X, S] theirs. What the
+    window and segments leave a query nothing of has the least of all normalisers and means nothing.
+    """
+
+    def head(q_GTH, k_SH, v_SH, segments_T, key_segments_S, sinks_G):
+        segments_S = segments_T if distance is None else key_segments_S
+        outs, normalisers = [], []
+        for begin, end, first, last in _blocks(q_GTH.shape[1], k_SH.shape[0], how.window, distance):
+            segments_cs = _part(segments_T, begin, end), _part(segments_S, first, last)
+            scores_Gcs, _ = _scores(how, q_GTH[:, begin:end], k_SH[first:last], *segments_cs, begin, first, distance)
+            top_Gc1 = jnp.max(scores_Gcs, axis=-1, keepdims=True)
+            if sinks_G is not None:
+                top_Gc1 = jnp.maximum(top_Gc1, sinks_G[:, None, None])
+            weights_Gcs = jnp.exp(scores_Gcs - top_Gc1)
+            total_Gc1 = jnp.sum(weights_Gcs, axis=-1, keepdims=True)
+            if sinks_G is not None:
+                total_Gc1 += jnp.exp(sinks_G[:, None, None] - top_Gc1)
+            G, c, s = weights_Gcs.shape
+            out_GcH = _dot(weights_Gcs.reshape(G * c, s), v_SH[first:last]).reshape(G, c, -1)
+            outs.append(out_GcH / total_Gc1)
+            normalisers.append(top_Gc1 + jnp.log(total_Gc1))
+        return jnp.concatenate(outs, axis=1), jnp.concatenate(normalisers, axis=1)
+
+    return _over_heads(how, head, (q, k, v, segments, key_segments, sinks))
+
+
+def attend_backward(how: How, q, k, v, out, normaliser, d_out, segments=None, key_segments=None, sinks=None, distance=None):
+    """Gradients of q, k, v and sinks (or None), float32, as far as these keys go.
+
+    out, normaliser: of the softmax over all keys, be they these or more. The other arguments are those of `attend`.
+    """
+
+    def head(q_GTH, k_SH, v_SH, segments_T, key_segments_S, sinks_G, out_GTH, normaliser_GT1, d_out_GTH):
+        # softmax's gradient: weights * (d_weights - sum(weights * d_weights)), the sum is that of out * d_out.
+        inner_GT1 = jnp.sum(out_GTH * d_out_GTH, axis=-1, keepdims=True)
+        segments_S = segments_T if distance is None else key_segments_S
+        d_q, d_k, d_v = [], *(jnp.zeros(x.shape, jnp.float32) for x in (k_SH, v_SH))
+        for begin, end, first, last in _blocks(q_GTH.shape[1], k_SH.shape[0], how.window, distance):
+            q_GcH, k_sH, v_sH = q_GTH[:, begin:end], k_SH[first:last], v_SH[first:last]
+            segments_cs = _part(segments_T, begin, end), _part(segments_S, first, last)
+            scores_Gcs, slope = _scores(how, q_GcH, k_sH, *segments_cs, begin, first, distance)
+            weights_Gcs = jnp.exp(scores_Gcs - normaliser_GT1[:, begin:end])
+            G, c, s = weights_Gcs.shape
+            d_out_XH = d_out_GTH[:, begin:end].reshape(G * c, -1)
+            d_weights_Gcs = _dot(d_out_XH, v_sH.T).reshape(G, c, s)
+            d_scores_Gcs = weights_Gcs * (d_weights_Gcs - inner_GT1[:, begin:end])
+            if slope is not None:
+                d_scores_Gcs *= slope
+            d_scores_Xs = d_scores_Gcs.reshape(G * c, s)
+            d_q.append(_dot(d_scores_Xs, k_sH).reshape(G, c, -1) * how.scale)
+            scaled_XH = (q_GcH.reshape(G * c, -1) * how.scale).astype(k.dtype)
+            d_k = d_k.at[first:last].add(_dot(d_scores_Xs.T, scaled_XH))
+            d_v = d_v.at[first:last].add(_dot(weights_Gcs.reshape(G * c, s).T, d_out_XH.astype(v.dtype)))
+        d_sinks = None if sinks_G is None else -jnp.sum(jnp.exp(sinks_G[:, None, None] - normaliser_GT1) * inner_GT1, axis=(1, 2))
+        return jnp.concatenate(d_q, axis=1), d_k, d_v, d_sinks
+
+    return _over_heads(how, head, (q, k, v, segments, key_segments, sinks, out, normaliser, d_out))
+
+
+def _over_heads(how, head, arrays):
+    return jax.lax.map(lambda x: head(*x), arrays) if how.serial else jax.vmap(head)(*arrays)
+
+
+def _blocks(T: int, S: int, window: int | None, distance):
+    """(first query, end of the queries, first key, end of the keys) of each block."""
+    size = max(SMALLEST_BLOCK, -(-T // MOST_BLOCKS))
+    for begin in range(0, T, size):
+        end = min(begin + size, T)
+        if distance is None:
+            yield begin, end, 0 if window is None else max(0, begin - window + 1), end
+        else:
+            yield begin, end, 0, S
+
+
+def _part(segments, begin, end):
+    return None if segments is None else segments[begin:end]
+
+
+def _scores(how, q_GcH, k_sH, segments_c, segments_s, begin, first, distance):
+    """(scores [G, c, s] with hidden ones at the least float32, the derivative of the soft-cap or None)."""
+    c, s = q_GcH.shape[1], k_sH.shape[0]
+    scores = _dot(q_GcH.reshape(-1, q_GcH.shape[-1]) * how.scale, k_sH.T).reshape(-1, c, s)
+    slope = None
+    if how.softcap is not None:
+        capped = jnp.tanh(scores / how.softcap)
+        scores, slope = capped * how.softcap, 1 - capped * capped
+    visible = _visible(how.window, begin + jnp.arange(c)[:, None], first + jnp.arange(s), segments_c, segments_s, distance)
+    return scores if visible is None else jnp.where(visible, scores, jnp.finfo(jnp.float32).min), slope
+
+
+def _visible(window, at_c1, at_s, segments_c, segments_s, distance):
+    """[c, s], or None where every key is seen."""
+    conditions = [at_s <= at_c1] if distance is None else []
+    if window is not None:
+        conditions.append(at_s > at_c1 + (0 if distance is None else distance) - window)
+    if segments_c is not None:
+        conditions.append(segments_c[:, None] == segments_s)
+    return functools.reduce(jnp.logical_and, conditions) if conditions else None
+
+
+def _dot(x, y):
+    return jnp.dot(x.astype(y.dtype), y, preferred_element_type=jnp.float32)
