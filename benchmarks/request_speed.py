@@ -19,9 +19,9 @@ from training_speed import _last_line as last_line
 GPT2_124M, ROWS, REQUESTS, MEAN, WEIGHTS, ROUNDS = (12, 12, 768, 50257), 8, 64, 64, "bfloat16", 3
 LONGEST = 384  # new tokens of a request, which with its prompt of at most 128 fill 512
 PHRASES, TRAINING = 4000, {  # a model that learns to copy, in about a minute
-    "model.n_layers": 4, "model.scan_unroll": 4, "model.d_model": 128, "model.n_heads": 2, "model.context_length": 256,
+    "model.n_layers": 2, "model.scan_unroll": 2, "model.d_model": 128, "model.n_heads": 2, "model.context_length": 256,
     "tokenizer.vocab_size": 1024, "data.source": "text", "data.separator": "\n", "data.shingle_bytes": 0,
-    "train.batch_size": 8, "train.length": "500 steps", "train.steps_per_dispatch": 10, "optimizer.name": "muon",
+    "train.batch_size": 8, "train.length": "600 steps", "train.steps_per_dispatch": 10, "optimizer.name": "muon",
     "optimizer.peak_lr": 3e-3, "eval.every": 0, "sample.every": 0, "checkpoint.every": 0, "log.tensorboard": False,
 }  # fmt: skip
 PROMPTS, NEW, DRAFT = 4, 192, 4  # texts that are continued; tokens of each; tokens drafted at once
@@ -51,10 +51,10 @@ def _in_process(*args) -> dict:
 
 
 def _phrases(seed: int):
-    """Endless phrases of 6 to 16 words out of 300."""
+    """Endless phrases of 6 to 16 words out of 64."""
     draw = random.Random(seed)
     syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
-    words = ["".join(random.Random(i).sample(syllables, 2)) for i in range(300)]
+    words = ["".join(random.Random(i).sample(syllables, 2)) for i in range(64)]
     while True:
         yield " ".join(draw.choices(words, k=draw.randint(6, 16)))
 

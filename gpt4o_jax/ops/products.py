@@ -17,13 +17,16 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.weights import Weight, weight_product
 
+# XLA:CPU has no kernel for a vector of bfloat16 (it takes 12 to 25 times as long as in float32), and gains nothing with a few
+# rows. All of them in one way: with a draft, several tokens of a text are computed at once, and should come out the same.
+FEW_ROWS = 8
+
 
 def product(spec: str, x: jax.Array, w: jax.Array | Weight, compute: Compute) -> jax.Array:
     """einsum(spec, x, w), operands rounded to compute.dtype, float32 result. A Weight has its own precision and no gradient.
 
     The last axes of x meet the first of w, and nothing is batched: "BTD,DNH->BTNH".
-    The gradient's two products round their operands too. On CPU a single row is multiplied in float32: XLA has no
-    kernel for a vector of bfloat16, and takes ten times as long.
+    The gradient's two products round their operands too. On CPU fewer than FEW_ROWS rows are multiplied in float32.
     """
     if isinstance(w, Weight):
         return weight_product(x, w, compute)
@@ -35,7 +38,7 @@ def product(spec: str, x: jax.Array, w: jax.Array | Weight, compute: Compute) ->
 def _in_float32(spec: str, x, compute: Compute) -> bool:
     a, _, out = spec.replace("->", ",").split(",")
     rows = math.prod(size for i, size in zip(a, x.shape, strict=True) if i in out)
-    return compute.operand == jnp.float32 or (compute.platform == "cpu" and rows == 1)
+    return compute.operand == jnp.float32 or (compute.platform == "cpu" and rows < FEW_ROWS)
 
 
 def _plain(spec: str, x, w, compute: Compute):
