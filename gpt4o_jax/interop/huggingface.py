@@ -15,6 +15,7 @@ from gpt4o_jax import parallel
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.config import MeshConfig
 from gpt4o_jax.data import tokenizer as tokenizers
+from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import RunError, data_error
 from gpt4o_jax.interop import config_json, files, weights
 from gpt4o_jax.model import flops, gpt
@@ -70,7 +71,30 @@ def export_folder(run: Run, target: Path, name: str = "", dtype: str = "float32"
         ids = {"bos_token_id": symbols.bos, "eos_token_id": list(symbols.eos), "pad_token_id": symbols.pad}
         values = config_json.from_model(family, m) | ids | {"torch_dtype": dtype, "initializer_range": m.init_std}
         (beside / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+        said = tokenizer_config(run.tokenizer)
+        if said:
+            (beside / "tokenizer_config.json").write_text(json.dumps(said, indent=2) + "\n")
     return {"family": family.name, "parameters": flops.parameter_count(m), "tensors": len(theirs.shapes)}
+
+
+def tokenizer_config(tokenizer: Tokenizer) -> dict:
+    """What tells transformers' AutoTokenizer how to read the files of `tokenizer`; empty for those by bytes or characters,
+    which it has no class for."""
+    classes = {"json": "PreTrainedTokenizerFast", "sentencepiece": "LlamaTokenizer", "bpe": "LlamaTokenizer"}
+    if tokenizer.kind not in classes:
+        return {}
+    symbols, by_id = tokenizer.symbols, {i: name for name, i in tokenizer.names.items()}
+    roles = {
+        "bos_token": symbols.bos,
+        "eos_token": symbols.eos[0],
+        "pad_token": symbols.pad,
+        "unk_token": tokenizer.names.get("<unk>"),
+    }
+    how = {"add_bos_token": symbols.prompts_begin, "add_eos_token": False, "clean_up_tokenization_spaces": False}
+    if classes[tokenizer.kind] == "LlamaTokenizer":
+        how |= {"add_prefix_space": bool(tokenizer.prefix), "legacy": False}
+    named = {role: by_id[i] for role, i in roles.items() if i in by_id}
+    return {"tokenizer_class": classes[tokenizer.kind], **named, **how}
 
 
 @contextlib.contextmanager

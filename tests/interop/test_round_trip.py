@@ -180,4 +180,6 @@ def test_a_published_tokenizer_travels_with_the_weights(hf, tmp_path):
     first, second = (run.open_run(tmp_path / r).tokenizer for r in ("run", "again"))
     assert (first.symbols.bos, first.symbols.eos) == (1, (2,)) and first.digest == second.digest
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [2]
+    said = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert (said["tokenizer_class"], said["bos_token"], said["eos_token"]) == ("PreTrainedTokenizerFast", "<s>", "</s>")
     assert first.encode("ABC") == library.encode("ABC").ids == second.encode("ABC")
