@@ -1,4 +1,4 @@
-"""Every knob of the project: its type, its default, one sentence. Those of the model are in config_model.py.
+"""Every knob of the project: its type, its default, one sentence. Those of the model and the mesh have files of their own.
 
 Defaults exist here and nowhere else. `base_config()` gives them as an ml_collections
 ConfigDict, which files in configs/ override and the command line overrides again;
@@ -12,6 +12,7 @@ import types
 import typing
 from typing import Any
 
+from gpt4o_jax.config_mesh import MeshConfig
 from gpt4o_jax.config_mixture import SOURCES
 from gpt4o_jax.config_model import ModelConfig, knob
 from gpt4o_jax.config_rules import validate
@@ -153,15 +154,6 @@ class CheckpointConfig:
     every: int = knob(500, "Steps between checkpoints; the last step is always saved. 0: only the last.", low=0)
     keep_last: int = knob(2, "Newest checkpoints kept.", low=1)
     keep_every: int = knob(0, "Checkpoints at multiples of this many steps are kept for good; 0: none.", low=0)
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each mesh axis; at most one may be -1, which takes what is left."""
-
-    data: int = knob(-1, "Data parallelism: rows of the batch.", low=-1)
-    fsdp: int = knob(1, "Rows of the batch and shards of every parameter.", low=-1)
-    tensor: int = knob(1, "Heads, feed-forward width and vocabulary.", low=-1)
 
 
 @dataclasses.dataclass(frozen=True)

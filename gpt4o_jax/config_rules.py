@@ -3,7 +3,6 @@
 Messages name both numbers and the nearest legal value.
 """
 
-import dataclasses
 import math
 
 from gpt4o_jax import config_mixture
@@ -77,9 +76,37 @@ def validate(c) -> None:
                 f" nearest: {name}={_nearest_multiple(every, k)}"
             )
     _validate_data(c.data)
-    sizes = dataclasses.asdict(c.mesh)
-    if sum(v == -1 for v in sizes.values()) > 1 or 0 in sizes.values():
-        raise RunError(f"config.mesh={sizes}: axis sizes are positive, and at most one is -1")
+    sizes = c.mesh.wanted()
+    if sum(v == -1 for v in sizes.values()) > 1:
+        raise RunError(f"config.mesh={sizes}: at most one axis takes what is left (-1); give the others their sizes")
+
+
+def validate_sizes(c, mesh: dict[str, int]) -> None:
+    """Raises RunError where something does not divide into its shards on a mesh of these sizes. c: model.vocab_size is known."""
+    m, t = c.model, c.train
+    rows, twice = ("data", "fsdp", "expert"), 2 if mesh["context"] > 1 else 1
+    for name, value, unit, axes in (
+        ("train.batch_size", t.batch_size, t.accumulate, rows),
+        ("model.context_length", m.context_length, twice, ("context", "tensor")),
+        ("model.d_model", m.d_model, 1, ("fsdp",)),
+        ("model.n_heads", m.n_heads, 1, ("tensor",)),
+        ("model.n_kv_heads", m.kv_heads, 1, ("tensor",)),
+        ("model.d_ff", m.ff_width, 1, ("tensor",)),
+        ("model.expert_d_ff", m.expert_width, 1, ("tensor",)),
+        ("model.vocab_size", m.vocab_size, 1, ("tensor",)),
+        ("model.n_experts", m.n_experts, 1, ("expert",)),
+        ("model.n_layers", m.n_layers, len(m.period), ("stage",)),
+    ):
+        ways = math.prod(mesh[a] for a in axes)
+        parts = unit * ways
+        if ways > 1 and (value % parts or not value):
+            times = f" times {unit}" if unit > 1 else ""
+            legal = [d for d in range(1, value // unit + 1) if value % (d * unit) == 0 and d <= ways] or [1]
+            raise RunError(
+                f"config.{name}={value} is not a multiple of {parts} (mesh axes {' * '.join(axes)}{times}); nearest:"
+                f" {name}={max(1, -(-value // parts)) * parts}, or {' * '.join(f'mesh.{a}' for a in axes)} one of"
+                f" {', '.join(map(str, legal))}"
+            )
 
 
 def _validate_model(m) -> None:

@@ -8,7 +8,6 @@ With a published tokenizer: tokenizer.extra.json, and tokenizer.json in the plac
 
 import dataclasses
 import json
-import math
 
 import jax
 from etils import epath
@@ -17,6 +16,7 @@ from gpt4o_jax import parallel
 from gpt4o_jax.checkpoint import manifest
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.config import RunConfig, flatten, freeze, to_dict
+from gpt4o_jax.config_rules import validate_sizes
 from gpt4o_jax.data import corpus as corpora
 from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.data.corpus import Corpus
@@ -165,7 +165,7 @@ def _resolved(config: RunConfig, tokenizer: Tokenizer, platform: str, stored: Ru
 
 def _check_fit(config: RunConfig, corpus: Corpus, mesh: jax.sharding.Mesh) -> None:
     """What only shows once text, tokenizer and devices are known."""
-    m, t = config.model, config.train
+    m = config.model
     compute = Compute(mesh.devices.flat[0].platform, m.compute_dtype)
     implementation(m, compute, m.context_length, m.dropout > 0)  # raises where attention cannot be had as asked
     corpora.training_rows(config, corpus)  # raises where the text is too short
@@ -176,23 +176,7 @@ def _check_fit(config: RunConfig, corpus: Corpus, mesh: jax.sharding.Mesh) -> No
                 f"config.sample.prompts: {prompt!r} is {tokens} tokens with <bos>, but model.context_length={m.context_length}"
                 " must leave a place for a new token; shorten the prompt"
             )
-    rows, fsdp, tensor = ("data", "fsdp"), ("fsdp",), ("tensor",)
-    for name, value, unit, axes in (
-        ("train.batch_size", t.batch_size, t.accumulate, rows),
-        ("model.d_model", m.d_model, 1, fsdp),
-        ("model.n_heads", m.n_heads, 1, tensor),
-        ("model.n_kv_heads", m.kv_heads, 1, tensor),
-        ("model.d_ff", m.ff_width, 1, tensor),
-        ("model.expert_d_ff", m.expert_width, 1, tensor),
-        ("model.vocab_size", m.vocab_size, 1, tensor),
-    ):
-        parts = unit * math.prod(mesh.shape[a] for a in axes)
-        if value % parts:
-            times = f" times accumulate={unit}" if unit > 1 else ""
-            raise RunError(
-                f"config.{name}={value} is not a multiple of {parts} (mesh axes {' * '.join(axes)}{times});"
-                f" nearest: {name}={-(-value // parts) * parts}"
-            )
+    validate_sizes(config, dict(mesh.shape))
 
 
 def _check_corpus(workdir: epath.Path, corpus: Corpus) -> None:

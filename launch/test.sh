@@ -11,4 +11,4 @@ prepare_environment "$(runtime_requirements)" requirements-dev.txt
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
 .venv/bin/lint-imports
-.venv/bin/python -m pytest "$@"
+.venv/bin/python -m pytest -n logical --dist loadfile "$@"

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from gpt4o_jax.commands import config_file
 from gpt4o_jax.config import RunConfig, base_config, flatten, freeze, knobs, parse_value, to_dict
+from gpt4o_jax.config_mesh import AXES
 from gpt4o_jax.config_rules import parse_length
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.length import total_steps
-from gpt4o_jax.parallel.mesh import AXES
 
 ROOT = Path(__file__).parent.parent
 BASE = str(ROOT / "configs" / "base.py")
@@ -54,7 +54,11 @@ def test_every_knob_has_a_sentence():
 
 def test_every_knob_is_read_outside_config_py():
     """A knob that nothing reads would be accepted and ignored."""
-    sources = (p for p in (ROOT / "gpt4o_jax").rglob("*.py") if p.name not in ("config.py", "config_model.py", "config_rules.py"))
+    sources = (
+        p
+        for p in (ROOT / "gpt4o_jax").rglob("*.py")
+        if p.name not in ("config.py", "config_mesh.py", "config_model.py", "config_rules.py")
+    )
     text = "\n".join(p.read_text() for p in sources)
     through = {  # read through a property or function of config.py, or under another name
         "model.n_kv_heads": ".kv_heads",
@@ -77,7 +81,7 @@ def test_every_knob_is_read_outside_config_py():
         "tokenizer.vocab_size": "wanted.vocab_size",
         "data.path": "config.path",
     }
-    through |= {f"mesh.{axis}": "getattr(config, axis)" for axis in AXES}
+    through |= {f"mesh.{axis}": "config.sizes(" for axis in ("preset", *AXES)}
     fields = [name.rpartition(".")[2] for name in knobs()]
 
     def is_read(name):
@@ -228,8 +232,8 @@ def test_any_text_is_a_value_or_one_clear_line(name, text):
         ({"optimizer": {"name": "schedule_free", "schedule": "constant", "b1": 0.0}}, "needs b1 above 0 (got 0.0)"),
         ({"data": {"source": "text"}}, "config.data.path is empty"),
         ({"data": {"holdout": "tail"}}, "shingle_bytes=50: near-duplicates can be dropped only with data.holdout=hash"),
-        ({"mesh": {"fsdp": -1}}, "at most one is -1"),
-        ({"mesh": {"data": 0}}, "axis sizes are positive"),
+        ({"mesh": {"fsdp": -1, "data": -1}}, "at most one axis takes what is left (-1)"),
+        ({"mesh": {"preset": "fdsp"}}, "did you mean fsdp?"),
     ],
 )  # fmt: skip
 def test_bad_values_are_refused(values, fragment):

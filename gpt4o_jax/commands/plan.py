@@ -63,8 +63,8 @@ def _plan(config, flags: dict) -> dict:
         "flops_per_token": flops.train_flops_per_token(config.model),
     }
     if flags["show"]:
+        plan.validate_sizes(config, dict(mesh.shape))
         program = plan.build(config, mesh)
-        plan.check_shards(config, program)
         with jax.set_mesh(mesh):
             rows = plan.show_sharding(program, gpt.logical_axes(program.model))
         for r in rows:

@@ -16,8 +16,8 @@ from gpt4o_jax.data.token_cache import TokenCache
 from gpt4o_jax.data.tokenizer import Tokenizer, byte_lengths
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.model.cache import empty_cache
-from gpt4o_jax.model.gpt import GPT, unembedding
-from gpt4o_jax.ops.cross_entropy import token_scores
+from gpt4o_jax.model.gpt import GPT
+from gpt4o_jax.model.vocabulary import head_scores
 from gpt4o_jax.parallel import constrain
 
 CACHED_TOKENS = 64  # that go through the cache at once
@@ -59,8 +59,7 @@ def scorer(model: GPT, loss_chunk: int, through_cache: bool = False):
             hidden_BTD = _through_cache(model, params, inputs)
         else:
             hidden_BTD, _, _ = model.apply({"params": params}, *inputs)
-        how = (loss_chunk, model.compute, model.config.logit_softcap)
-        nll_BT, first_BT = token_scores(hidden_BTD, unembedding(params), batch.targets, *how)
+        nll_BT, first_BT = head_scores(model.config, model.compute, params, hidden_BTD, batch.targets, loss_chunk)
         sums = jnp.sum(nll_BT * batch.weights, axis=1), jnp.sum(first_BT * batch.weights, axis=1)
         return tuple(constrain(x_B, None) for x_B in sums)  # whole everywhere: each process of several reads them
 

@@ -17,7 +17,7 @@ from gpt4o_jax.model.moe import Experts
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.positions import Rotation
 from gpt4o_jax.ops.weights import Weight
-from gpt4o_jax.parallel import constrain
+from gpt4o_jax.parallel import constrain, even
 
 
 class Shared(NamedTuple):
@@ -65,15 +65,15 @@ class Block(nn.Module):
         rotation = (self.kind.local and shared.local_rotation) or shared.rotation
         inputs = (shared.positions_BT, shared.segments_BT, rotation, layer_cache, self.train, more_BTKH)
         attention = Attention(c, self.compute, output_init, self.kind.window, name="attention")
-        y_BTD, layer_cache = attention(self._norm("attention_norm", x_BTD, "pre"), *inputs)
-        x_BTD = constrain(x_BTD + self._norm("attention_post_norm", y_BTD, "post"), "batch", "seq", "embed")
-        inner_BTD, routings = self._norm("mlp_norm", x_BTD, "pre"), {}
+        y_BTD, layer_cache = attention(inside_block(self._norm("attention_norm", x_BTD, "pre")), *inputs)
+        x_BTD = between_blocks(x_BTD + self._norm("attention_post_norm", between_blocks(y_BTD), "post"))
+        inner_BTD, routings = inside_block(self._norm("mlp_norm", x_BTD, "pre")), {}
         if self.kind.experts:
             experts = Experts(c, self.compute, output_init, name="moe")
             y_BTD, routings["moe"] = experts(inner_BTD, shared.segments_BT, self.train)
         else:
             y_BTD = MLP(c, self.compute, output_init, name="mlp")(inner_BTD, self.train)
-        x_BTD = constrain(x_BTD + self._norm("mlp_post_norm", y_BTD, "post"), "batch", "seq", "embed")
+        x_BTD = between_blocks(x_BTD + self._norm("mlp_post_norm", between_blocks(y_BTD), "post"))
         return x_BTD, (layer_cache, routings)
 
     def _norm(self, name: str, x_BTD, position: str):
@@ -81,6 +81,20 @@ class Block(nn.Module):
         if self.config.norm_position not in (position, "sandwich"):
             return x_BTD
         return make_norm(self.config, name)(x_BTD)
+
+
+def between_blocks(x_BTD):
+    """Sharded as the residual stream is: along T over "tensor" too, which no head or hidden width takes there.
+
+    Norms and sums then work on a part each (sequence parallelism, arXiv:2205.05198).
+    """
+    B, T, D = even(x_BTD, "batch", "residual", "embed")
+    return constrain(x_BTD, B, T or "seq", D)
+
+
+def inside_block(x_BTD):
+    """Sharded as what enters a product is: with all tokens that a group over "tensor" works on."""
+    return constrain(x_BTD, "batch", "seq", "embed")
 
 
 def make_norm(c: ModelConfig, name: str) -> Norm:

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 
 from gpt4o_jax.config import ModelConfig
 from gpt4o_jax.model.ahead import look_ahead
-from gpt4o_jax.model.block import Shared, layers, make_norm
+from gpt4o_jax.model.block import Shared, between_blocks, layers, make_norm
 from gpt4o_jax.model.cache import Cache
 from gpt4o_jax.model.layers import normal, param
+from gpt4o_jax.model.vocabulary import lookup, unembedding
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.cross_entropy import capped_logits
 from gpt4o_jax.ops.positions import RopeScaling, Rotation, rotation
-from gpt4o_jax.ops.weights import Weight, rows
 from gpt4o_jax.parallel import constrain
 
 
@@ -46,14 +46,15 @@ class GPT(nn.Module):
         """
         c = self.config
         table_VD = param(self, "embedding", normal(c.init_std), (c.vocab_size, c.d_model), ("vocab", "embed"))
-        x_BTD = rows(table_VD, tokens_BT) if isinstance(table_VD, Weight) else jnp.take(table_VD, tokens_BT, axis=0)
+        x_BTD = lookup(table_VD, tokens_BT, ("vocab", "embed"))
         if c.embed_scale:
             x_BTD *= (c.d_model * c.width_ratio) ** 0.5  # under muP as in the base model
         embedded_BTD = x_BTD
         if c.positions == "learned":
-            shape = (c.context_length, c.d_model)
-            x_BTD += jnp.take(param(self, "positions", normal(c.init_std), shape, ("position", "embed")), positions_BT, axis=0)
-        x_BTD = constrain(nn.Dropout(c.dropout, deterministic=not train)(x_BTD), "batch", "seq", "embed")
+            axes = ("position", "embed")
+            table_PD = param(self, "positions", normal(c.init_std), (c.context_length, c.d_model), axes)
+            x_BTD += lookup(table_PD, positions_BT, axes)
+        x_BTD = between_blocks(nn.Dropout(c.dropout, deterministic=not train)(x_BTD))
 
         first_BTD = x_BTD if c.residual_mix else None
         rotations = _rotations(c, positions_BT)
@@ -80,7 +81,7 @@ class GPT(nn.Module):
         init, axes = normal(c.hidden_std * c.d_model**0.5), ("vocab", "kv_heads", "head_dim")
         shape = (c.vocab_size, c.kv_heads, c.head_width)
         tables = [param(self, f"value_embedding_{i}", init, shape, axes) for i in range(c.value_embeddings)]
-        values_nBTKH = jnp.stack([jnp.take(table_VKH, tokens_BT, axis=0) for table_VKH in tables])
+        values_nBTKH = jnp.stack([lookup(table_VKH, tokens_BT, axes) for table_VKH in tables])
         return constrain(values_nBTKH, None, "batch", "seq", "kv_heads", "head_dim")
 
 
@@ -93,14 +94,6 @@ def _rotations(c: ModelConfig, positions_BT) -> tuple[Rotation | None, Rotation 
         scaling = RopeScaling(c.rope_scaling, c.rope_factor, c.rope_original_context, *c.rope_turns)
     local = None if c.rope_local_theta is None else rotation(positions_BT, c.rotary_width, c.rope_local_theta)
     return rotation(positions_BT, c.rotary_width, c.rope_theta, scaling), local
-
-
-def unembedding(params) -> jax.Array | Weight:
-    """The head's matrix [D, V]: its own, or the embedding table transposed where they are tied (as a Weight it already is)."""
-    if "unembedding" in params:
-        return params["unembedding"]
-    table = params["embedding"]
-    return table if isinstance(table, Weight) else table.T
 
 
 def unembed(model: GPT, params, hidden_BTD: jax.Array) -> jax.Array:

@@ -22,7 +22,15 @@ class LossSums(NamedTuple):
 
 
 def cross_entropy(
-    hidden_BTD, unembed_DV, targets_BT, weights_BT, chunk: int, compute: Compute, softcap: float = 0.0, z_loss: float = 0.0
+    hidden_BTD,
+    unembed_DV,
+    targets_BT,
+    weights_BT,
+    chunk: int,
+    compute: Compute,
+    softcap: float = 0.0,
+    z_loss: float = 0.0,
+    vocab_axis: str | None = None,
 ) -> LossSums:
     """Weighted sum of -log softmax(logits)[target] + z_loss * logsumexp(logits)^2, logits as in `capped_logits`.
 
@@ -31,8 +39,9 @@ def cross_entropy(
     the forward pass, chunk by chunk, and only scaled in the backward one: three products
     in all, where recomputing the logits would take four (the idea is Liger Kernel's,
     arXiv:2410.10989).
+    vocab_axis: in a shard_map, the axis over which V is split; then the gradient of hidden_BTD is that of a device's part of V.
     """
-    how = (min(chunk, hidden_BTD.shape[1]), compute, softcap, z_loss)
+    how = (min(chunk, hidden_BTD.shape[1]), compute, softcap, z_loss, vocab_axis)
     return LossSums(*_weighted_sums(how, hidden_BTD, unembed_DV, targets_BT, weights_BT))
 
 
@@ -42,13 +51,20 @@ def capped_logits(hidden_BTD, unembed_DV, compute: Compute, softcap: float) -> j
     return softcap * jnp.tanh(logits_BTV / softcap) if softcap else logits_BTV
 
 
-def token_scores(hidden_BTD, unembed_DV, targets_BT, chunk: int, compute: Compute, softcap: float = 0.0):
+def token_scores(
+    hidden_BTD, unembed_DV, targets_BT, chunk: int, compute: Compute, softcap: float = 0.0, vocab_axis: str | None = None
+):
     """Per position: negative log-likelihood of the target in nats, and whether it ranks first. [B, T] each."""
 
     def scores(h_BcD, y_Bc):
         logits_BcV = capped_logits(h_BcD, unembed_DV, compute, softcap)
-        nll_Bc, _ = _nll(logits_BcV, y_Bc)
-        return nll_Bc, jnp.argmax(logits_BcV, axis=-1) == y_Bc
+        # First among equals is the one with the smallest id.
+        V = logits_BcV.shape[-1]
+        best_Bc, top_Bc = jnp.argmax(logits_BcV, axis=-1) + _first_id(V, vocab_axis), jnp.max(logits_BcV, axis=-1)
+        if vocab_axis is not None:
+            best_Bc = jnp.where(top_Bc == jax.lax.pmax(top_Bc, vocab_axis), best_Bc, jnp.iinfo(jnp.int32).max)
+            best_Bc = jax.lax.pmin(best_Bc, vocab_axis)
+        return _parts(logits_BcV, y_Bc, vocab_axis).nll_Bc, best_Bc == y_Bc
 
     chunk = min(chunk, hidden_BTD.shape[1])
     chunks = (_chunks(hidden_BTD, chunk), _chunks(targets_BT, chunk))
@@ -57,11 +73,38 @@ def token_scores(hidden_BTD, unembed_DV, targets_BT, chunk: int, compute: Comput
     return _join(nll)[:, :T], _join(first)[:, :T]
 
 
-def _nll(logits_BcV, y_Bc):
-    """(-log p(target), log normaliser); the target's logit by a masked sum, which stays local on a sharded V."""
-    normaliser_Bc = jax.nn.logsumexp(logits_BcV, axis=-1)
-    is_target_BcV = jnp.arange(logits_BcV.shape[-1]) == y_Bc[..., None]
-    return normaliser_Bc - jnp.sum(jnp.where(is_target_BcV, logits_BcV, 0.0), axis=-1), normaliser_Bc
+class _Parts(NamedTuple):
+    """What the loss and its gradient are made of."""
+
+    exp_BcV: jax.Array  # of the logits less their maximum
+    total_Bc: jax.Array  # sum of exp over V
+    is_target_BcV: jax.Array
+    normaliser_Bc: jax.Array  # log of the sum of exp of the logits
+    nll_Bc: jax.Array
+
+
+def _parts(logits_BcV, y_Bc, vocab_axis) -> _Parts:
+    top_Bc = jnp.max(logits_BcV, axis=-1)
+    top_Bc = top_Bc if vocab_axis is None else jax.lax.pmax(top_Bc, vocab_axis)
+    # Written once, read twice: XLA:CPU would compute the exponentials again inside the sum, and there ten times slower.
+    exp_BcV = jax.lax.optimization_barrier(jnp.exp(logits_BcV - top_Bc[..., None]))
+    total_Bc = _sum(exp_BcV, vocab_axis)
+    normaliser_Bc = top_Bc + jnp.log(total_Bc)
+    V = logits_BcV.shape[-1]
+    is_target_BcV = jnp.arange(V) + _first_id(V, vocab_axis) == y_Bc[..., None]
+    nll_Bc = normaliser_Bc - _sum(jnp.where(is_target_BcV, logits_BcV, 0.0), vocab_axis)
+    return _Parts(exp_BcV, total_Bc, is_target_BcV, normaliser_Bc, nll_Bc)
+
+
+def _sum(x_BcV, vocab_axis):
+    """Over V, all its parts."""
+    sum_Bc = jnp.sum(x_BcV, axis=-1)
+    return sum_Bc if vocab_axis is None else jax.lax.psum(sum_Bc, vocab_axis)
+
+
+def _first_id(V: int, vocab_axis):
+    """Of this device's part of the vocabulary."""
+    return 0 if vocab_axis is None else jax.lax.axis_index(vocab_axis) * V
 
 
 def _chunks(x, chunk):
@@ -78,12 +121,12 @@ def _join(x):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _weighted_sums(how, hidden_BTD, unembed_DV, targets_BT, weights_BT):
-    chunk, compute, softcap, z_loss = how
+    chunk, compute, softcap, z_loss, vocab_axis = how
 
     def body(sums, c):
         h_BcD, y_Bc, weight_Bc = c
-        nll_Bc, normaliser_Bc = _nll(capped_logits(h_BcD, unembed_DV, compute, softcap), y_Bc)
-        return _add(sums, nll_Bc, z_loss * normaliser_Bc**2, weight_Bc), None
+        p = _parts(capped_logits(h_BcD, unembed_DV, compute, softcap), y_Bc, vocab_axis)
+        return _add(sums, p.nll_Bc, z_loss * p.normaliser_Bc**2, weight_Bc), None
 
     chunks = tuple(_chunks(x, chunk) for x in (hidden_BTD, targets_BT, weights_BT))
     return jax.lax.scan(body, (jnp.zeros((), jnp.float32),) * 3, chunks)[0]
@@ -95,23 +138,17 @@ def _add(sums, nll_Bc, z_Bc, weight_Bc):
 
 
 def _forward(how, hidden_BTD, unembed_DV, targets_BT, weights_BT):
-    chunk, compute, softcap, z_loss = how
+    chunk, compute, softcap, z_loss, vocab_axis = how
 
     def body(carry, c):
         sums, d_unembed_DV = carry
         h_BcD, y_Bc, weight_Bc = c
         logits_BcV, pullback = jax.vjp(lambda h, u: capped_logits(h, u, compute, softcap), h_BcD, unembed_DV)
-        top_Bc = jnp.max(logits_BcV, axis=-1)
-        # Written once, read twice: XLA:CPU would compute the exponentials again inside the sum, and there ten times slower.
-        exp_BcV = jax.lax.optimization_barrier(jnp.exp(logits_BcV - top_Bc[..., None]))
-        total_Bc = jnp.sum(exp_BcV, axis=-1)
-        normaliser_Bc = top_Bc + jnp.log(total_Bc)
-        is_target_BcV = jnp.arange(logits_BcV.shape[-1]) == y_Bc[..., None]
-        nll_Bc = normaliser_Bc - jnp.sum(jnp.where(is_target_BcV, logits_BcV, 0.0), axis=-1)
-        z_Bc = z_loss * normaliser_Bc**2
-        slope_Bc = (1 + 2 * z_loss * normaliser_Bc) / total_Bc
-        d_h_BcD, d_u_DV = pullback((exp_BcV * slope_Bc[..., None] - is_target_BcV) * weight_Bc[..., None])
-        return (_add(sums, nll_Bc, z_Bc, weight_Bc), d_unembed_DV + d_u_DV), (d_h_BcD, nll_Bc + z_Bc)
+        p = _parts(logits_BcV, y_Bc, vocab_axis)
+        z_Bc = z_loss * p.normaliser_Bc**2
+        slope_Bc = (1 + 2 * z_loss * p.normaliser_Bc) / p.total_Bc
+        d_h_BcD, d_u_DV = pullback((p.exp_BcV * slope_Bc[..., None] - p.is_target_BcV) * weight_Bc[..., None])
+        return (_add(sums, p.nll_Bc, z_Bc, weight_Bc), d_unembed_DV + d_u_DV), (d_h_BcD, p.nll_Bc + z_Bc)
 
     chunks = tuple(_chunks(x, chunk) for x in (hidden_BTD, targets_BT, weights_BT))
     start = ((jnp.zeros((), jnp.float32),) * 3, jnp.zeros(unembed_DV.shape, jnp.float32))
@@ -121,9 +158,12 @@ def _forward(how, hidden_BTD, unembed_DV, targets_BT, weights_BT):
 
 
 def _backward(how, saved, g):
+    *_, vocab_axis = how
     d_hidden_BTD, d_unembed_DV, per_position_BT = saved
     g_total, _, _ = g
-    return d_hidden_BTD * g_total, d_unembed_DV * g_total, None, per_position_BT * g_total
+    # Every device holds the same total and got its share of the gradient; through the sum over V it meets all parts of V.
+    g_parts = g_total if vocab_axis is None else jax.lax.psum(g_total, vocab_axis)
+    return d_hidden_BTD * g_parts, d_unembed_DV * g_parts, None, per_position_BT * g_total
 
 
 _weighted_sums.defvjp(_forward, _backward)

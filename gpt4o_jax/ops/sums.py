@@ -4,8 +4,6 @@ XLA:CPU (jaxlib 0.10) moves the arithmetic before a sum into the sum, and in pro
 or over several axes, into one of windows. Both are ten to a hundred times slower than reading the array.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 
@@ -17,12 +15,12 @@ def written(x):
 
 def sum_over_rows(x: jax.Array, ndim: int) -> jax.Array:
     """Sum over all but the last `ndim` axes; on CPU as a product with ones."""
+    rows = tuple(range(x.ndim - ndim))
 
     def as_product(x):
-        rows = x.reshape(-1, math.prod(x.shape[x.ndim - ndim :]))
-        return (jnp.ones(rows.shape[0], x.dtype) @ rows).reshape(x.shape[x.ndim - ndim :])
+        return jax.lax.dot_general(jnp.ones(x.shape[: len(rows)], x.dtype), x, ((rows, rows), ((), ())))
 
-    return jax.lax.platform_dependent(x, cpu=as_product, default=lambda x: jnp.sum(x, axis=tuple(range(x.ndim - ndim))))
+    return jax.lax.platform_dependent(x, cpu=as_product, default=lambda x: jnp.sum(x, axis=rows))
 
 
 def sum_of_squares(x: jax.Array, keep: int = 0) -> jax.Array:

@@ -9,19 +9,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 # order gets it, so "embed" of a parameter is sharded over fsdp, while "embed" of an activation, whose batch
 # already took fsdp, is whole.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
-    "seq": (),
+    "batch": ("data", "fsdp", "expert"),
+    "seq": ("context",),
+    "residual": ("context", "tensor"),  # tokens of a row between blocks, where no head or hidden width takes tensor
     "embed": ("fsdp",),
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
-    "expert": (),
+    "expert": ("expert",),
     "position": (),
     "norm": (),
     "mix": (),
-    "layers": (),
+    "layers": ("stage",),
 }
 
 
@@ -46,9 +47,18 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 def shards_evenly(x: jax.Array, *names: str | None) -> bool:
     """Whether every named axis of x divides into its shards on the mesh in force."""
+    return all(size % n == 0 for size, n in zip(x.shape, _ways(names), strict=True))
+
+
+def even(x: jax.Array, *names: str | None) -> tuple[str | None, ...]:
+    """The names of the axes of x, None in the place of those that do not divide into their shards on the mesh in force."""
+    return tuple(name if size % n == 0 else None for name, size, n in zip(names, x.shape, _ways(names), strict=True))
+
+
+def _ways(names) -> list[int]:
+    """Into how many shards each of these axes goes."""
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    ways = [math.prod(sizes[a] for a in ((entry,) if isinstance(entry, str) else entry or ())) for entry in spec(names)]
-    return all(size % n == 0 for size, n in zip(x.shape, ways, strict=True))
+    return [math.prod(sizes[a] for a in ((entry,) if isinstance(entry, str) else entry or ())) for entry in spec(names)]
 
 
 def per_shard(f, in_names: list[tuple[str | None, ...]], out_names: tuple[str | None, ...]):

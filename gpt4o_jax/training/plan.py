@@ -12,30 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gpt4o_jax.config import RunConfig
+from gpt4o_jax.config_mesh import AXES
+from gpt4o_jax.config_rules import validate_sizes
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.model import flops
 from gpt4o_jax.training.collectives import collectives
 from gpt4o_jax.training.program import Program, build
 from gpt4o_jax.training.topology import Chip, spread
-
-
-def check_shards(config: RunConfig, program: Program) -> None:
-    """Raises RunError where an array does not divide into its shards."""
-    shape = program.mesh.shape
-    rows, ways = config.train.batch_size // config.train.accumulate, shape["data"] * shape["fsdp"]
-    if rows % ways:
-        raise RunError(
-            f"config.train.batch_size={config.train.batch_size} in accumulate={config.train.accumulate} micro-batches gives"
-            f" {rows} rows, which mesh.data x mesh.fsdp = {ways} does not divide; nearest:"
-            f" batch_size={max(1, round(rows / ways)) * ways * config.train.accumulate}"
-        )
-    for path, leaf, sharding in _leaves(program):
-        try:
-            sharding.shard_shape(leaf.shape)
-        except ValueError:
-            raise RunError(
-                f"config.mesh {dict(shape)} cannot shard {path} {leaf.shape} as {sharding.spec}: an axis does not divide"
-            ) from None
 
 
 def _leaves(program: Program):
@@ -76,8 +59,8 @@ def compile_step(config: RunConfig, mesh: Mesh, chip: Chip | None) -> dict:
     there is no verdict and no roofline.
     """
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps_per_dispatch=1))
+    validate_sizes(config, dict(mesh.shape))
     program = build(config, mesh)
-    check_shards(config, program)
     state = {
         "parameters": _tree_bytes(program.shapes.params, program.shardings.params),
         "optimizer": _tree_bytes(program.shapes.opt_state, program.shardings.opt_state),
@@ -164,10 +147,10 @@ def remedies(config: RunConfig, sizes: dict[str, int]):
         yield f"model.remat={policy}", dataclasses.replace(config, model=dataclasses.replace(model, remat=policy))
     config = dataclasses.replace(config, model=dataclasses.replace(model, remat="full"))
     if sizes["data"] > 1:
-        mesh = dataclasses.replace(mesh, data=1, fsdp=sizes["data"] * sizes["fsdp"], tensor=sizes["tensor"])
+        mesh = dataclasses.replace(mesh, **sizes | {"data": 1, "fsdp": sizes["data"] * sizes["fsdp"]})
         config = dataclasses.replace(config, mesh=mesh)
         yield f"model.remat=full, mesh.data=1, mesh.fsdp={mesh.fsdp}", config
-    ways, rows = sizes["data"] * sizes["fsdp"], train.batch_size
+    ways, rows = sizes["data"] * sizes["fsdp"] * sizes["expert"], train.batch_size
     while rows % 2 == 0 and rows // 2 // train.accumulate % ways == 0 and rows // 2 >= ways:
         rows //= 2
         smaller = dataclasses.replace(config, train=dataclasses.replace(train, batch_size=rows))

@@ -4,6 +4,7 @@ K steps per dispatch, A micro-batches per step, B rows, T positions
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,8 @@ from gpt4o_jax.config import RunConfig
 from gpt4o_jax.data.batches import Batch
 from gpt4o_jax.length import micro_batches
 from gpt4o_jax.model import moe
-from gpt4o_jax.model.gpt import GPT, unembedding
-from gpt4o_jax.ops.cross_entropy import cross_entropy
+from gpt4o_jax.model.gpt import GPT
+from gpt4o_jax.model.vocabulary import head_losses
 from gpt4o_jax.ops.sums import global_norm
 from gpt4o_jax.training.schedules import schedule_factor
 from gpt4o_jax.training.state import TrainState
@@ -51,11 +52,11 @@ def loss_sum(
         ahead=heads > 0,
         rngs={"dropout": key} if train else {},
     )
-    how = (loss_chunk, model.compute, model.config.logit_softcap, z_loss)
-    sums = cross_entropy(hidden_BTD, unembedding(params), batch.targets, batch.weights, *how)
+    head = functools.partial(head_losses, model.config, model.compute, params, chunk=loss_chunk, z_loss=z_loss)
+    sums = head(hidden_BTD, batch.targets, batch.weights)
     total, parts = sums.total, {"loss": sums.nll} | ({"z_loss": sums.z_loss} if z_loss else {})
     for k in range(1, heads + 1):
-        later = cross_entropy(aux["ahead_nBTD"][k - 1], unembedding(params), *targets_ahead(batch, k), *how)
+        later = head(aux["ahead_nBTD"][k - 1], *targets_ahead(batch, k))
         total += mtp_weight / heads * later.total
         parts["mtp_loss"] = parts.get("mtp_loss", 0.0) + later.nll / heads
     if "routings" in aux:

@@ -22,7 +22,7 @@ def read(f, in_specs, out_specs, *shapes):
     f = jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     with jax.set_mesh(mesh):
         text = jax.jit(f).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile().as_text()
-    return collectives(text, dict(mesh.shape), np.arange(8).reshape(2, 2, 2))
+    return collectives(text, dict(mesh.shape), np.arange(8).reshape(mesh.devices.shape))
 
 
 def loop(x):
@@ -171,6 +171,6 @@ def test_what_the_compiler_would_need_is_read_off_its_refusal(message, needed):
 
 def test_remedies_come_mildest_first():
     config = RunConfig(model=ModelConfig(vocab_size=64), train=TrainConfig(batch_size=32), mesh=MeshConfig(data=4, fsdp=2))
-    names = [name for name, _ in plan.remedies(config, {"data": 4, "fsdp": 2, "tensor": 1})]
+    names = [name for name, _ in plan.remedies(config, MeshConfig(data=4, fsdp=2).sizes(8))]
     assert names[:3] == ["model.remat=dots", "model.remat=full", "model.remat=full, mesh.data=1, mesh.fsdp=8"]
     assert names[3:] == ["model.remat=full, train.batch_size=16", "model.remat=full, train.batch_size=8"]
