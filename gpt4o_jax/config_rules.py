@@ -87,20 +87,22 @@ def validate_sizes(c, mesh: dict[str, int]) -> None:
     rows, twice = ("data", "fsdp", "expert"), 2 if mesh["context"] > 1 else 1
     for name, value, unit, axes in (
         ("train.batch_size", t.batch_size, t.accumulate, rows),
-        ("model.context_length", m.context_length, twice, ("context", "tensor")),
         ("model.d_model", m.d_model, 1, ("fsdp",)),
         ("model.n_heads", m.n_heads, 1, ("tensor",)),
         ("model.n_kv_heads", m.kv_heads, 1, ("tensor",)),
         ("model.d_ff", m.ff_width, 1, ("tensor",)),
         ("model.expert_d_ff", m.expert_width, 1, ("tensor",)),
         ("model.vocab_size", m.vocab_size, 1, ("tensor",)),
+        ("model.context_length", m.context_length, twice, ("context", "tensor")),
         ("model.n_experts", m.n_experts, 1, ("expert",)),
         ("model.n_layers", m.n_layers, len(m.period), ("stage",)),
     ):
+        axes = [a for a in axes if mesh[a] > 1]
         ways = math.prod(mesh[a] for a in axes)
         parts = unit * ways
         if ways > 1 and (value % parts or not value):
-            times = f" times {unit}" if unit > 1 else ""
+            why = {"train.batch_size": "train.accumulate", "model.n_layers": "layers of a period"}.get(name, "chunks a device")
+            times = f", {why}={unit}" if unit > 1 else ""
             legal = [d for d in range(1, value // unit + 1) if value % (d * unit) == 0 and d <= ways] or [1]
             raise RunError(
                 f"config.{name}={value} is not a multiple of {parts} (mesh axes {' * '.join(axes)}{times}); nearest:"

@@ -91,7 +91,7 @@ CONFIGS = [
     (USAGE, "--profile=5: expected FIRST:LAST", "--profile=5"),
     (USAGE, "--profile=9:3: expected FIRST:LAST", "--profile=9:3"),
     (USAGE, "--profile=20:30: the run has 20 steps", "--profile=20:30"),
-    (USAGE, "config.mesh (data=3, fsdp=1, tensor=1) does not fit 1 device(s)", "--config.mesh.data=3"),
+    (USAGE, "config.mesh (data=3) does not fit 1 device(s)", "--config.mesh.data=3"),
     (USAGE, "model.vocab_size=40 is smaller than the tokenizer's", "--config.model.vocab_size=40"),
     (USAGE, "is 17 tokens with <bos>, but model.context_length=16", "--config.sample.prompts=('green bottles an',)"),
     (USAGE, "model.attention=cudnn is for GPUs, not for a cpu; auto would take blocks", "--config.model.attention=cudnn"),
@@ -148,8 +148,14 @@ def test_unreadable_or_too_little_text(refused, no_compiling, train_args, tmp_pa
 
 
 DIVISIONS = [
-    ("train.batch_size=4 is not a multiple of 8 (mesh axes data * fsdp); nearest: train.batch_size=8", "mesh.data=-1"),
-    ("(mesh axes data * fsdp times accumulate=2); nearest: train.batch_size=16", "train.accumulate=2"),
+    ("train.batch_size=4 is not a multiple of 8 (mesh axes data); nearest: train.batch_size=8, or mesh.data one of 1, 2, 4", ""),
+    ("(mesh axes data, train.accumulate=2); nearest: train.batch_size=16, or mesh.data one of 1, 2", "train.accumulate=2"),
+    ("(mesh axes data * fsdp); nearest: train.batch_size=8, or mesh.data * mesh.fsdp one of 1, 2, 4", "mesh.fsdp=2"),
+    (
+        "model.context_length=12 is not a multiple of 8 (mesh axes context, chunks a device=2)",
+        "mesh.preset=context mesh.context=4 model.context_length=12",
+    ),
+    ("model.n_layers=1 is not a multiple of 8 (mesh axes stage)", "mesh.preset=pipeline mesh.stage=8"),
     ("model.n_heads=2 is not a multiple of 8 (mesh axes tensor)", "mesh.data=1 mesh.tensor=8"),
     ("model.d_model=12 is not a multiple of 8 (mesh axes fsdp)", "mesh.data=1 mesh.fsdp=8 model.d_model=12 train.batch_size=8"),
 ]
