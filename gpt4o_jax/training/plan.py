@@ -12,9 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gpt4o_jax.config import RunConfig
-from gpt4o_jax.config_mesh import AXES
 from gpt4o_jax.config_rules import validate_sizes
-from gpt4o_jax.errors import RunError
 from gpt4o_jax.model import flops
 from gpt4o_jax.training.collectives import collectives
 from gpt4o_jax.training.program import Program, build
