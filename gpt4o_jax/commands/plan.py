@@ -36,6 +36,7 @@ def _plan(config, flags: dict) -> dict:
 
     import jax
 
+    from gpt4o_jax.config_rules import validate_sizes
     from gpt4o_jax.console import say
     from gpt4o_jax.model import flops, gpt
     from gpt4o_jax.training import plan, topology
@@ -45,14 +46,18 @@ def _plan(config, flags: dict) -> dict:
     size = config.model.vocab_size or config.tokenizer.vocab_size
     dtype = "bfloat16" if config.model.compute_dtype == "auto" else config.model.compute_dtype
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size, compute_dtype=dtype))
+    everything = chips * chip.devices * slices
+    sizes = config.mesh.sizes(everything)
+    topology.axis_between(slices, sizes)
+    validate_sizes(config, sizes)
     try:
         devices, estimate = topology.described_devices(flags["topology"], slices), False
     except ImportError:
-        # As many stand-ins as a laptop can compile for: the shards of a device are then larger, and the compiler another.
-        if not jax.config.jax_num_cpu_devices or jax.config.jax_num_cpu_devices < 8:
-            jax.config.update("jax_num_cpu_devices", 8)
-        devices, estimate, chip, slices = jax.local_devices(backend="cpu")[:8], True, None, 1
-        say("ESTIMATE: libtpu is not installed (requirements-tpu.txt), so 8 CPU devices stand in for the slice")
+        # The shards of a device are then larger, and the compiler is another.
+        config, n = topology.stand_in(config, everything)
+        jax.config.update("jax_num_cpu_devices", n)
+        devices, estimate, chip, slices = jax.local_devices(backend="cpu")[:n], True, None, 1
+        say(f"ESTIMATE: libtpu is not installed (requirements-tpu.txt), so {n} CPU devices stand in for {everything}")
     mesh = topology.mesh_of(config, devices, slices)
     facts = {
         "topology": flags["topology"],
@@ -67,14 +72,13 @@ def _plan(config, flags: dict) -> dict:
         program = plan.build(config, mesh)
         with jax.set_mesh(mesh):
             rows = plan.show_sharding(program, gpt.logical_axes(program.model))
-        for r in rows:
-            print(f"{r['parameter']:<40} {r['shape']!s:<24} {r['logical']!s:<36} {r['mesh']!s:<32} {r['bytes_a_device']:>14,}")
+        _print_table([[name.replace("_", " ") for name in rows[0]], *([_plain(cell) for cell in row.values()] for row in rows)])
         return facts | {"mesh": dict(mesh.shape), "sharding": rows}
     say(f"{facts['parameters']:,} parameters, {facts['flops_per_token']:,.0f} FLOP a token; compiling for {mesh.size} devices")
     result = facts | plan.compile_step(config, mesh, chip)
     _say_memory(say, result)
     if result.get("fits") is False:
-        result["fits_with"] = _first_that_fits(plan, topology, say, config, devices, slices, chip, dict(mesh.shape))
+        result["fits_with"] = _first_that_fits(plan, topology, say, config, devices, slices, chip, sizes)
     elif chip is not None:
         result["roofline"] = plan.roofline(config, chip, mesh, result["collectives"], result["bytes"]["arguments"])
         r = result["roofline"]
@@ -87,6 +91,19 @@ def _plan(config, flags: dict) -> dict:
     return result
 
 
+def _plain(cell) -> str:
+    """Of a cell: axes by name, a dash for one that is whole; numbers in groups of three."""
+    if isinstance(cell, list):
+        return " ".join("+".join(c) if isinstance(c, list) else "-" if c is None else str(c) for c in cell)
+    return f"{cell:,}" if isinstance(cell, int) else cell
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)), row[-1].rjust(widths[-1]))
+
+
 def _say_memory(say, result: dict) -> None:
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in result["bytes"].items() if size is not None)
     if "fits" not in result:
@@ -97,11 +114,23 @@ def _say_memory(say, result: dict) -> None:
         say(f"does not fit: GB a device: {parts}, of {result['hbm'] / 1e9:.1f}")
 
 
-def _first_that_fits(plan, topology, say, config, devices, slices, chip, sizes) -> str | None:
-    for what, changed in plan.remedies(config, sizes):
-        say(f"trying {what}")
-        if plan.compile_step(changed, topology.mesh_of(changed, devices, slices), chip)["fits"]:
-            say(f"fits with {what}")
-            return what
-    say("no remat policy, sharding or batch size tried here fits; take a larger slice")
+def _first_that_fits(plan, topology, say, config, devices, slices, chip, sizes) -> dict | None:
+    """{"knobs", "bytes", "roofline"} of the first remedy that fits."""
+    from gpt4o_jax.errors import RunError
+
+    for knobs, changed in plan.remedies(config, sizes):
+        flags = " ".join(f"--config.{name}={value}" for name, value in knobs.items())
+        say(f"trying {flags}")
+        try:
+            mesh = topology.mesh_of(changed, devices, slices)
+            result = plan.compile_step(changed, mesh, chip)
+        except RunError as e:
+            say(f"not possible: {e}")
+            continue
+        if result["fits"]:
+            say(f"fits with {flags}")
+            roofline = plan.roofline(changed, chip, mesh, result["collectives"], result["bytes"]["arguments"])
+            return {"knobs": knobs, "bytes": result["bytes"], "roofline": roofline}
+        _say_memory(say, result)
+    say("nothing that was tried fits; take a larger slice, or several (--slices)")
     return None

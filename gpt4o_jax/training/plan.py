@@ -138,18 +138,39 @@ def _received(collective: dict, mesh: Mesh, devices: int) -> tuple[float, float]
 
 
 def remedies(config: RunConfig, sizes: dict[str, int]):
-    """(what it is, the config changed), the mildest first: the next remat policy, more fsdp, smaller micro-batches."""
-    model, train, mesh = config.model, config.train, config.mesh
+    """(knobs by dotted name, the config with them), each on top of those before, the mildest first.
+
+    sizes: of the mesh, by axis. The next remat policy; more fsdp, in the place of data; more micro-batches; more tensor, with
+    as many; and what alone changes what is learned: a smaller batch.
+    """
+    knobs, train = {}, config.train
+
+    def also(more: dict):
+        knobs.update(more)
+        return dict(knobs), _changed(config, knobs)
+
     order = ("none", "dots", "full")
-    for policy in order[order.index(model.remat) + 1 :]:
-        yield f"model.remat={policy}", dataclasses.replace(config, model=dataclasses.replace(model, remat=policy))
-    config = dataclasses.replace(config, model=dataclasses.replace(model, remat="full"))
-    if sizes["data"] > 1:
-        mesh = dataclasses.replace(mesh, **sizes | {"data": 1, "fsdp": sizes["data"] * sizes["fsdp"]})
-        config = dataclasses.replace(config, mesh=mesh)
-        yield f"model.remat=full, mesh.data=1, mesh.fsdp={mesh.fsdp}", config
-    ways, rows = sizes["data"] * sizes["fsdp"] * sizes["expert"], train.batch_size
-    while rows % 2 == 0 and rows // 2 // train.accumulate % ways == 0 and rows // 2 >= ways:
-        rows //= 2
-        smaller = dataclasses.replace(config, train=dataclasses.replace(train, batch_size=rows))
-        yield f"model.remat=full, train.batch_size={rows}", smaller
+    for policy in order[order.index(config.model.remat) + 1 :]:
+        yield also({"model.remat": policy})
+    data, fsdp, tensor = sizes["data"], sizes["fsdp"], sizes["tensor"]
+    if data > 1:
+        fsdp *= data
+        yield also({"mesh.data": 1, "mesh.fsdp": fsdp})
+    ways, micro = fsdp * sizes["expert"], train.accumulate
+    while train.batch_size % (2 * micro * ways) == 0:
+        micro *= 2
+        yield also({"train.accumulate": micro})
+    while fsdp % 2 == 0 and config.model.kv_heads % (2 * tensor) == 0:
+        fsdp, ways, tensor = fsdp // 2, ways // 2, tensor * 2
+        micro = max(1, train.batch_size // ways)
+        yield also({"mesh.data": 1, "mesh.fsdp": fsdp, "mesh.tensor": tensor, "train.accumulate": micro})
+    if micro > 1:
+        yield also({"train.accumulate": 1, "train.batch_size": ways})
+
+
+def _changed(config: RunConfig, knobs: dict):
+    sections = {}
+    for name, value in knobs.items():
+        section, _, field = name.partition(".")
+        sections.setdefault(section, {})[field] = value
+    return dataclasses.replace(config, **{s: dataclasses.replace(getattr(config, s), **v) for s, v in sections.items()})

@@ -1,5 +1,6 @@
 """Slices of TPUs that are not here: what their chips can do, and their devices as libtpu describes them."""
 
+import dataclasses
 import math
 import re
 from typing import NamedTuple
@@ -9,8 +10,8 @@ from jax.sharding import AxisType, Mesh
 
 from gpt4o_jax import parallel
 from gpt4o_jax.config import RunConfig
+from gpt4o_jax.config_mesh import AXES, MeshConfig
 from gpt4o_jax.errors import RunError
-from gpt4o_jax.parallel.mesh import AXES
 
 
 class Chip(NamedTuple):
@@ -69,26 +70,45 @@ def described_devices(name: str, slices: int) -> list:
         raise RunError(f"--topology={name}: there is no such slice; A and B must be even (libtpu: {reason})") from e
 
 
+def stand_in(config: RunConfig, devices: int, most: int = 8) -> tuple[RunConfig, int]:
+    """(the config on so few devices that a laptop can compile for them, their number): its mesh smaller, rows a device as many.
+
+    devices: what the config's mesh is for. Raises RunError where it does not fit them.
+    """
+    sizes = config.mesh.sizes(devices)
+    small = dict(sizes)
+    while math.prod(small.values()) > most:
+        axis = max(small, key=small.get)
+        small[axis] //= next(n for n in range(2, small[axis] + 1) if small[axis] % n == 0)
+    rows = lambda sizes: sizes["data"] * sizes["fsdp"] * sizes["expert"]
+    train = dataclasses.replace(config.train, batch_size=config.train.batch_size * rows(small) // rows(sizes))
+    return dataclasses.replace(config, mesh=MeshConfig(**small), train=train), math.prod(small.values())
+
+
+def axis_between(slices: int, sizes: dict[str, int]) -> str:
+    """The mesh axis that runs from slice to slice: data, or fsdp where that alone divides. Raises RunError."""
+    axis = next((a for a in ("data", "fsdp") if sizes[a] % slices == 0), None)
+    if axis is None:
+        raise RunError(
+            f"--slices={slices}: slices lie along mesh.data or mesh.fsdp, and it divides neither data={sizes['data']} nor"
+            f" fsdp={sizes['fsdp']}; make one of them a multiple of it"
+        )
+    return axis
+
+
 def mesh_of(config: RunConfig, devices: list, slices: int) -> Mesh:
-    """The config's mesh, laid over the slice as its links run; slices along data, or along fsdp where that divides."""
+    """The config's mesh, laid over slices as their links run. Raises RunError where it does not fit."""
     from jax.experimental import mesh_utils
 
-    plain = parallel.make_mesh(config.mesh, devices)  # checks the sizes
-    sizes = [plain.shape[axis] for axis in AXES]
     if devices[0].platform != "tpu":
-        return plain
+        return parallel.make_mesh(config.mesh, devices)
+    sizes = config.mesh.sizes(len(devices))
     if slices == 1:
-        laid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        laid = mesh_utils.create_device_mesh(list(sizes.values()), devices, allow_split_physical_axes=True)
     else:
-        between = next((i for i, n in enumerate(sizes[:2]) if n % slices == 0), None)
-        if between is None:
-            raise RunError(
-                f"--slices={slices}: slices lie along mesh.data or mesh.fsdp, and it divides neither data={sizes[0]} nor"
-                f" fsdp={sizes[1]}; make one of them a multiple of it"
-            )
-        outer = [slices if i == between else 1 for i in range(len(sizes))]
-        inner = [n // o for n, o in zip(sizes, outer, strict=True)]
-        laid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+        outer = dict.fromkeys(sizes, 1) | {axis_between(slices, sizes): slices}
+        inner = [n // outer[axis] for axis, n in sizes.items()]
+        laid = mesh_utils.create_hybrid_device_mesh(inner, list(outer.values()), devices, allow_split_physical_axes=True)
     return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

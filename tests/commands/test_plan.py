@@ -35,20 +35,37 @@ def test_a_tiny_model_fits_a_real_slice():
 def test_without_libtpu_it_says_that_it_estimates():
     if importlib.util.find_spec("libtpu") is not None:
         pytest.skip("libtpu is installed")
-    code, out, err = call("--topology=v5e:2x2", **{"mesh.fsdp": 8})
+    code, out, err = call("--topology=v5e:4x4", **{"mesh.fsdp": 16, "train.batch_size": 16})
     result = json.loads(out.splitlines()[-1])
     assert code == 0 and result["estimate"] and "ESTIMATE" in err and "fits" not in result and "roofline" not in result
-    assert result["collectives"]
+    assert result["collectives"] and result["chips"] == 16 and result["mesh"]["fsdp"] == 8
+
+
+def test_shardings_are_shown_parameter_by_parameter():
+    code, out, _ = call("--topology=v5e:4x4", "--show=sharding", **{"mesh.fsdp": 4, "mesh.tensor": 4, "model.n_heads": 4})
+    *table, last = out.splitlines()
+    shown = {row["parameter"]: row for row in json.loads(last)["sharding"]}
+    assert code == 0 and [line.split()[0] for line in table] == ["parameter", *shown]
+    up = shown["layers/mlp/up"]
+    assert (up["shape"], up["logical"]) == ([2, 128, 512], ["layers", "embed", "mlp"])
+    parts = 16 if importlib.util.find_spec("libtpu") else 8  # of the devices that stand in
+    assert up["bytes_a_device"] == 4 * 2 * 128 * 512 // parts
 
 
 @pytest.mark.parametrize(
     ("flags", "knobs", "told"),
     [
         (["--topology=v9:2x2"], {}, "expected FAMILY"),
-        (["--topology=v5e:2x2"], {"mesh.fsdp": 3}, "must multiply"),
+        (["--topology=v5e:2x2"], {"mesh.fsdp": 3}, "does not fit 4 device(s)"),
+        (["--topology=v5e:2x2"], {"train.batch_size": 6}, "train.batch_size=6 is not a multiple of 4"),
+        (
+            ["--topology=v5e:2x2", "--slices=3"],
+            {"mesh.fsdp": 4, "mesh.tensor": 3, "model.n_heads": 3, "model.d_model": 384},
+            "--slices=3",
+        ),
         (["--topology=v5e:2x2", "--show=colours"], {}, "expected sharding"),
     ],
-    ids=["topology", "mesh", "show"],
+    ids=["topology", "mesh", "rows", "slices", "show"],
 )
 def test_mistakes_are_one_line(flags, knobs, told):
     code, out, err = call(*flags, **knobs)

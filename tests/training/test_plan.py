@@ -66,6 +66,18 @@ def test_groups_as_tpus_write_them(groups, axes):
     assert [c["axes"] for c in found] == [axes] and found[0]["bytes"] == 32
 
 
+def test_a_sum_of_which_a_device_keeps_a_part_is_a_reduce_scatter_on_tpus():
+    program = """%all-reduce-scatter.1 (input: f32[64]) -> f32[16] {
+  %all-reduce.1 = f32[64]{0} all-reduce(%input), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %dynamic-slice.1 = f32[16]{0} dynamic-slice(%all-reduce.1, %place), dynamic_slice_sizes={16}
+}
+ENTRY %main (p: f32[64]) -> f32[16] {
+  ROOT %fusion = f32[16]{0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
+}"""
+    (found,) = collectives(program, {"data": 2, "fsdp": 2}, np.arange(4).reshape(2, 2))
+    assert found == {"kind": "reduce-scatter", "axes": "data+fsdp", "count": 1, "bytes": 4 * 64}
+
+
 def test_what_stays_on_a_device_sends_nothing():
     assert read(lambda x: x * 2, (jax.P("data"),), jax.P("data"), (64,)) == []
 
@@ -155,6 +167,16 @@ def test_topologies():
     assert topology.parse_topology("tpu7x:4x4x4") == ("tpu7x", 64)
 
 
+def test_few_devices_stand_in_with_as_many_rows_each():
+    config = RunConfig(train=TrainConfig(batch_size=512), mesh=MeshConfig(data=2, fsdp=-1, tensor=4))
+    small, n = topology.stand_in(config, 256)  # fsdp 32
+    assert n == 8 and small.mesh.sizes(8) == dict(data=2, fsdp=2, expert=1, context=1, tensor=2, stage=1)
+    assert small.train.batch_size == 512 // 64 * 4
+    assert topology.stand_in(RunConfig(mesh=MeshConfig(fsdp=12, data=1)), 12)[1] == 6
+    with pytest.raises(RunError, match="does not fit 256"):
+        topology.stand_in(RunConfig(mesh=MeshConfig(data=3)), 256)
+
+
 @pytest.mark.parametrize(
     ("message", "needed"),
     [  # as libtpu 0.0.42 writes them
@@ -170,7 +192,18 @@ def test_what_the_compiler_would_need_is_read_off_its_refusal(message, needed):
 
 
 def test_remedies_come_mildest_first():
-    config = RunConfig(model=ModelConfig(vocab_size=64), train=TrainConfig(batch_size=32), mesh=MeshConfig(data=4, fsdp=2))
-    names = [name for name, _ in plan.remedies(config, MeshConfig(data=4, fsdp=2).sizes(8))]
-    assert names[:3] == ["model.remat=dots", "model.remat=full", "model.remat=full, mesh.data=1, mesh.fsdp=8"]
-    assert names[3:] == ["model.remat=full, train.batch_size=16", "model.remat=full, train.batch_size=8"]
+    model = ModelConfig(vocab_size=64, n_heads=4, n_kv_heads=2)
+    config = RunConfig(model=model, train=TrainConfig(batch_size=32), mesh=MeshConfig(data=4, fsdp=2))
+    found = list(plan.remedies(config, {"data": 4, "fsdp": 2, "expert": 1, "tensor": 1}))
+    assert [list(knobs.items())[i:] for (knobs, _), i in zip(found, (0, 0, 1, 3, 3, 1, 3), strict=True)] == [
+        [("model.remat", "dots")],
+        [("model.remat", "full")],
+        [("mesh.data", 1), ("mesh.fsdp", 8)],
+        [("train.accumulate", 2)],
+        [("train.accumulate", 4)],
+        [("mesh.data", 1), ("mesh.fsdp", 4), ("train.accumulate", 8), ("mesh.tensor", 2)],
+        [("train.accumulate", 1), ("mesh.tensor", 2), ("train.batch_size", 4)],
+    ]
+    last = found[-1][1]
+    assert (last.model.remat, last.mesh.fsdp, last.mesh.tensor, last.train.batch_size) == ("full", 4, 2, 4)
+    assert all(changed.train.batch_size == 32 for _, changed in found[:-1]), "all but the last learn the same"
