@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import generation_speed
+import plan_table
 import request_speed
 import training_speed
 from targets import BOUNDS, TARGETS
@@ -224,7 +225,7 @@ def digest(run: Path) -> str:
 
 def current_commit() -> str:
     """Asked before a measurement: later ones may be made while it runs. The records themselves do not count as a change."""
-    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ".", f":!{RESULTS.relative_to(ROOT)}"], cwd=ROOT)
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/*.jsonl"], cwd=ROOT)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
     return commit.stdout.decode().strip() + ("-dirty" if changed.returncode else "")
 
@@ -285,6 +286,7 @@ def report() -> str:
     for name, section in SECTIONS.items():
         if name in newest:
             lines += ["", *section(newest[name])]
+    lines += ["", *plan_table.table()]
     return "\n".join(lines) + "\n"
 
 
