@@ -43,6 +43,7 @@ class Request:
     sampling: Sampling
     room: int  # most new tokens
     seed: int
+    number: int
     should_stop: Callable[[list[int]], int | None]
     on_tokens: Callable[[list[int]], None]
     completion: Completion = dataclasses.field(default_factory=lambda: Completion([], [], ""))
@@ -64,9 +65,10 @@ class Engine:
         self._waiting: collections.deque[Request] = collections.deque()
         self._rows: list[Request | None] = [None] * rows
         self._slots = bucket(1, model.config.context_length)
+        nobody = jnp.zeros(rows, jnp.int32)
         self._state = State(
-            empty_cache(model.config, rows, self._slots, model.compute.kv_cache), jnp.zeros(rows, jnp.int32),
-            jnp.zeros(rows, jnp.int32), lg.row_keys(0, np.zeros(rows, np.int32)), None,
+            empty_cache(model.config, rows, self._slots, model.compute.kv_cache), nobody, jnp.copy(nobody),
+            lg.row_keys(0, nobody), lg.seen_in_prompt(nobody[:, None], nobody[:, None] > 0, model.config.vocab_size),
         )  # fmt: skip
 
     def submit(
@@ -75,16 +77,15 @@ class Engine:
         max_new_tokens: int,
         sampling: Sampling = Sampling(),
         seed: int = 0,
+        number: int = 0,
         should_stop: Callable[[list[int]], int | None] = lambda ids: None,
         on_tokens: Callable[[list[int]], None] = lambda ids: None,
     ) -> Request:
-        """Puts a request in the queue. For the arguments and errors see generate(). Penalties are not for batches that change."""
-        if sampling.penalised:
-            raise RunError("engine: a sampling with penalties counts the tokens of a whole row; use generate() for it")
+        """Puts a request in the queue. number: which sample of the prompt it is. For the rest, and errors, see generate()."""
         vocab_size, symbols = self._how
         lg.drawable(sampling, self._model.config.vocab_size, vocab_size, symbols)
         room = int(layout(self._model, [prompt], max_new_tokens, symbols.pad)[0][0])
-        request = Request(tuple(prompt), sampling, room, seed, should_stop, on_tokens)
+        request = Request(tuple(prompt), sampling, room, seed, number, should_stop, on_tokens)
         self._waiting.append(request)
         return request
 
@@ -117,12 +118,13 @@ class Engine:
             lengths_P = np.ones(P, np.int32)
             tokens_PT = np.full((P, T), symbols.pad, np.int32)
             rows_P = np.full(P, len(self._rows), np.int32)  # places that nobody takes are written to no row
-            seeds_P = np.zeros(P, np.uint32)
+            seeds_P, numbers_P = np.zeros((2, P), np.uint32)
             for i, (row, request) in enumerate(group):
                 tokens_PT[i, : len(request.prompt)] = request.prompt
-                lengths_P[i], rows_P[i], seeds_P[i] = len(request.prompt), row, request.seed
+                lengths_P[i], rows_P[i] = len(request.prompt), row
+                seeds_P[i], numbers_P[i] = request.seed, request.number
             join = _join(self._model, sampling, self._slots, *self._how)
-            self._state, chosen = join(self._params, self._state, tokens_PT, lengths_P, rows_P, seeds_P)
+            self._state, chosen = join(self._params, self._state, tokens_PT, lengths_P, rows_P, seeds_P, numbers_P)
             chosen = jax.device_get(chosen)
             for i, (row, _) in enumerate(group):
                 self._take(row, jax.tree.map(lambda x, i=i: x[:, i].tolist(), chosen))
@@ -158,17 +160,19 @@ class Engine:
 
 @functools.lru_cache(maxsize=32)
 def _join(model: GPT, sampling: Sampling, slots: int, vocab_size: int | None, symbols: Symbols):
-    """jit: (params, state, prompts, their lengths, rows and seeds) -> (state with these rows in it, their first tokens)."""
+    """jit: (params, state, prompts, lengths, rows, seeds, numbers) -> (state with these rows in it, their first tokens)."""
     allowed_V = lg.drawable(sampling, model.config.vocab_size, vocab_size, symbols)
 
     @functools.partial(jax.jit, donate_argnums=1)
-    def join(params, state: State, tokens_PT, lengths_P, rows_P, seeds_P):
-        keys_P = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 0))(seeds_P)  # each is its own row 0
+    def join(params, state: State, tokens_PT, lengths_P, rows_P, seeds_P, numbers_P):
+        keys_P = jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))(seeds_P, numbers_P)
         new, chosen = plain.start(model, sampling, allowed_V, params, tokens_PT, lengths_P, keys_P, slots)
         put = lambda old, x: old.at[rows_P].set(x, mode="drop")
         cache = jax.tree.map(lambda old, x: old.at[:, rows_P].set(x, mode="drop"), state.cache, new.cache)
+        # What a row without penalties has seen is never asked for: what is left of the row before may stay.
+        seen = state.seen if new.seen is None else jax.tree.map(put, state.seen, new.seen)
         state = State(
-            cache, put(state.token_B, new.token_B), put(state.positions_B, new.positions_B), put(state.keys_B, new.keys_B), None
+            cache, put(state.token_B, new.token_B), put(state.positions_B, new.positions_B), put(state.keys_B, new.keys_B), seen
         )
         return state, jax.tree.map(lambda x: x[None], chosen)
 
@@ -180,6 +184,7 @@ def _decode(model: GPT, samplings: tuple[Sampling, ...], vocab_size: int | None,
     """jit: (params, state, which of `samplings` each row has, which rows are empty) -> (state, Chosen [n, R])."""
     drawables = [lg.drawable(s, model.config.vocab_size, vocab_size, symbols) for s in samplings]
     widest = max(samplings, key=lambda s: s.top_logprobs)
+    counting = any(s.penalised for s in samplings)
 
     @functools.partial(jax.jit, donate_argnums=1)
     def decode(params, state: State, which_R, done_R):
@@ -195,12 +200,13 @@ def _decode(model: GPT, samplings: tuple[Sampling, ...], vocab_size: int | None,
             token_R, ended_R, allowed_RV = state.token_B, done_R, jnp.zeros(logits_RV.shape, bool)
             for i, (s, allowed_V) in enumerate(zip(samplings, drawables, strict=True)):
                 mine_R = which_R == i
-                own_R = lg.choose(jnp.where(allowed_V, logits_RV, -jnp.inf), keys_R, s, None)
+                own_R = lg.choose(jnp.where(allowed_V, logits_RV, -jnp.inf), keys_R, s, state.seen)
                 token_R = jnp.where(mine_R, own_R, token_R)
                 ended_R |= mine_R & jnp.isin(own_R, np.array(lg.endings(s, symbols)))
                 allowed_RV |= mine_R[:, None] & allowed_V
             chosen = lg.told(jnp.where(allowed_RV, logits_RV, -jnp.inf), token_R, widest)
-            return (State(cache, token_R, positions_R, state.keys_B, None), ended_R), chosen
+            seen = lg.also_seen(state.seen, token_R) if counting else state.seen
+            return (State(cache, token_R, positions_R, state.keys_B, seen), ended_R), chosen
 
         (state, _), chosen = jax.lax.scan(one, (state, done_R), None, length=DECODE_CHUNK)
         return state, chosen

@@ -20,10 +20,16 @@ CONFIG = ModelConfig(
     output_init="scaled", init_std=0.5, logit_softcap=3.0,
 )  # fmt: skip
 MODEL = gpt.GPT(CONFIG, Compute("cpu", "float32"))
-SAMPLINGS = [Sampling(0.0), Sampling(top_k=20, top_logprobs=2)]
-# (prompt, most new tokens, sampling, seed): more requests than rows, prompts of two buckets, one that fills the context.
+SAMPLINGS = [
+    Sampling(0.0),
+    Sampling(top_k=20, top_logprobs=2),
+    Sampling(0.0, repetition_penalty=1.3, frequency_penalty=0.4),
+    Sampling(0.9, presence_penalty=1.5, logit_bias=((270, 2.0),)),
+]
+# (prompt, most new tokens, sampling, seed, sample of its prompt): more requests than rows, prompts of two buckets, one that
+# fills the context.
 REQUESTS = [
-    ([BOS, *[260 + (7 * i + j) % 40 for j in range(length)]], new, SAMPLINGS[i % 2], i)
+    ([BOS, *[260 + (7 * i + j) % 40 for j in range(length)]], new, SAMPLINGS[i % 4], i, i % 3)
     for i, (length, new) in enumerate([(3, 9), (40, 20), (0, 30), (5, 1), (12, 25), (58, 20), (2, 17), (33, 8)])
 ]
 
@@ -36,7 +42,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def alone(params):
-    return [generate(MODEL, params, [p], n, s, seed)[0] for p, n, s, seed in REQUESTS]
+    return [generate(MODEL, params, [p], n, s, seed, num_samples=3)[number] for p, n, s, seed, number in REQUESTS]
 
 
 def check(request, wanted):
@@ -68,12 +74,21 @@ def test_a_request_may_stop_itself_and_leave_its_place(params, alone):
     check(second, alone[0])
 
 
+def test_a_row_forgets_what_the_one_before_it_has_seen(params):
+    """Penalties count the tokens of one request: the same text whoever had the place before, and without penalties another."""
+    prompt, s = REQUESTS[0][0], SAMPLINGS[2]
+    engine = Engine(MODEL, params, rows=1)
+    requests = [engine.submit(prompt, 20, sampling) for sampling in (s, s, SAMPLINGS[0], s)]
+    engine.run()
+    texts = [r.completion.ids for r in requests]
+    assert texts[0] == texts[1] == texts[3] != texts[2]
+
+
 def test_what_cannot_be_done_is_refused_at_once(params):
     engine = Engine(MODEL, params, rows=1)
     for prompt, sampling, said in (
         ([], Sampling(), "empty"),
         ([BOS] * 64, Sampling(), "64"),
-        ([BOS], Sampling(presence_penalty=1.0), "penalties"),
         ([BOS], Sampling(stop_ids=(300,)), "300"),
     ):
         with pytest.raises(RunError, match=said):
