@@ -129,7 +129,8 @@ def compile_cell(cell: Cell) -> dict:
 def main() -> None:
     from measure import current_commit
 
-    for number, cell in enumerate(CELLS, 1):
+    cells = sorted(CELLS, key=lambda cell: (cell.config, cell.slices) not in MAXTEXT)
+    for number, cell in enumerate(cells, 1):
         if cell in recorded():
             continue
         commit = current_commit()

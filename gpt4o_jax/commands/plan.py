@@ -80,8 +80,8 @@ def _plan(config, flags: dict) -> dict:
     if result.get("fits") is False:
         result["fits_with"] = _first_that_fits(plan, topology, say, config, devices, slices, chip, sizes)
     elif chip is not None:
-        result["roofline"] = plan.roofline(config, chip, mesh, result["collectives"], result["bytes"]["arguments"])
-        r = result["roofline"]
+        r = plan.roofline(config, chip, mesh, result["collectives"], result["bytes"]["arguments"])
+        result |= {"roofline": r, "rates": chip._asdict() | {"source": f"docs.cloud.google.com/tpu/docs/{family}"}}
         say(
             f"a step takes at least {r['step_seconds_at_least']:.3f} s ({r['bound_by']}), MFU at most {r['mfu_at_most']:.1%}"
             f" ({r['mfu_causal_at_most']:.1%} without masked keys)"

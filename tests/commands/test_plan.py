@@ -29,6 +29,7 @@ def test_a_tiny_model_fits_a_real_slice():
     code, out, _ = call("--topology=v5e:2x2")
     result = json.loads(out.splitlines()[-1])
     assert code == 0 and result["fits"] and result["attention"] == "splash" and not result["estimate"]
+    assert result["rates"]["flops"] == 197e12 and result["rates"]["source"].endswith("/v5e")
     assert result["bytes"]["total"] < result["hbm"] and {c["kind"] for c in result["collectives"]} >= {"all-gather", "all-reduce"}
 
 
