@@ -1,5 +1,6 @@
-"""continues a prompt, streaming the text"""
+"""continues a prompt, streaming the text, or many prompts, several at a time"""
 
+import json
 import sys
 
 from gpt4o_jax.commands import sampling_flags
@@ -10,6 +11,8 @@ from gpt4o_jax.errors import RunError, data_error
 FLAGS = (
     Flag("workdir", str, "", "run folder", required=True),
     Flag("prompt", str, "", "text to continue; empty: from the beginning of a document"),
+    Flag("prompts", str, "", "file of prompts to continue instead: a line each, or where it ends in .jsonl, JSON with a prompt"),
+    Flag("rows", int, None, "--prompts: texts that are written at a time; 8 if not given", low=1, high=1024),
     Flag("step", int, None, "checkpoint step; the newest if not given", low=0),
     Flag("max_new_tokens", int, 100, "most tokens to add", low=1),
     *sampling_flags.FLAGS,
@@ -30,12 +33,16 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     sampling = sampling_flags.sampling("generate", flags)
     _check(flags)
     check_ready("generate", flags)
+    prompts = _read_prompts(flags["prompts"]) if flags["prompts"] else None
     import jax
 
     from gpt4o_jax import run as runs
 
     run = ready(runs.open_run(flags["workdir"], flags["step"]), flags)
     with jax.set_mesh(run.mesh):
+        if prompts:
+            results = _draw_each(run, flags, sampling, prompts)
+            return {"workdir": str(run.workdir), "step": run.step, "prompts": flags["prompts"], "results": results}
         samples = _search(run, flags, sampling.stop_ids) if flags["beams"] else _draw(run, flags, sampling)
     return {"workdir": str(run.workdir), "step": run.step, "prompt": flags["prompt"], "samples": samples}
 
@@ -44,6 +51,11 @@ def _check(flags: dict) -> None:
     """Flags that do nothing together. Raises RunError."""
     if flags["draft_tokens"] is not None and not flags["draft"]:
         raise RunError("generate: --draft_tokens needs --draft=RUN_DIR or --draft=ngram")
+    if flags["rows"] is not None and not flags["prompts"]:
+        raise RunError("generate: --rows needs --prompts=FILE")
+    for name in ("prompt", "draft", "beams"):
+        if flags["prompts"] and flags[name]:
+            raise RunError(f"generate: --{name} and --prompts do not go together; leave one out")
     if not flags["beams"]:
         if flags["length_penalty"] is not None:
             raise RunError("generate: --length_penalty needs --beams, such as --beams=4")
@@ -58,6 +70,27 @@ def _check(flags: dict) -> None:
             f"generate: --num_samples={flags['num_samples']} is more than --beams={flags['beams']}; nearest:"
             f" --beams={flags['num_samples']}"
         )
+
+
+def _read_prompts(file: str) -> list[str]:
+    """Empty lines are passed over. Raises RunError."""
+    from pathlib import Path
+
+    from gpt4o_jax.data.sources import read_text
+
+    prompts = []
+    for n, line in enumerate(read_text(Path(file)).replace("\r\n", "\n").split("\n"), start=1):
+        if not line.strip():
+            continue
+        if file.endswith(".jsonl"):
+            try:
+                line = json.loads(line)["prompt"]
+            except (ValueError, KeyError, TypeError):
+                line = None
+            if not isinstance(line, str):
+                raise data_error(f'{file}:{n}: expected a JSON object with prompt, such as {{"prompt": "Return the "}}')
+        prompts.append(line)
+    return prompts
 
 
 def _search(run, flags: dict, stop_ids) -> list[dict]:
@@ -97,6 +130,18 @@ def _draw(run, flags: dict, sampling) -> list[dict]:
     else:
         _show(flags["prompt"], [text for text, _ in results])
     return [_sample(run.tokenizer, text, c, sampling.top_logprobs > 0) for text, c in results]
+
+
+def _draw_each(run, flags: dict, sampling, prompts: list[str]) -> list[dict]:
+    from gpt4o_jax.sampling.text import complete_each
+
+    results: list[dict] = [{}] * len(prompts)
+    how = (flags["seed"], flags["stop"], flags["num_samples"], flags["rows"] or 8)
+    for p, found in complete_each(run.model, run.params, run.tokenizer, prompts, flags["max_new_tokens"], sampling, *how):
+        _show(prompts[p], [text for text, _ in found])
+        samples = [_sample(run.tokenizer, text, c, sampling.top_logprobs > 0) for text, c in found]
+        results[p] = {"prompt": prompts[p], "samples": samples}
+    return results
 
 
 def _draft(run, flags: dict):

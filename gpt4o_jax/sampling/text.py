@@ -1,10 +1,12 @@
 """Generation from strings to strings: stop strings, streaming, several samples of each prompt."""
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from gpt4o_jax.data.tokenizer import Tokenizer
+from gpt4o_jax.errors import RunError
 from gpt4o_jax.model.gpt import GPT
+from gpt4o_jax.sampling.engine import Engine
 from gpt4o_jax.sampling.generate import Completion, generate
 from gpt4o_jax.sampling.logits import Sampling
 from gpt4o_jax.sampling.speculative import Draft
@@ -28,15 +30,8 @@ def complete(
     Sample j of prompt p is row p * num_samples + j. stream(row, text) receives whole characters as they come, never any
     part of a stop string.
     """
-    encoded_stop = [s.encode() for s in stop if s]
+    stops = _stops(tokenizer, stop)
     writers = [Streamer(tokenizer, stop, lambda text, row=row: stream(row, text)) for row in range(len(prompts) * num_samples)]
-
-    def should_stop(row: int, ids: list[int]) -> int | None:
-        # Looking back over as many tokens as the longest stop string has bytes is enough.
-        longest = max(map(len, encoded_stop), default=0)
-        recent = tokenizer.decode_bytes(ids[-longest - 1 :]) if longest else b""
-        return len(ids) if any(s in recent for s in encoded_stop) else None
-
     completions = generate(
         model,
         params,
@@ -44,21 +39,66 @@ def complete(
         max_new_tokens,
         sampling,
         seed,
-        should_stop,
+        lambda row, ids: stops(ids),
         (lambda row, ids: writers[row].feed(ids)) if stream else (lambda row, ids: None),
         tokenizer.vocab_size,
         tokenizer.symbols,
         num_samples,
         draft,
     )
-    results = []
-    for row, c in enumerate(completions):
-        text = tokenizer.decode(c.ids)
-        cuts = [at for s in stop if s and (at := text.find(s)) >= 0]
-        results.append((text[: min(cuts)] if cuts else text, c))
-        if stream:
-            writers[row].close()
-    return results
+    if stream:
+        for writer in writers:
+            writer.close()
+    return [(_before(tokenizer.decode(c.ids), stop), c) for c in completions]
+
+
+def complete_each(
+    model: GPT,
+    params,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    num_samples: int = 1,
+    rows: int = 8,
+) -> Iterator[tuple[int, list[tuple[str, Completion]]]]:
+    """Continuations of many prompts, `rows` at a time (sampling/engine.py): (number of a prompt, its samples) as they come.
+
+    The samples of a prompt are those that complete() gives for it alone. Raises RunError, with the number of the prompt,
+    before the first pass.
+    """
+    engine = Engine(model, params, rows, tokenizer.vocab_size, tokenizer.symbols)
+    going, stops = {}, _stops(tokenizer, stop)
+    for p, prompt in enumerate(prompts):
+        how = (tokenizer.prompt(prompt), max_new_tokens, sampling, seed)
+        try:
+            going[p] = [engine.submit(*how, number, stops) for number in range(num_samples)]
+        except RunError as e:
+            raise RunError(f"prompts[{p}]: {e}", e.code) from None
+    while going:
+        engine.step()
+        for p in [p for p, requests in going.items() if all(r.completion.finished for r in requests)]:
+            yield p, [(_before(tokenizer.decode(r.completion.ids), stop), r.completion) for r in going.pop(p)]
+
+
+def _stops(tokenizer: Tokenizer, stop: Sequence[str]) -> Callable[[list[int]], int | None]:
+    """(ids so far) -> how many to keep where the last of them complete a stop string."""
+    encoded = [s.encode() for s in stop if s]
+    longest = max(map(len, encoded), default=0)
+
+    def stops(ids: list[int]) -> int | None:
+        # Looking back over as many tokens as the longest stop string has bytes is enough.
+        recent = tokenizer.decode_bytes(ids[-longest - 1 :]) if longest else b""
+        return len(ids) if any(s in recent for s in encoded) else None
+
+    return stops
+
+
+def _before(text: str, stop: Sequence[str]) -> str:
+    cuts = [at for s in stop if s and (at := text.find(s)) >= 0]
+    return text[: min(cuts)] if cuts else text
 
 
 class Streamer:

@@ -110,6 +110,30 @@ def test_several_samples_differ_and_depend_on_the_seed(run, command):
     assert one == again != other
 
 
+@pytest.mark.parametrize("suffix", ["txt", "jsonl"])
+def test_many_prompts_are_continued_as_each_alone(run, command, tmp_path, suffix):
+    prompts, path = ["1 green", "13 green ", "2"], tmp_path / f"prompts.{suffix}"
+    path.write_text("\n".join(json.dumps({"prompt": p}) if suffix == "jsonl" else p for p in prompts) + "\n\n")
+    args = ("--max_new_tokens=6", "--num_samples=2", "--seed=4", "--stop=z", "--presence_penalty=1")
+    together, err = command("generate", f"--workdir={run}", f"--prompts={path}", "--rows=2", *args)
+    assert [r["prompt"] for r in together["results"]] == prompts
+    for r in together["results"]:
+        alone, told = command("generate", f"--workdir={run}", f"--prompt={r['prompt']}", *args)
+        for got, wanted in zip(r["samples"], alone["samples"], strict=True):
+            assert got == wanted | {"logprob": pytest.approx(wanted["logprob"], rel=1e-4)}
+        assert told in err
+
+
+def test_prompts_that_do_not_fit_are_named(run, refused, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "1"}\n{"promt": "2"}\n')
+    args = ("generate", f"--workdir={run}", f"--prompts={path}")
+    refused(ExitCode.DATA, "prompts.jsonl:2: expected a JSON object with prompt, such as", *args)
+    path.write_text('{"prompt": "1"}\n{"prompt": "1 green bottles and 1"}\n')
+    refused(ExitCode.USAGE, "prompts[1]: prompt of 22 tokens does not fit", *args)
+    refused(ExitCode.DATA, "nowhere: cannot read", "generate", f"--workdir={run}", "--prompts=nowhere")
+
+
 def test_generation_ends_before_a_stop_string(run, command):
     args = ("generate", f"--workdir={run}", "--prompt=1", "--max_new_tokens=14", "--seed=3", "--temperature=2")
     text = command(*args)[0]["samples"][0]["text"]

@@ -58,6 +58,8 @@ FLAGS = [
     ("--draft_tokens needs --draft=RUN_DIR or --draft=ngram", "generate", "--workdir=x", "--draft_tokens=3"),
     ("--draft_tokens=17: expected an integer from 1 to 16", "generate", "--workdir=x", "--draft=ngram", "--draft_tokens=17"),
     ("--weights=int7: expected one of float32, bfloat16, int8, int4", "generate", "--workdir=x", "--weights=int7"),
+    ("--rows needs --prompts=FILE", "generate", "--workdir=x", "--rows=3"),
+    ("--draft and --prompts do not go together", "generate", "--workdir=x", "--prompts=p", "--draft=ngram"),
     ("--length_penalty needs --beams", "generate", "--workdir=x", "--length_penalty=2"),
     ("--top_p does nothing with --beams", "generate", "--workdir=x", "--beams=4", "--top_p=0.5"),
     ("--stop does nothing with --beams", "generate", "--workdir=x", "--beams=4", "--stop=."),
