@@ -127,7 +127,7 @@ class ModelConfig:
     attention: str = knob(
         "auto",
         "Who computes attention in training (ops/attention.py); auto: the fastest for the platform and the shapes.",
-        ("auto", "reference", "blocks", "cudnn", "splash"),
+        ("auto", "reference", "blocks", "cudnn", "splash", "ring", "gather"),
     )
     scan_unroll: int = knob(1, "Periods of layer_pattern per iteration of the scan over them; all of them unroll it.", low=1)
     remat: str = knob(

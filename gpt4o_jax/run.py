@@ -167,7 +167,8 @@ def _check_fit(config: RunConfig, corpus: Corpus, mesh: jax.sharding.Mesh) -> No
     """What only shows once text, tokenizer and devices are known."""
     m = config.model
     compute = Compute(mesh.devices.flat[0].platform, m.compute_dtype)
-    implementation(m, compute, m.context_length, m.dropout > 0)  # raises where attention cannot be had as asked
+    # Raises where attention cannot be had as asked.
+    implementation(m, compute, m.context_length, m.dropout > 0, mesh.shape["context"])
     corpora.training_rows(config, corpus)  # raises where the text is too short
     for prompt in config.sample.prompts:
         tokens = len(corpus.tokenizer.prompt(prompt))

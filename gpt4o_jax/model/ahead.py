@@ -14,6 +14,7 @@ from gpt4o_jax.model.block import Shared, make_norm, remat_block
 from gpt4o_jax.model.layers import normal, param
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.products import product
+from gpt4o_jax.parallel import context
 
 
 class Head(nn.Module):
@@ -37,8 +38,9 @@ class Head(nn.Module):
 def look_ahead(c: ModelConfig, compute: Compute, train: bool, h_BTD, embedded_BTD, shared: Shared):
     """(What the output head reads for the targets 1, 2, ..., n places after each position's own [n, B, T, D], routings).
 
-    h_BTD: the trunk's state before its final norm; embedded_BTD: embeddings of the row's tokens. The last k
-    places of entry k - 1, and those whose k-th successor lies in another document, mean nothing.
+    h_BTD: the trunk's state before its final norm; embedded_BTD: embeddings of the row's tokens; both, and what is returned,
+    as parallel.context.zigzag has a row. Its last k places in entry k - 1, and those whose k-th successor lies in another
+    document, mean nothing.
     """
     heads = nn.scan(
         Head,
@@ -48,5 +50,6 @@ def look_ahead(c: ModelConfig, compute: Compute, train: bool, h_BTD, embedded_BT
         length=c.mtp_heads,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )(c, compute, train, name="ahead")
-    later_nBTD = jnp.stack([jnp.roll(embedded_BTD, -k, axis=1) for k in range(1, c.mtp_heads + 1)])
+    embedded_BTD = context.in_order(embedded_BTD)
+    later_nBTD = jnp.stack([context.zigzag(jnp.roll(embedded_BTD, -k, axis=1)) for k in range(1, c.mtp_heads + 1)])
     return heads(h_BTD, later_nBTD, shared._replace(first_BTD=None, values_nBTKH=None))[1]

@@ -17,13 +17,16 @@ from gpt4o_jax.ops.masks import causal_mask
 from gpt4o_jax.ops.positions import rotary
 from gpt4o_jax.ops.products import joint_product, product
 from gpt4o_jax.ops.sums import add_bias, multiply_scale
-from gpt4o_jax.parallel import constrain, per_shard, shards_evenly
+from gpt4o_jax.parallel import constrain, context, even, per_shard
 
 
-def implementation(c: ModelConfig, compute: Compute, T: int, dropout: bool) -> str:
-    """Who computes attention in rows of T (ops/attention.py). Raises RunError where the one named by the config cannot."""
-    softcap = c.attention_softcap > 0
-    return ops.choose(c.attention, compute, T, c.head_width, softcap=softcap, sinks=c.attention_sinks, dropout=dropout)
+def implementation(c: ModelConfig, compute: Compute, T: int, dropout: bool, context: int = 1) -> str:
+    """Who computes attention in rows of T, cut over so many devices (ops/attention.py).
+
+    Raises RunError where the one named by the config cannot.
+    """
+    knobs = dict(softcap=c.attention_softcap > 0, sinks=c.attention_sinks, dropout=dropout, context=context)
+    return ops.choose(c.attention, compute, T, c.head_width, **knobs)
 
 
 class Attention(nn.Module):
@@ -90,17 +93,21 @@ class Attention(nn.Module):
         return drop(y_BTD), layer_cache
 
     def _rows(self, q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N, dropout):
-        """Attention of whole rows to themselves, by the implementation that suits the hardware."""
+        """Attention of rows to themselves, by the implementation that suits the hardware; cut rows are in zig-zag order."""
         c = self.config
+        T = q_BTNH.shape[1]
+        ways = context.parts(T)
         # Initialisation traces one token, which not every implementation takes.
-        name = "reference" if self.is_initializing() else implementation(c, self.compute, q_BTNH.shape[1], dropout is not None)
+        name = "reference" if self.is_initializing() else implementation(c, self.compute, T, dropout is not None, ways)
         knobs = dict(scale=c.score_scale, window=self.window, softcap=c.attention_softcap or None)
-        if name == "reference" or not shards_evenly(q_BTNH, "batch", None, "heads", None):
+        B, _, N, _ = even(q_BTNH, "batch", None, "heads", None)
+        if name == "reference" or (ways == 1 and not (B and N)):
             reference = functools.partial(ops.self_attention, "reference", self.compute, **knobs, dropout=dropout)
             return reference(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N)
-        heads, kv_heads = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
-        kernel = functools.partial(ops.self_attention, name, self.compute, **knobs)
-        kernel = per_shard(kernel, [heads, kv_heads, kv_heads, ("batch", None), ("heads",)], heads)
+        seq, op = ("seq", context.context_attention) if ways > 1 else (None, ops.self_attention)
+        heads, kv_heads = (B, seq, "heads", None), (B, seq, "kv_heads", None)
+        op = functools.partial(op, name, self.compute, **knobs)
+        kernel = per_shard(op, [heads, kv_heads, kv_heads, (B, seq), ("heads",)], heads)
         return kernel(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N)
 
     def _normalise(self, name: str, x_BTNH, heads: str):

@@ -22,7 +22,7 @@ from gpt4o_jax.model.vocabulary import lookup, unembedding
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.cross_entropy import capped_logits
 from gpt4o_jax.ops.positions import RopeScaling, Rotation, rotation
-from gpt4o_jax.parallel import constrain
+from gpt4o_jax.parallel import constrain, context
 
 
 class GPT(nn.Module):
@@ -33,18 +33,28 @@ class GPT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_BT, positions_BT, segments_BT, cache: Cache | None = None, train: bool = False, ahead: bool = False
+        self,
+        tokens_BT,
+        positions_BT,
+        segments_BT,
+        cache: Cache | None = None,
+        train: bool = False,
+        ahead: bool = False,
+        in_order: bool = True,
     ):
         """Embeds and transforms token ids.
 
         tokens_BT, positions_BT, segments_BT: int32; positions count within each segment, segment 0 is padding.
         cache: None, or what `empty_cache` or the last call returned; then segments only tell tokens from padding.
-        train: applies dropout, with the rng stream "dropout". ahead: runs the heads of multi-token prediction too.
+        train: applies dropout, with the rng stream "dropout". ahead: runs the heads of multi-token prediction too. in_order:
+        False leaves what is returned of a row as parallel.context.zigzag has it, which saves sending it back.
         Returns (hidden_BTD float32, what the head reads: after the final norm, under muP times base width / width; cache with
-        these tokens in it; what else there is, by name: "ahead_nBTD", what the head reads for later targets; "routings", a
-        moe.Routing for every mixture of experts, named as its parameters are).
+        these tokens in it; what else there is, by name: "ahead_nBTD", what the head reads for later targets, always as zigzag
+        has it; "routings", a moe.Routing for every mixture of experts, named as its parameters are).
         """
         c = self.config
+        if cache is None:  # where each row is cut over several devices, attention wants its parts in another order
+            tokens_BT, positions_BT, segments_BT = map(context.zigzag, (tokens_BT, positions_BT, segments_BT))
         table_VD = param(self, "embedding", normal(c.init_std), (c.vocab_size, c.d_model), ("vocab", "embed"))
         x_BTD = lookup(table_VD, tokens_BT, ("vocab", "embed"))
         if c.embed_scale:
@@ -71,6 +81,8 @@ class GPT(nn.Module):
         hidden_BTD = make_norm(c, "final_norm")(x_BTD)
         if c.mup_base_width:  # muP's multiplier of the logits, here so that whoever reads them finds it applied
             hidden_BTD *= c.width_ratio
+        if cache is None and in_order:
+            hidden_BTD = context.in_order(hidden_BTD)
         return hidden_BTD, cache, aux
 
     def _value_embeddings(self, tokens_BT):

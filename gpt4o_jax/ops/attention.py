@@ -8,6 +8,8 @@ their segments, by the implementation that suits the hardware:
     cudnn      GPU    flash attention of cuDNN; bfloat16, head width a multiple of 8 up to 128, no soft-cap, no sinks
     splash     TPU    Pallas flash attention; T a multiple of 128
     reference  all    everything else: dropout on the weights, odd shapes, float32 on a GPU
+    ring       all    rows cut over several devices (mesh.context above 1), by parallel/context.py; not for attention dropout
+    gather     all    the same for few devices, with more memory
 
 B batch, T query positions, S key positions, N query heads, K key/value heads,
 G query heads per key/value head, H head width
@@ -98,18 +100,33 @@ def self_attention(
 
 
 def choose(
-    wanted: str, compute: Compute, T: int, H: int, softcap: bool = False, sinks: bool = False, dropout: bool = False
+    wanted: str,
+    compute: Compute,
+    T: int,
+    H: int,
+    softcap: bool = False,
+    sinks: bool = False,
+    dropout: bool = False,
+    context: int = 1,
 ) -> str:
     """The name of the implementation for these shapes. wanted: a name, or "auto" for the first that can.
 
-    Raises RunError where the wanted one cannot do it, with the reason.
+    context: over how many devices a row is cut. Raises RunError where the wanted one cannot do it, with the reason.
     """
+    whole = (context > 1, f"needs whole rows, and mesh.context={context} cuts them")
+    cut = _first(
+        (context == 1, "is for rows cut over several devices, and mesh.context is 1"),
+        (T % (2 * context), f"needs a context_length of a multiple of {2 * context} (2 * mesh.context), not {T}"),
+        (dropout, "has no dropout on attention weights"),
+    )
     reasons = {
         "blocks": _first(
+            whole,
             (compute.platform != "cpu", f"is for CPUs, not for a {compute.platform}"),
             (dropout, "has no dropout on attention weights"),
         ),
         "cudnn": _first(
+            whole,
             (compute.platform != "gpu", f"is for GPUs, not for a {compute.platform}"),
             (compute.dtype != "bfloat16", f"needs compute_dtype bfloat16, not {compute.dtype}"),
             (H % 8 or H > 128, f"needs heads of a multiple of 8 up to 128, not {H}"),
@@ -118,17 +135,23 @@ def choose(
             (dropout, "has no dropout on attention weights here"),
         ),
         "splash": _first(
+            whole,
             (compute.platform != "tpu", f"is for TPUs, not for a {compute.platform}"),
             (T % LANES, f"needs a context of a multiple of {LANES}, not {T}"),
             (dropout, "has no dropout on attention weights"),
         ),
-        "reference": None,
+        "reference": _first(whole),
+        "ring": cut,
+        "gather": cut,
     }
-    if wanted == "auto":
-        return next(name for name, reason in reasons.items() if reason is None)
+    able = [name for name, reason in reasons.items() if reason is None]
+    if wanted == "auto" and able:
+        return able[0]
+    if wanted == "auto":  # only rows that are cut can leave nothing
+        raise RunError(f"model.attention=auto: ring {reasons['ring']}, and nothing else takes rows cut by mesh.context={context}")
     if reasons[wanted] is not None:
-        other = next(name for name, reason in reasons.items() if reason is None)
-        raise RunError(f"model.attention={wanted} {reasons[wanted]}; auto would take {other}")
+        other = f"auto would take {able[0]}" if able else "nor can auto take anything else"
+        raise RunError(f"model.attention={wanted} {reasons[wanted]}; {other}")
     return wanted
 
 

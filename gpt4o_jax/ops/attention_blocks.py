@@ -70,8 +70,8 @@ def attend(how: How, q, k, v, segments=None, key_segments=None, sinks=None, dist
 
     q: [X, G, T, H], float32; k, v: [X, S, H], whose type the operands of products take; sinks: [X, G] or None.
     distance: None: the keys are the queries' own, causal, with segments [X, T] or None. Else positions, possibly traced,
-    from the first key to the first query, with all keys before all queries, and key_segments [X, S] theirs. What the
-    window and segments leave a query nothing of has the least of all normalisers and means nothing.
+    from the first key to the first query: all keys lie before all queries, which are one block, and key_segments [X, S] are
+    theirs. A query to which window and segments leave no key has the least of all normalisers, and its output means nothing.
     """
 
     def head(q_GTH, k_SH, v_SH, segments_T, key_segments_S, sinks_G):
@@ -129,19 +129,24 @@ def attend_backward(how: How, q, k, v, out, normaliser, d_out, segments=None, ke
     return _over_heads(how, head, (q, k, v, segments, key_segments, sinks, out, normaliser, d_out))
 
 
+def equal_blocks(T: int) -> int:
+    """In how many blocks of equal size T queries are best computed against keys that all lie before them."""
+    return max(n for n in range(1, MOST_BLOCKS + 1) if n == 1 or (T % n == 0 and n * SMALLEST_BLOCK <= T))
+
+
 def _over_heads(how, head, arrays):
     return jax.lax.map(lambda x: head(*x), arrays) if how.serial else jax.vmap(head)(*arrays)
 
 
 def _blocks(T: int, S: int, window: int | None, distance):
     """(first query, end of the queries, first key, end of the keys) of each block."""
+    if distance is not None:
+        yield 0, T, 0, S
+        return
     size = max(SMALLEST_BLOCK, -(-T // MOST_BLOCKS))
     for begin in range(0, T, size):
         end = min(begin + size, T)
-        if distance is None:
-            yield begin, end, 0 if window is None else max(0, begin - window + 1), end
-        else:
-            yield begin, end, 0, S
+        yield begin, end, 0 if window is None else max(0, begin - window + 1), end
 
 
 def _part(segments, begin, end):

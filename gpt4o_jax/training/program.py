@@ -72,7 +72,8 @@ def build(config: RunConfig, mesh: jax.sharding.Mesh) -> Program:
     """config: with model.vocab_size and compute_dtype resolved. Raises RunError where attention cannot be had as asked."""
     m = config.model
     compute = Compute(mesh.devices.flat[0].platform, m.compute_dtype)
-    attention = implementation(m, compute, m.context_length, m.dropout > 0)
+    ways = mesh.shape["context"]
+    attention = implementation(m, compute, m.context_length, m.dropout > 0, ways) + (f" over context={ways}" if ways > 1 else "")
     model = gpt.GPT(m, compute)
     with jax.set_mesh(mesh):
         axes = gpt.logical_axes(model)

@@ -19,6 +19,7 @@ from gpt4o_jax.model import moe
 from gpt4o_jax.model.gpt import GPT
 from gpt4o_jax.model.vocabulary import head_losses
 from gpt4o_jax.ops.sums import global_norm
+from gpt4o_jax.parallel import context
 from gpt4o_jax.training.schedules import schedule_factor
 from gpt4o_jax.training.state import TrainState
 
@@ -50,13 +51,14 @@ def loss_sum(
         batch.segments,
         train=train,
         ahead=heads > 0,
+        in_order=False,
         rngs={"dropout": key} if train else {},
     )
     head = functools.partial(head_losses, model.config, model.compute, params, chunk=loss_chunk, z_loss=z_loss)
-    sums = head(hidden_BTD, batch.targets, batch.weights)
+    sums = head(hidden_BTD, context.zigzag(batch.targets), context.zigzag(batch.weights))
     total, parts = sums.total, {"loss": sums.nll} | ({"z_loss": sums.z_loss} if z_loss else {})
     for k in range(1, heads + 1):
-        later = head(aux["ahead_nBTD"][k - 1], *targets_ahead(batch, k))
+        later = head(aux["ahead_nBTD"][k - 1], *map(context.zigzag, targets_ahead(batch, k)))
         total += mtp_weight / heads * later.total
         parts["mtp_loss"] = parts.get("mtp_loss", 0.0) + later.nll / heads
     if "routings" in aux:
