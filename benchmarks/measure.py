@@ -123,6 +123,28 @@ def torch_char(folder: Path) -> dict:
     return {"torch_char_loss": (statistics.mean(losses), {"losses": losses, "stdev": statistics.stdev(losses)})}
 
 
+def fewer_bits(folder: Path) -> dict:
+    """Bits per byte that weights and caches of fewer bits add on the hold-out: a dense model and a mixture of experts."""
+    kinds = [{"weights": "int8"}, {"weights": "int4"}, {"kv_cache": "int8"}, {"weights": "int4", "kv_cache": "int8"}]
+    experts = {"n_experts": 8, "experts_per_token": 2, "expert_d_ff": 512}
+    costs = {}
+    for name, knobs in (("dense", {}), ("experts", experts)):
+        run = f"--workdir={folder / name}"
+        flags = [f"--config.model.{k}={v}" for k, v in knobs.items()]
+        trained = gpt4o_jax("train", "--config=configs/quickstart.py", "--config.train.length=300 steps", run, *flags)
+        costs[name] = {"unrounded": trained["bits_per_byte"]}
+        for kind in kinds:
+            scores = gpt4o_jax("evaluate", run, *(f"--{k}={v}" for k, v in kind.items()))
+            label = ", ".join(f"{v} {k}" for k, v in kind.items())
+            costs[name][label] = scores["as_generated"]["bits_per_byte_added"]
+    worst = lambda label: max(cost[label] for cost in costs.values())
+    return {
+        "int8_weights_cost": (worst("int8 weights"), costs),
+        "int4_weights_cost": (worst("int4 weights"), {}),
+        "int8_cache_cost": (worst("int8 kv_cache"), {}),
+    }
+
+
 def first_step(folder: Path) -> dict:
     """Seconds from the start of the process to the first finished step of nano, with the compilation cache cold and warm."""
     run = folder / "run"
@@ -202,6 +224,7 @@ MEASUREMENTS = {
     **{f"generate_b{batch}": functools.partial(_generation, batch) for batch in generation_speed.BATCHES},
     "batching": request_speed.measure_batching,
     "speculation": request_speed.measure_speculation,
+    "fewer_bits": fewer_bits,
     "first_step": first_step,
     "help": help_text,
     "mup_transfer": mup_transfer,
@@ -323,6 +346,16 @@ def _generation_table(batch: int, entry: dict) -> list[str]:
     return [*lines, "", said, *(["", BOUNDS[f"generate_b{batch}"]] if f"generate_b{batch}" in BOUNDS else [])]
 
 
+def _bits_table(entry: dict) -> list[str]:
+    costs = entry["details"]
+    lines = ["## Weights and caches in fewer bits: bits per byte on the hold-out, after 300 steps of configs/quickstart.py", ""]
+    lines += ["| | " + " | ".join(costs) + " |", "|---" * (len(costs) + 1) + "|"]
+    for label in costs["dense"]:
+        form = "{:.4f}" if label == "unrounded" else "{:+.4f}"
+        lines.append(f"| {label} | " + " | ".join(form.format(cost[label]) for cost in costs.values()) + " |")
+    return [*lines, "", f"experts: 8, of which a token passes 2, of width 512. {entry['date']}, {entry['commit']}."]
+
+
 def _products_table(entry: dict) -> list[str]:
     shapes = {name: times for name, times in entry["details"].items() if isinstance(times, dict)}
     forms = list(dict.fromkeys(form for times in shapes.values() for form in times))
@@ -336,6 +369,7 @@ def _products_table(entry: dict) -> list[str]:
 SECTIONS = {
     **{f"generate_b{batch}_over_torch": functools.partial(_generation_table, batch) for batch in generation_speed.BATCHES},
     "decode_products": _products_table,
+    "int8_weights_cost": _bits_table,
 }
 
 
