@@ -5,7 +5,7 @@ work (zig-zag order, as in github.com/zhuzilin/ring-flash-attention and Llama 3,
 Striped Attention, arXiv:2311.09431). A device's queries stay where they are, and meet the keys in one of two ways:
 
     ring    keys and values go round from neighbour to neighbour, and are sent on while they are computed with (Ring Attention,
-            arXiv:2310.01889); in layers with a window only as far as it reaches. A device holds two devices' keys at most.
+            arXiv:2310.01889); in layers with a window only as far as it reaches. A device holds its own and two others' keys.
     gather  every device collects all keys and values first: one collective instead of C - 1, for few devices or slow
             starts of messages (Llama 3, ibid.); keys, values and their gradients are whole on every device.
 
@@ -221,9 +221,11 @@ def _by_blocks(how, see):
 
 
 def _ring(see, window, mine, keys, theirs):
-    """Step j: the device holds the keys of the one j places before it. The upper chunk of queries sees their lower one;
-    that is enough to hide the sending of the keys to the next device. Then what came from the device j + 1 places before,
-    p: if p < i both its lower and our lower chunk lie in order, else its upper and ours."""
+    """Step j: the device holds the keys of the one j places before it, p, all the way round.
+
+    Its upper chunk lies behind their lower one, whoever p is, and sees it while the keys are sent on. Of those that arrive
+    only one chunk more is seen: where p < i their lower one by its lower one, else their upper one by its upper one.
+    """
     C, i = jax.lax.axis_size(AXIS), jax.lax.axis_index(AXIS)
     lower_of = lambda mine, theirs, keys, j: see(mine, theirs, keys, 1, 0, 2 * C - 1 - i - (i - j) % C)
 

@@ -31,9 +31,9 @@ def mesh_of(C: int):
     return parallel.make_mesh(MeshConfig(data=-1, context=C, tensor=2 if C == 2 else 1))
 
 
-def cut(name, q, k, v, segments, sinks, **knobs):
+def cut(name, q, k, v, segments, sinks, compute=FLOAT32, **knobs):
     """Attention of rows in order, on the mesh in force."""
-    f = functools.partial(context.context_attention, name, FLOAT32, **knobs)
+    f = functools.partial(context.context_attention, name, compute, **knobs)
     f = parallel.per_shard(f, [HEADS, KV_HEADS, KV_HEADS, ROWS, ("heads",)], HEADS)
     q, k, v = map(context.zigzag, (q, k, v))
     return context.in_order(f(q, k, v, None if segments is None else context.zigzag(segments), sinks))
@@ -103,10 +103,10 @@ def reference(K, variant):
     return with_gradients(functools.partial(self_attention, "reference", FLOAT32), K, **VARIANTS[variant])
 
 
-def error(C, K, name, variant) -> float:
+def error(C, K, name, variant, compute=FLOAT32) -> float:
     """The largest of max|a - b| / max|a| over output and gradients."""
     with jax.set_mesh(mesh_of(C)):
-        got = with_gradients(functools.partial(cut, name), K, **VARIANTS[variant])
+        got = with_gradients(functools.partial(cut, name, compute=compute), K, **VARIANTS[variant])
     pairs = zip(jax.tree.leaves(reference(K, variant)), jax.tree.leaves(got), strict=True)
     return max(np.max(np.abs(a - b)) / max(np.max(np.abs(a)), 1e-30) for a, b in pairs)
 
@@ -114,6 +114,22 @@ def error(C, K, name, variant) -> float:
 @pytest.mark.parametrize("C, K, name, variant", CASES)
 def test_cut_rows_give_what_whole_rows_give(C, K, name, variant):
     assert error(C, K, name, variant) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("name", context.MEETINGS)
+def test_all_heads_at_once_as_accelerators_have_them(name, dtype, tolerance):
+    assert error(4, 2, name, "packed", Compute("tpu", dtype)) <= tolerance
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_it_lowers_for_accelerators(platform):
+    q, k, v, segments, sinks, _ = inputs(2)
+    with jax.set_mesh(mesh_of(4)):
+        both = jax.jit(
+            jax.grad(lambda *x: jnp.sum(cut("ring", *x, segments, sinks, Compute(platform, "bfloat16"), window=9)), (0, 1, 2))
+        )
+        assert "collective_permute" in both.trace(q, k, v).lower(lowering_platforms=(platform,)).as_text()
 
 
 MUTATIONS = {
