@@ -1,0 +1,84 @@
+"""Models, batches and meshes of eight fake CPU devices, and what one device computes of them."""
+
+import functools
+
+import jax
+import numpy as np
+
+from gpt4o_jax import parallel
+from gpt4o_jax.config import MeshConfig, ModelConfig, RunConfig, TrainConfig
+from gpt4o_jax.data.batches import Batch
+from gpt4o_jax.model import gpt
+from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.training.step import gradients
+
+B, T, V = 8, 16, 48
+_COMMON = dict(
+    vocab_size=V, context_length=T, n_layers=4, d_model=16, n_heads=8, n_kv_heads=4, head_dim=4, init_std=0.2,
+    output_init="scaled",
+)  # fmt: skip
+MODELS = {
+    "dense": ModelConfig(**_COMMON, positions="learned", norm="layer", bias=True, tied=True),
+    "windowed": ModelConfig(
+        **_COMMON, layer_pattern=("local", "global"), window=5, attention_softcap=8.0, norm_position="sandwich", mlp="geglu"
+    ),
+    "experts": ModelConfig(**_COMMON, n_experts=8, expert_d_ff=16, n_shared_experts=1, router_bias=True, mlp="swiglu"),
+    "some experts": ModelConfig(**_COMMON, n_experts=4, expert_d_ff=16, moe_every=2, mlp="swiglu", qk_norm=True),
+}
+# Leaves whose true gradient is zero, by the end of their path: what rounding leaves of it is compared with the largest gradient
+# of all. Adding to every score of a query changes no softmax; the router's bias counts only in the choice.
+ZERO = ("['key_bias']", "['balance']")
+
+
+def config(model: str, accumulate: int = 1, **train) -> RunConfig:
+    losses = dict(balance_loss=0.01, router_z_loss=0.001) if MODELS[model].n_experts else {}
+    return RunConfig(model=MODELS[model], train=TrainConfig(batch_size=B, loss_chunk=3, accumulate=accumulate, **losses, **train))
+
+
+def batch(packed: bool) -> Batch:
+    """[B, T]. packed: rows of several documents each; else of one, of different lengths. The rest is padding."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(4, V, (B, T + 1)).astype(np.int32)
+    index = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
+    real = index < random.integers(T // 2, T + 1, (B, 1))
+    starts = (random.random((B, T)) < (0.25 if packed else 0)) | (index == 0)
+    segments = np.cumsum(starts, axis=1).astype(np.int32) * real
+    positions = index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
+    weights = real * random.integers(0, 3, (B, T)).astype(np.float32)
+    return Batch(tokens[:, :-1], tokens[:, 1:], weights, positions, segments)
+
+
+def loss_and_gradients(c: RunConfig, mesh: jax.sharding.Mesh, rows: Batch, accumulate: int = 1):
+    """(parts of the loss by name, gradients, sum of weights) of the training step, as numpy arrays."""
+    model = gpt.GPT(c.model, Compute("cpu", "float32"))
+    with jax.set_mesh(mesh):
+        shardings = parallel.shardings(gpt.logical_axes(model), mesh)
+        params = jax.jit(functools.partial(gpt.init, model), out_shardings=shardings)(jax.random.key(1))
+        tokens = jax.sharding.NamedSharding(mesh, parallel.spec(("batch", "seq")))
+        whole = jax.sharding.NamedSharding(mesh, jax.P())
+        f = functools.partial(gradients, model, config=c, key=jax.random.key(0))
+        return jax.device_get(jax.jit(f, out_shardings=(whole, shardings, whole))(params, jax.device_put(rows, tokens)))
+
+
+@functools.cache
+def on_one_device(model: str, packed: bool):
+    return loss_and_gradients(config(model), parallel.make_mesh(devices=jax.devices()[:1]), batch(packed))
+
+
+def assert_equal(got, wanted) -> None:
+    """Loss and gradients to 1e-5 of the largest entry of a leaf in float32; of experts the same tokens went to each."""
+    (parts, grads, weight), (wanted_parts, wanted_grads, wanted_weight) = got, wanted
+    parts, wanted_parts = dict(parts), dict(wanted_parts)
+    jax.tree.map(np.testing.assert_array_equal, parts.pop("load", {}), wanted_parts.pop("load", {}))
+    assert weight == wanted_weight and parts.keys() == wanted_parts.keys()
+    for name, value in wanted_parts.items():
+        np.testing.assert_allclose(parts[name], value, rtol=1e-5, err_msg=name)
+    largest = max(np.max(np.abs(g)) for g in jax.tree.leaves(wanted_grads))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(wanted_grads), jax.tree.leaves(grads), strict=True):
+        name = jax.tree_util.keystr(path)
+        scale = largest if name.endswith(ZERO) else np.max(np.abs(a))
+        assert scale > 0 and np.max(np.abs(a - b)) <= 1e-5 * scale, name
+
+
+def mesh_of(**sizes: int) -> jax.sharding.Mesh:
+    return parallel.make_mesh(MeshConfig(**sizes))

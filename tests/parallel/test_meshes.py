@@ -1,0 +1,81 @@
+"""Every mesh computes the same run: loss and every gradient of eight devices, however arranged, are those of one.
+
+Each mesh is paired with a model so that every axis meets every kind of model; tests/system has the full product.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from gpt4o_jax.config_mesh import PRESETS
+from gpt4o_jax.model import vocabulary
+from tests.parallel.meshes import assert_equal, batch, config, loss_and_gradients, mesh_of, on_one_device
+
+# (sizes of the mesh, model, whether rows are packed)
+CASES = [
+    (dict(preset="dp"), "dense", True),
+    (dict(preset="fsdp"), "experts", False),
+    (dict(preset="tensor"), "experts", True),
+    (dict(preset="fsdp_tensor"), "windowed", True),
+    (dict(preset="context"), "dense", True),
+    (dict(preset="expert"), "some experts", True),
+    (dict(preset="pipeline"), "dense", False),
+    (dict(data=2, fsdp=2, tensor=2), "dense", False),
+    (dict(fsdp=2, tensor=4), "some experts", False),
+    (dict(fsdp=2, context=4), "windowed", True),
+    (dict(data=2, context=2, tensor=2), "windowed", False),
+    (dict(expert=4, fsdp=2), "experts", True),
+    (dict(expert=2, fsdp=2, tensor=2), "experts", False),
+    (dict(expert=2, fsdp=2, context=2), "some experts", True),
+    (dict(stage=2, fsdp=2, tensor=2), "windowed", True),
+    (dict(stage=2, context=2, fsdp=2), "dense", True),
+    (dict(stage=2, expert=2, data=2), "experts", True),
+    (dict(stage=4, data=2), "dense", True),
+]
+named = lambda case: " ".join(f"{k}={v}" for k, v in case[0].items()) + f", {case[1]}{', packed' if case[2] else ''}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=named)
+def test_loss_and_gradients_equal_one_device(case):
+    sizes, model, packed = case
+    assert_equal(loss_and_gradients(config(model), mesh_of(**sizes), batch(packed)), on_one_device(model, packed))
+
+
+def test_the_cases_name_every_preset():
+    assert {c[0]["preset"] for c in CASES if "preset" in c[0]} == set(PRESETS)
+
+
+def test_accumulation_on_a_mesh_equals_one_device():
+    got = loss_and_gradients(config("windowed", accumulate=2), mesh_of(fsdp=2, tensor=2), batch(True))
+    assert_equal(got, on_one_device("windowed", True))
+
+
+# ---------------------------------------------------------------- mistakes that the comparison must see
+
+
+def unequal(sizes, model="dense", rows=None):
+    rows = batch(True) if rows is None else rows
+    with pytest.raises(AssertionError):
+        assert_equal(loss_and_gradients(config(model), mesh_of(**sizes), rows), on_one_device(model, True))
+
+
+@pytest.mark.parametrize("name", ["psum", "psum_scatter", "all_gather"])
+def test_a_collective_of_the_vocabulary_over_the_wrong_axis_is_seen(monkeypatch, name):
+    real = getattr(jax.lax, name)
+    swap = lambda axis: "fsdp" if axis == "tensor" else "tensor" if axis == "fsdp" else axis
+    monkeypatch.setattr(vocabulary.jax.lax, name, lambda x, axis, **more: real(x, swap(axis), **more))
+    unequal(dict(fsdp=2, tensor=2, data=2))
+
+
+def test_a_dropped_sum_over_rows_is_seen(monkeypatch):
+    real = jax.lax.psum
+    monkeypatch.setattr(vocabulary.jax.lax, "psum", lambda x, axis: x if isinstance(axis, tuple) else real(x, axis))
+    unequal(dict(data=8))
+
+
+def test_a_missing_token_weight_is_seen():
+    rows = batch(True)
+    weights = np.array(rows.weights)
+    heaviest = np.unravel_index(np.argmax(weights), weights.shape)
+    weights[heaviest] -= 1
+    unequal(dict(data=8), rows=type(rows)(rows.tokens, rows.targets, weights, rows.positions, rows.segments))
