@@ -13,7 +13,7 @@ from gpt4o_jax.config import ModelConfig
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.cross_entropy import LossSums, cross_entropy, token_scores
 from gpt4o_jax.ops.weights import Weight, rows
-from gpt4o_jax.parallel import even, per_shard, spec
+from gpt4o_jax.parallel import even, gathered, per_shard, spec
 
 
 def lookup(table: jax.Array | Weight, ids_BT: jax.Array, axes: tuple[str, ...]) -> jax.Array:
@@ -28,7 +28,7 @@ def lookup(table: jax.Array | Weight, ids_BT: jax.Array, axes: tuple[str, ...]) 
     def local(part, ids_BT):
         for i, name in enumerate(axes):
             if name == "embed":
-                part = jax.lax.all_gather(part, "fsdp", axis=i, tiled=True)
+                part = gathered(part, "fsdp", i)
         if axes[0] != "vocab":
             return jnp.take(part, ids_BT, axis=0)
         place_BT = ids_BT - jax.lax.axis_index("tensor") * part.shape[0]
@@ -84,10 +84,10 @@ def _head(local, params, hidden_BTD, others_BT: tuple, out_names):
     tokens, between = _layout(others_BT[0])
     axes = tuple(a for names in spec(tokens) if names for a in ((names,) if isinstance(names, str) else names))
 
-    def gathered(hidden_BTD, unembed_DV, *others_BT):
+    def whole(hidden_BTD, unembed_DV, *others_BT):
         if between != tokens:
-            hidden_BTD = jax.lax.all_gather(hidden_BTD, "tensor", axis=1, tiled=True)
-        return local(axes, hidden_BTD, jax.lax.all_gather(unembed_DV, "fsdp", axis=0, tiled=True), *others_BT)
+            hidden_BTD = gathered(hidden_BTD, "tensor", 1)
+        return local(axes, hidden_BTD, gathered(unembed_DV, "fsdp", 0), *others_BT)
 
     inner = [(*between, None), ("embed", "vocab"), *[tokens] * len(others_BT)]
-    return per_shard(gathered, inner, out_names)(hidden_BTD, unembedding(params), *others_BT)
+    return per_shard(whole, inner, out_names)(hidden_BTD, unembedding(params), *others_BT)

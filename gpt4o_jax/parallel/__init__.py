@@ -3,13 +3,14 @@
 from gpt4o_jax.parallel.mesh import make_mesh
 from gpt4o_jax.parallel.peers import Peers
 from gpt4o_jax.parallel.processes import barrier, is_leader, joined, leader_first, places, share
-from gpt4o_jax.parallel.rules import constrain, even, per_shard, shardings, shards_evenly, spec
+from gpt4o_jax.parallel.rules import constrain, even, gathered, per_shard, shardings, shards_evenly, spec
 
 __all__ = [
     "Peers",
     "barrier",
     "constrain",
     "even",
+    "gathered",
     "is_leader",
     "joined",
     "leader_first",

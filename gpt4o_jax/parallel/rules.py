@@ -67,6 +67,13 @@ def per_shard(f, in_names: list[tuple[str | None, ...]], out_names: tuple[str | 
     return jax.shard_map(f, in_specs=tuple(spec(n) for n in in_names), out_specs=spec(out_names), check_vma=False)
 
 
+def gathered(x: jax.Array, mesh_axis: str, axis: int) -> jax.Array:
+    """In a shard_map: x with the parts of all devices along `mesh_axis` joined along its `axis`."""
+    if jax.lax.axis_size(mesh_axis) == 1:  # XLA:CPU would copy x
+        return x
+    return jax.lax.all_gather(x, mesh_axis, axis=axis, tiled=True)
+
+
 def shardings(axes_tree, mesh: Mesh):
     """A tree of tuples of logical names -> the tree of NamedShardings."""
     return jax.tree.map(lambda names: NamedSharding(mesh, spec(names)), axes_tree, is_leaf=lambda n: isinstance(n, tuple))
