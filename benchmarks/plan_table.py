@@ -86,6 +86,7 @@ CELLS = [Cell(*model, s, *how) for model, row in MODELS.items() for s, how in zi
 CELLS += [
     Cell("llama.py:2-70b", 4096, "v5p:8x8x8", "fsdp=128 tensor=4", 512),
     Cell("llama.py:2-70b", 4096, "v6e:16x16", "fsdp=64 tensor=4", 256),
+    Cell("llama.py:8b", 131_072, "v5p:8x8x8", "fsdp=32 context=16", 32),
 ]
 
 # What MaxText reached on the same model, slice and T: MFU (causal attention counted as half) and tokens/s a chip; its
