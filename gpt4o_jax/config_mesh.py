@@ -32,6 +32,13 @@ class MeshConfig:
     context: int = knob(0, "Tokens of a row.", low=-1)
     tensor: int = knob(0, "Heads, feed-forward width and vocabulary; between blocks the tokens of a row.", low=-1)
     stage: int = knob(0, "Layers, as stages of a pipeline.", low=-1)
+    pipeline_microbatches: int = knob(
+        0, "With stages: parts of a (micro-)batch that pass them in turn; 0: as many as divide a device's rows, up to 4 a stage.",
+        low=0,
+    )  # fmt: skip
+    pipeline_repeats: int = knob(
+        1, "With stages: times that each part passes all of them, each time through other layers (parallel/pipeline.py).", low=1
+    )
 
     def wanted(self) -> dict[str, int]:
         """Sizes by axis, at most one of them -1. A size that is given, -1 too, stands in front of the preset's."""
@@ -54,3 +61,8 @@ class MeshConfig:
                 f" one be -1 and the others to a divisor of it ({legal})"
             )
         return sizes
+
+
+def micro_batches(rows: int, stages: int, wanted: int) -> int:
+    """Into how many parts a pipeline cuts so many rows of a device: a divisor of them, at most `wanted` (0: four a stage)."""
+    return max(m for m in range(1, min(rows, wanted or 4 * stages) + 1) if rows % m == 0)

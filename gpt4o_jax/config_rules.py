@@ -6,6 +6,7 @@ Messages name both numbers and the nearest legal value.
 import math
 
 from gpt4o_jax import config_mixture
+from gpt4o_jax.config_mesh import micro_batches
 from gpt4o_jax.errors import RunError, did_you_mean
 
 
@@ -79,6 +80,12 @@ def validate(c) -> None:
     sizes = c.mesh.wanted()
     if sum(v == -1 for v in sizes.values()) > 1:
         raise RunError(f"config.mesh={sizes}: at most one axis takes what is left (-1); give the others their sizes")
+    for name, default in (("pipeline_microbatches", 0), ("pipeline_repeats", 1)):
+        if sizes["stage"] == 1 and getattr(c.mesh, name) != default:
+            raise RunError(
+                f"config.mesh.{name}={getattr(c.mesh, name)} does nothing without stages; set mesh.stage, such as 2, or leave it"
+                f" at {default}"
+            )
 
 
 def validate_sizes(c, mesh: dict[str, int]) -> None:
@@ -95,13 +102,14 @@ def validate_sizes(c, mesh: dict[str, int]) -> None:
         ("model.vocab_size", m.vocab_size, 1, ("tensor",)),
         ("model.context_length", m.context_length, twice, ("context", "tensor")),
         ("model.n_experts", m.n_experts, 1, ("expert",)),
-        ("model.n_layers", m.n_layers, len(m.period), ("stage",)),
+        ("model.n_layers", m.n_layers, len(m.period) * c.mesh.pipeline_repeats, ("stage",)),
     ):
         axes = [a for a in axes if mesh[a] > 1]
         ways = math.prod(mesh[a] for a in axes)
         parts = unit * ways
         if ways > 1 and (value % parts or not value):
-            why = {"train.batch_size": "train.accumulate", "model.n_layers": "layers of a period"}.get(name, "chunks a device")
+            layers = "layers of a period" + (" * mesh.pipeline_repeats" if c.mesh.pipeline_repeats > 1 else "")
+            why = {"train.batch_size": "train.accumulate", "model.n_layers": layers}.get(name, "chunks a device")
             times = f", {why}={unit}" if unit > 1 else ""
             legal = [d for d in range(1, value // unit + 1) if value % (d * unit) == 0 and d <= ways] or [1]
             raise RunError(
@@ -109,6 +117,25 @@ def validate_sizes(c, mesh: dict[str, int]) -> None:
                 f" {name}={max(1, -(-value // parts)) * parts}, or {' * '.join(f'mesh.{a}' for a in axes)} one of"
                 f" {', '.join(map(str, legal))}"
             )
+    if mesh["stage"] > 1:
+        _validate_pipeline(c, mesh["stage"], t.batch_size // t.accumulate // math.prod(mesh[a] for a in rows))
+
+
+def _validate_pipeline(c, stages: int, rows: int) -> None:
+    """rows: of a device."""
+    wanted, repeats = c.mesh.pipeline_microbatches, c.mesh.pipeline_repeats
+    if wanted and rows % wanted:
+        raise RunError(
+            f"config.mesh.pipeline_microbatches={wanted} does not divide the {rows} rows of a device (train.batch_size="
+            f"{c.train.batch_size} over train.accumulate and the mesh axes data, fsdp and expert); nearest:"
+            f" pipeline_microbatches={_nearest_divisor(wanted, rows)}"
+        )
+    found = micro_batches(rows, stages, wanted)
+    if repeats > 1 and found < stages:
+        raise RunError(
+            f"config.mesh.pipeline_repeats={repeats} needs as many micro-batches as stages, {stages}, and {found} come from the"
+            f" {rows} rows of a device; nearest: pipeline_repeats=1, or train.batch_size={c.train.batch_size // rows * stages}"
+        )
 
 
 def _validate_model(m) -> None:

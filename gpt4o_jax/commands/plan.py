@@ -76,6 +76,9 @@ def _plan(config, flags: dict) -> dict:
         return facts | {"mesh": dict(mesh.shape), "sharding": rows}
     say(f"{facts['parameters']:,} parameters, {facts['flops_per_token']:,.0f} FLOP a token; compiling for {mesh.size} devices")
     result = facts | plan.compile_step(config, mesh, chip)
+    if "pipeline" in result:
+        p = result["pipeline"]
+        say(f"{p['stages']} stages, {p['repeats']} time(s) round, {p['micro_batches']} micro-batches: bubble {p['bubble']:.1%}")
     _say_memory(say, result)
     if result.get("fits") is False:
         result["fits_with"] = _first_that_fits(plan, topology, say, config, devices, slices, chip, sizes)

@@ -48,7 +48,7 @@ def look_ahead(c: ModelConfig, compute: Compute, train: bool, h_BTD, embedded_BT
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast),
         length=c.mtp_heads,
-        metadata_params={nn.PARTITION_NAME: "layers"},
+        metadata_params={nn.PARTITION_NAME: "ahead"},
     )(c, compute, train, name="ahead")
     embedded_BTD = context.in_order(embedded_BTD)
     later_nBTD = jnp.stack([context.zigzag(jnp.roll(embedded_BTD, -k, axis=1)) for k in range(1, c.mtp_heads + 1)])

@@ -18,11 +18,13 @@ from gpt4o_jax.model.ahead import look_ahead
 from gpt4o_jax.model.block import Shared, between_blocks, layers, make_norm
 from gpt4o_jax.model.cache import Cache
 from gpt4o_jax.model.layers import normal, param
+from gpt4o_jax.model.stages import staged_layers
 from gpt4o_jax.model.vocabulary import lookup, unembedding
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.cross_entropy import capped_logits
 from gpt4o_jax.ops.positions import RopeScaling, Rotation, rotation
 from gpt4o_jax.parallel import constrain, context
+from gpt4o_jax.parallel.pipeline import schedule
 
 
 class GPT(nn.Module):
@@ -30,6 +32,7 @@ class GPT(nn.Module):
 
     config: ModelConfig
     compute: Compute
+    pipeline: tuple[int, int] = (1, 0)  # with stages: mesh.pipeline_repeats, mesh.pipeline_microbatches
 
     @nn.compact
     def __call__(
@@ -69,7 +72,12 @@ class GPT(nn.Module):
         first_BTD = x_BTD if c.residual_mix else None
         rotations = _rotations(c, positions_BT)
         shared = Shared(positions_BT, segments_BT, *rotations, first_BTD, self._value_embeddings(tokens_BT))
-        x_BTD, cache, routings = layers(c, self.compute, train, x_BTD, cache, shared)
+        order = schedule(len(x_BTD), *self.pipeline)
+        if order.stages > 1 and cache is None and not self.is_initializing():
+            key = self.make_rng("dropout") if train and c.dropout else None
+            x_BTD, routings = staged_layers(c, self.compute, order, self.variables["params"]["layers"], x_BTD, shared, key)
+        else:
+            x_BTD, cache, routings = layers(c, self.compute, train, x_BTD, cache, shared)
         aux = {"routings": routings} if routings else {}
         if c.mtp_heads and (ahead or self.is_initializing()):
             later_nBTD, routings = look_ahead(c, self.compute, train, x_BTD, embedded_BTD, shared)

@@ -23,6 +23,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "norm": (),
     "mix": (),
     "layers": ("stage",),
+    "ahead": (),  # every stage has all heads of multi-token prediction
 }
 
 
@@ -47,16 +48,16 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 def shards_evenly(x: jax.Array, *names: str | None) -> bool:
     """Whether every named axis of x divides into its shards on the mesh in force."""
-    return all(size % n == 0 for size, n in zip(x.shape, _ways(names), strict=True))
+    return all(size % n == 0 for size, n in zip(x.shape, ways(names), strict=True))
 
 
 def even(x: jax.Array, *names: str | None) -> tuple[str | None, ...]:
     """The names of the axes of x, None in the place of those that do not divide into their shards on the mesh in force."""
-    return tuple(name if size % n == 0 else None for name, size, n in zip(names, x.shape, _ways(names), strict=True))
+    return tuple(name if size % n == 0 else None for name, size, n in zip(names, x.shape, ways(names), strict=True))
 
 
-def _ways(names) -> list[int]:
-    """Into how many shards each of these axes goes."""
+def ways(names: tuple[str | None, ...]) -> list[int]:
+    """Into how many shards each of these axes goes on the mesh in force."""
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     return [math.prod(sizes[a] for a in ((entry,) if isinstance(entry, str) else entry or ())) for entry in spec(names)]
 

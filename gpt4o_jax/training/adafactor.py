@@ -8,7 +8,7 @@ import math
 import jax
 import optax
 
-from gpt4o_jax.training.matrices import hidden_matrix, is_names
+from gpt4o_jax.training.matrices import STACKED, hidden_matrix, is_names
 
 MIN_WIDTH = 128  # of both sides of a matrix whose second moment is factored; the default of optax
 CLIP_RMS = 1.0  # of the update of one matrix; the paper's d
@@ -26,7 +26,7 @@ def factored_direction(axes) -> optax.GradientTransformation:
         optax.clip_by_block_rms(CLIP_RMS),
     )
     stacked = optax.GradientTransformation(jax.vmap(one.init), jax.vmap(one.update))
-    labels = jax.tree.map(lambda names: "stacked" if "layers" in names else "single", axes, is_leaf=is_names)
+    labels = jax.tree.map(lambda names: "stacked" if set(STACKED) & set(names) else "single", axes, is_leaf=is_names)
     inner = optax.partition({"stacked": stacked, "single": one}, labels)
 
     def as_matrices(params):

@@ -86,9 +86,10 @@ def train(
     with ledger.time("init"):
         peak = peak_flops(mesh.devices.flat[0], config.model.compute_dtype)
     active = f" ({flops.parameter_count(config.model, active=True):,} active)" if config.model.n_experts else ""
+    staged = f" as {program.order}" if program.order.stages > 1 else ""
     say(
         f"model {flops.parameter_count(config.model):,} parameters{active}, {config.model.compute_dtype} products, attention by"
-        f" {program.attention}, on {mesh.devices.size} {mesh.devices.flat[0].device_kind} device(s);"
+        f" {program.attention}, on {mesh.devices.size} {mesh.devices.flat[0].device_kind} device(s){staged};"
         f" {last_step} steps of {B} x {T} tokens; {corpus.size},"
         f" rows {rows.fill:.1%} full"
     )

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+STACKED = ("layers", "ahead")  # axes of modules that stand in a row: layers, and heads of multi-token prediction
+
 
 class Matrix(NamedTuple):
     """Which axes of a weight are summed over by its product (rows), and which it produces (columns); others are stacked."""
@@ -15,9 +17,9 @@ def hidden_matrix(names: tuple[str, ...]) -> Matrix | None:
 
     A hidden matrix reads from the residual stream ("embed" first) or writes to it ("embed" last). Every expert has its own.
     """
-    stacked = ("layers", "expert") if names[-1] != "expert" else ("layers",)  # a router's columns are the experts
+    stacked = STACKED if names[-1] == "expert" else (*STACKED, "expert")  # a router's columns are the experts
     axes = [i for i, name in enumerate(names) if name not in stacked]
-    if len(axes) < 2 or {"vocab", "position"} & set(names) or "layers" not in names:
+    if len(axes) < 2 or {"vocab", "position"} & set(names) or not set(STACKED) & set(names):
         return None
     if names[axes[0]] == "embed":
         return Matrix((axes[0],), tuple(axes[1:]))

@@ -64,6 +64,8 @@ def compile_step(config: RunConfig, mesh: Mesh, chip: Chip | None) -> dict:
         "optimizer": _tree_bytes(program.shapes.opt_state, program.shardings.opt_state),
     }
     result = {"attention": program.attention, "mesh": dict(mesh.shape), "bytes": state, "remat": config.model.remat}
+    if program.order.stages > 1:
+        result["pipeline"] = program.order._asdict() | {"bubble": program.order.bubble}
     with jax.set_mesh(mesh):
         lowered = program.lower(10_000, np.ones(config.model.vocab_size, np.int32))
         try:

@@ -19,6 +19,7 @@ from gpt4o_jax.data.batches import Batch
 from gpt4o_jax.model import gpt
 from gpt4o_jax.model.attention import implementation
 from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.parallel.pipeline import Schedule, schedule
 from gpt4o_jax.training.optimizer import make_optimizer
 from gpt4o_jax.training.state import TrainState, create, state_shardings
 from gpt4o_jax.training.step import make_step
@@ -32,6 +33,7 @@ class Program:
     mesh: jax.sharding.Mesh
     model: gpt.GPT
     attention: str  # the implementation taken
+    order: Schedule  # of the layers' stages
     optimizer: optax.GradientTransformation
     shapes: TrainState
     shardings: TrainState
@@ -74,12 +76,13 @@ def build(config: RunConfig, mesh: jax.sharding.Mesh) -> Program:
     compute = Compute(mesh.devices.flat[0].platform, m.compute_dtype)
     ways = mesh.shape["context"]
     attention = implementation(m, compute, m.context_length, m.dropout > 0, ways) + (f" over context={ways}" if ways > 1 else "")
-    model = gpt.GPT(m, compute)
+    model = gpt.GPT(m, compute, (config.mesh.pipeline_repeats, config.mesh.pipeline_microbatches))
     with jax.set_mesh(mesh):
         axes = gpt.logical_axes(model)
         optimizer = make_optimizer(config.optimizer, axes, compute.operand, m.width_ratio)
         batch_sharding = jax.sharding.NamedSharding(mesh, parallel.spec((None, "batch", "seq")))
-        program = Program(config, mesh, model, attention, optimizer, None, None, batch_sharding)
+        order = schedule(config.train.batch_size // config.train.accumulate, *model.pipeline)
+        program = Program(config, mesh, model, attention, order, optimizer, None, None, batch_sharding)
         shapes = jax.eval_shape(lambda: program._create(jax.random.key(0)))  # no array: the devices may not be here
         shardings = state_shardings(shapes, axes, mesh)
     return dataclasses.replace(program, shapes=shapes, shardings=shardings)

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh
 
 from gpt4o_jax import parallel
 from gpt4o_jax.config import RunConfig
-from gpt4o_jax.config_mesh import AXES, MeshConfig
+from gpt4o_jax.config_mesh import AXES
 from gpt4o_jax.errors import RunError
 
 
@@ -82,7 +82,7 @@ def stand_in(config: RunConfig, devices: int, most: int = 8) -> tuple[RunConfig,
         small[axis] //= next(n for n in range(2, small[axis] + 1) if small[axis] % n == 0)
     rows = lambda sizes: sizes["data"] * sizes["fsdp"] * sizes["expert"]
     train = dataclasses.replace(config.train, batch_size=config.train.batch_size * rows(small) // rows(sizes))
-    return dataclasses.replace(config, mesh=MeshConfig(**small), train=train), math.prod(small.values())
+    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **small), train=train), math.prod(small.values())
 
 
 def axis_between(slices: int, sizes: dict[str, int]) -> str:
