@@ -47,7 +47,7 @@ def _plain(spec: str, x, w, compute: Compute):
     if compute.platform != "cpu" or n == 1:
         return jnp.einsum(spec, x, w, preferred_element_type=jnp.float32)
     # Summed over several axes, XLA:CPU would transpose a copy of w at each token that is generated.
-    flat = jnp.einsum("MK,KN->MN", x.reshape(math.prod(x.shape[:-n]), -1), w.reshape(math.prod(w.shape[:n]), -1))
+    flat = jnp.einsum("...K,KN->...N", x.reshape(*x.shape[:-n], -1), w.reshape(math.prod(w.shape[:n]), -1))
     return flat.reshape(*x.shape[:-n], *w.shape[n:])
 
 
