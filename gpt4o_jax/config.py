@@ -88,6 +88,14 @@ class OptimizerConfig:
         high=0.9999,
     )
     b2: float = knob(0.95, "Decay of the second moment, and of Lion's momentum.", low=0.0, high=0.999999)
+    moment_dtype: str = knob(
+        "float32",
+        "What adamw, muon and lion keep their moments in (computed in float32): bfloat16 takes half the memory.",
+        ("float32", "bfloat16"),
+    )
+    offload: bool = knob(
+        False, "The optimizer's state lies in the host's memory (pinned_host) but for its update, where the platform has such."
+    )
     eps: float = knob(1e-8, "AdamW and schedule_free: added to the root of the second moment.", low=0.0)
     weight_decay: float = knob(0.1, "Decoupled weight decay, multiplied by the learning rate.", low=0.0)
     decay_mask: str = knob(

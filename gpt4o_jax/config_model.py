@@ -42,6 +42,12 @@ class ModelConfig:
     experts_per_token: int = knob(2, "Experts k that the router chooses for a token.", low=1)
     expert_d_ff: int | None = knob(None, "Hidden width of one expert; None: as of a feed-forward.", low=1)
     n_shared_experts: int = knob(0, "Further experts that every token passes (DeepSeekMoE).", low=0)
+    expert_chunk: int | None = knob(
+        None,
+        "Tokens of a device whose rows, one for each of their experts, exist at once, and are computed again in the backward"
+        " pass; None: all. With mesh.expert there is room for the rows of as many tokens of each device along it.",
+        low=1,
+    )
     moe_every: int = knob(1, "The last of every so many layers has experts, the others a feed-forward; 1: all have.", low=1)
     router_scores: str = knob(
         "softmax",
@@ -132,8 +138,10 @@ class ModelConfig:
     scan_unroll: int = knob(1, "Periods of layer_pattern per iteration of the scan over them; all of them unroll it.", low=1)
     remat: str = knob(
         "none",
-        "What the backward pass recomputes: nothing, whole blocks, or all but matrix products.",
-        ("none", "full", "dots"),
+        "What the forward pass keeps of a block for the backward pass, which computes the rest again, from the most to the least:"
+        " none: everything; dots: products with weights; save_mlp: those into the feed-forward; save_attention: queries, keys,"
+        " values and what attention makes of them; full: the input alone; offload: that too, but in the host's memory.",
+        ("none", "dots", "save_mlp", "save_attention", "full", "offload"),
     )
 
     @property

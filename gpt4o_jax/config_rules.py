@@ -9,6 +9,8 @@ from gpt4o_jax import config_mixture
 from gpt4o_jax.config_mesh import micro_batches
 from gpt4o_jax.errors import RunError, did_you_mean
 
+MOST_DECAY = 0.99  # of an average in bfloat16: one that changes by less than 1/256 a step would stand still
+
 
 def _nearest_divisor(value: int, of: int) -> int:
     """The divisor of `of` that is nearest to `value`."""
@@ -190,7 +192,7 @@ def _validate_model(m) -> None:
 
 def _validate_experts(m) -> None:
     if not m.n_experts:
-        for name in ("expert_d_ff", "n_shared_experts", "router_bias"):
+        for name in ("expert_d_ff", "n_shared_experts", "expert_chunk", "router_bias"):
             if getattr(m, name):
                 raise RunError(f"config.model.{name}={getattr(m, name)} does nothing without experts; set n_experts, such as 8")
         if m.moe_every > 1:
@@ -265,6 +267,8 @@ def _validate_rope(m) -> None:
 
 
 def _validate_optimizer(o) -> None:
+    if o.moment_dtype == "bfloat16":
+        _validate_moments(o)
     if o.name != "schedule_free":
         return
     free = "config.optimizer.name=schedule_free"
@@ -274,6 +278,19 @@ def _validate_optimizer(o) -> None:
         raise RunError(f"{free} averages the weights itself, ema_decay={o.ema_decay} would do it twice; set ema_decay=0")
     if not o.b1:
         raise RunError(f"{free} needs b1 above 0 (got {o.b1}); nearest usual value: b1=0.9")
+
+
+def _validate_moments(o) -> None:
+    given = "config.optimizer.moment_dtype=bfloat16"
+    averages = {"adamw": ("b1", "b2"), "muon": ("b1", "b2", "muon_momentum"), "lion": ("b2",)}
+    if o.name not in averages:
+        raise RunError(f"{given} does nothing with optimizer.name={o.name}; set it to float32, or take {', '.join(averages)}")
+    for name in averages[o.name]:
+        if getattr(o, name) > MOST_DECAY:
+            raise RunError(
+                f"{given}: of 8 bits a step of 1 - {name} = {1 - getattr(o, name):.2g} is rounded away; nearest:"
+                f" {name}={MOST_DECAY}, or moment_dtype=float32"
+            )
 
 
 def parse_length(text: str) -> tuple[float, str]:

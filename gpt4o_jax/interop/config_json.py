@@ -89,7 +89,10 @@ def _misfits(family: Family, model: ModelConfig) -> list[str]:
 
 
 # Knobs that do not change what a trained model computes.
-_TRAINING = ("init_std", "output_init", "dropout", "compute_dtype", "attention", "scan_unroll", "remat", "mup_base_head_dim")
+_TRAINING = (
+    "init_std", "output_init", "dropout", "compute_dtype", "attention", "scan_unroll", "remat", "expert_chunk",
+    "mup_base_head_dim",
+)  # fmt: skip
 
 
 def _computed(m: ModelConfig) -> dict:

@@ -7,11 +7,13 @@ import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from gpt4o_jax.config import ModelConfig
 from gpt4o_jax.model import cache as kv
 from gpt4o_jax.model.layers import constant, normal, param, rms_normalise, scale
 from gpt4o_jax.ops import attention as ops
+from gpt4o_jax.ops import keep
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.masks import causal_mask
 from gpt4o_jax.ops.positions import rotary
@@ -55,6 +57,7 @@ class Attention(nn.Module):
         q_BTNH, k_BTKH, v_BTKH = joint_product(
             ["BTD,DNH->BTNH", "BTD,DKH->BTKH", "BTD,DKH->BTKH"], x_BTD, [q_DNH, k_DKH, v_DKH], self.compute
         )
+        q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(x, keep.QKV) for x in (q_BTNH, k_BTKH, v_BTKH))
         if c.biased_qkv:
             zeros = nn.initializers.zeros
             biased = lambda x, name, *axes: add_bias(x, param(self, name, zeros, x.shape[2:], axes))

@@ -8,12 +8,14 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from gpt4o_jax.config_model import LayerKind, ModelConfig
 from gpt4o_jax.model.attention import Attention
 from gpt4o_jax.model.layers import Norm, constant, normal, param
 from gpt4o_jax.model.mlp import MLP
 from gpt4o_jax.model.moe import Experts
+from gpt4o_jax.ops import keep
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.positions import Rotation
 from gpt4o_jax.ops.weights import Weight
@@ -54,6 +56,7 @@ class Block(nn.Module):
         """per_layer: (the layer's Slots in the cache or None, number of its value embedding, -1 for none, or None)."""
         c = self.config
         layer_cache, table = per_layer
+        x_BTD = checkpoint_name(x_BTD, keep.BLOCK_INPUT)
         if shared.first_BTD is not None:
             a, b = param(self, "residual_mix", constant(1.0, 0.0), (2,), ("mix",))
             x_BTD = a * x_BTD + b * shared.first_BTD
@@ -101,9 +104,18 @@ def make_norm(c: ModelConfig, name: str) -> Norm:
     return Norm(c.norm, c.norm_eps, c.bias, c.norm_unit_offset, name=name)
 
 
+# What is kept of a block for its backward pass, from the most to the least. Names are given by ops/keep.py.
 REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "save_mlp": jax.checkpoint_policies.save_only_these_names(keep.MLP_HIDDEN),
+    "save_attention": jax.checkpoint_policies.save_only_these_names(keep.QKV, keep.ATTENTION),
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[keep.BLOCK_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 

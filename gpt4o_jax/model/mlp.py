@@ -5,9 +5,11 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from gpt4o_jax.config import ModelConfig
 from gpt4o_jax.model.layers import normal, param
+from gpt4o_jax.ops import keep
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.products import product
 from gpt4o_jax.ops.sums import add_bias
@@ -47,7 +49,7 @@ class MLP(nn.Module):
 
     def _in(self, name: str, x_BTD: jax.Array, D: int, F: int) -> jax.Array:
         w_DF = param(self, name, normal(self.config.hidden_std), (D, F), ("embed", "mlp"))
-        y_BTF = product("BTD,DF->BTF", x_BTD, w_DF, self.compute)
+        y_BTF = checkpoint_name(product("BTD,DF->BTF", x_BTD, w_DF, self.compute), keep.MLP_HIDDEN)
         if self.config.bias:
             y_BTF = add_bias(y_BTF, param(self, f"{name}_bias", nn.initializers.zeros, (F,), ("mlp",)))
         return y_BTF

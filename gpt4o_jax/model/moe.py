@@ -3,6 +3,7 @@
 B batch, T positions, D model width, F hidden width of an expert, E experts, k experts of a token
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -12,10 +13,12 @@ import jax.numpy as jnp
 from gpt4o_jax.config import ModelConfig
 from gpt4o_jax.model.layers import normal, param
 from gpt4o_jax.model.mlp import ACTIVATIONS, MLP
+from gpt4o_jax.model.vocabulary import layout
 from gpt4o_jax.ops import experts as ops
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.weights import Weight
-from gpt4o_jax.parallel import constrain, per_shard, shards_evenly
+from gpt4o_jax.parallel import experts as exchange
+from gpt4o_jax.parallel import gathered, mesh_axes, per_shard
 
 
 class Routing(NamedTuple):
@@ -36,7 +39,7 @@ class Experts(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array, train: bool) -> tuple[jax.Array, Routing]:
         c = self.config
-        D, F, E, k = c.d_model, c.expert_width, c.n_experts, c.experts_per_token
+        D, F, E = c.d_model, c.expert_width, c.n_experts
         init = normal(c.hidden_std)
         router_DE = param(self, "router", init, (D, E), ("embed", "expert"))
         gate_EDF = param(self, "gate", init, (E, D, F), ("expert", "embed", "mlp")) if c.gated else None
@@ -44,38 +47,54 @@ class Experts(nn.Module):
         down_EFD = param(self, "down", self.output_init, (E, F, D), ("expert", "mlp", "embed"))
         balance_E = param(self, "balance", nn.initializers.zeros, (E,), ("expert",)) if c.router_bias else None
 
-        # In float32 throughout: a router's rounding errors decide where tokens go.
-        logits_BTE = jnp.einsum("BTD,DE->BTE", x_BTD, router_DE, precision=jax.lax.Precision.HIGHEST)
-        scores_BTE = ops.SCORES[c.router_scores](logits_BTE)
-        chosen_BTk, gates_BTk = ops.choose(scores_BTE, k, c.router_normalise, balance_E)
-        y_BTD = self._apply(x_BTD, chosen_BTk, gates_BTk, gate_EDF, up_EDF, down_EFD)
+        weights = (router_DE, balance_E, gate_EDF, up_EDF, down_EFD)
+        y_BTD, routing = _mixture(c, self.compute, x_BTD, segments_BT > 0, *weights)
         y_BTD = nn.Dropout(c.dropout, deterministic=not train)(y_BTD)
         if c.n_shared_experts:
             y_BTD += MLP(c, self.compute, self.output_init, c.n_shared_experts * F, name="shared")(x_BTD, train)
-
-        real_BT = (segments_BT > 0).astype(jnp.float32)
-        share_BTE = scores_BTE / jnp.sum(scores_BTE, axis=-1, keepdims=True)
-        routing = Routing(
-            tokens_E=jnp.sum(real_BT[..., None, None] * jax.nn.one_hot(chosen_BTk, E), axis=(0, 1, 2)),
-            probability_E=jnp.sum(real_BT[..., None] * share_BTE, axis=(0, 1)),
-            squared_z=jnp.sum(real_BT * jax.nn.logsumexp(logits_BTE, axis=-1) ** 2),
-        )
         return y_BTD, routing
 
-    def _apply(self, x_BTD, chosen_BTk, gates_BTk, gate_EDF, up_EDF, down_EFD):
-        """Every device sorts its own tokens, with its part of each expert's hidden width."""
-        activation = ACTIVATIONS[self.config.mlp]
 
-        def local(x_BTD, chosen_BTk, gates_BTk, *weights):
-            flat = (a.reshape(-1, a.shape[-1]) for a in (x_BTD, chosen_BTk, gates_BTk))
-            return ops.experts(*flat, *weights, activation, self.compute).reshape(1, *x_BTD.shape)
+def _mixture(c: ModelConfig, compute: Compute, x_BTD, real_BT, *weights) -> tuple[jax.Array, Routing]:
+    if jax.sharding.get_abstract_mesh().size == 1 or isinstance(weights[-1], Weight):
+        return _routed(c, compute, ops.experts, x_BTD, real_BT, *weights)
+    tokens, between = layout(real_BT)
+    local = functools.partial(_among_devices, c, compute, mesh_axes(*tokens), between != tokens)
+    into, out = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
+    parts = [(*tokens, None), tokens, ("embed", "expert"), ("expert",), into, into, out]
+    return per_shard(local, parts, [(*between, None), ()])(x_BTD, real_BT, *weights)
 
-        arguments = (x_BTD, chosen_BTk, gates_BTk, gate_EDF, up_EDF, down_EFD)
-        narrow = isinstance(down_EFD, Weight)  # only generation has these, on one device
-        if not narrow and shards_evenly(x_BTD, "batch", None, None) and shards_evenly(down_EFD, None, "mlp", None):
-            rows, into, out = ("batch", None, None), (None, None, "mlp"), (None, "mlp", None)
-            local = per_shard(local, [rows, rows, rows, into, into, out], ("mlp", *rows))
-        return constrain(jnp.sum(local(*arguments), axis=0), "batch", "seq", "embed")
+
+def _among_devices(c, compute, axes, scatter, x_BTD, real_BT, router_DE, balance_E, gate_EDF, up_EDF, down_EFD):
+    """`_routed` of a device with its parts of weights; T is split over "tensor" where scatter, Routing is summed over `axes`."""
+    router_DE = gathered(gathered(router_DE, "fsdp", 0), "expert", 1)
+    balance_E = None if balance_E is None else gathered(balance_E, "expert", 0)
+    gate_EDF = None if gate_EDF is None else gathered(gate_EDF, "fsdp", 1, compute.operand)
+    up_EDF, down_EFD = gathered(up_EDF, "fsdp", 1, compute.operand), gathered(down_EFD, "fsdp", 2, compute.operand)
+    experts = ops.experts if jax.lax.axis_size("expert") == 1 else exchange.experts
+    y_BTD, routing = _routed(c, compute, experts, x_BTD, real_BT, router_DE, balance_E, gate_EDF, up_EDF, down_EFD)
+    add_up = functools.partial(jax.lax.psum_scatter, scatter_dimension=1, tiled=True) if scatter else jax.lax.psum
+    return add_up(y_BTD, "tensor"), jax.lax.psum(routing, axes)
+
+
+def _routed(c, compute, experts, x_BTD, real_BT, router_DE, balance_E, *weights):
+    """(sum over the chosen experts, as `experts` computes it, [B, T, D]; Routing of these tokens)."""
+    B, T, D = x_BTD.shape
+    x_MD, real_M = x_BTD.reshape(B * T, D), real_BT.reshape(B * T).astype(jnp.float32)
+    # In float32 throughout: a router's rounding errors decide where tokens go.
+    logits_ME = jnp.dot(x_MD, router_DE, precision=jax.lax.Precision.HIGHEST)
+    scores_ME = ops.SCORES[c.router_scores](logits_ME)
+    chosen_Mk, gates_Mk = ops.choose(scores_ME, c.experts_per_token, c.router_normalise, balance_E)
+    apply = lambda *rows: experts(*rows, *weights, ACTIVATIONS[c.mlp], compute)
+    y_MD = ops.in_chunks(apply, c.expert_chunk, x_MD, chosen_Mk, gates_Mk)
+
+    share_ME = scores_ME / jnp.sum(scores_ME, axis=-1, keepdims=True)
+    routing = Routing(
+        tokens_E=jnp.sum(real_M[:, None, None] * jax.nn.one_hot(chosen_Mk, c.n_experts), axis=(0, 1)),
+        probability_E=jnp.sum(real_M[:, None] * share_ME, axis=0),
+        squared_z=jnp.sum(real_M * jax.nn.logsumexp(logits_ME, axis=-1) ** 2),
+    )
+    return y_MD.reshape(B, T, D), routing
 
 
 # ---------------------------------------------------------------- what training does with it

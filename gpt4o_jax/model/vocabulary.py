@@ -13,7 +13,7 @@ from gpt4o_jax.config import ModelConfig
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.cross_entropy import LossSums, cross_entropy, token_scores
 from gpt4o_jax.ops.weights import Weight, rows
-from gpt4o_jax.parallel import even, gathered, per_shard, spec
+from gpt4o_jax.parallel import even, gathered, mesh_axes, per_shard
 
 
 def lookup(table: jax.Array | Weight, ids_BT: jax.Array, axes: tuple[str, ...]) -> jax.Array:
@@ -23,7 +23,7 @@ def lookup(table: jax.Array | Weight, ids_BT: jax.Array, axes: tuple[str, ...]) 
     """
     if isinstance(table, Weight):
         return rows(table, ids_BT)
-    tokens, between = _layout(ids_BT)
+    tokens, between = layout(ids_BT)
 
     def local(part, ids_BT):
         for i, name in enumerate(axes):
@@ -43,7 +43,7 @@ def lookup(table: jax.Array | Weight, ids_BT: jax.Array, axes: tuple[str, ...]) 
     return per_shard(local, [axes, tokens], (*out, *[None] * (table.ndim - 1)))(table, ids_BT)
 
 
-def _layout(ids_BT) -> tuple[tuple, tuple]:
+def layout(ids_BT) -> tuple[tuple, tuple]:
     """Logical names of the axes of (what is inside a block, what is between blocks), as far as they divide."""
     inside = even(ids_BT, "batch", "seq")
     between = even(ids_BT, "batch", "residual")
@@ -76,13 +76,13 @@ def head_scores(c: ModelConfig, compute: Compute, params, hidden_BTD, targets_BT
     if isinstance(unembedding(params), Weight):
         return token_scores(hidden_BTD, unembedding(params), targets_BT, *how)
     local = lambda axes, hidden_BTD, unembed_DV, targets_BT: token_scores(hidden_BTD, unembed_DV, targets_BT, *how, "tensor")
-    return _head(local, params, hidden_BTD, (targets_BT,), _layout(targets_BT)[0])
+    return _head(local, params, hidden_BTD, (targets_BT,), layout(targets_BT)[0])
 
 
 def _head(local, params, hidden_BTD, others_BT: tuple, out_names):
     """local(mesh axes that split tokens, hidden_BTD, unembed_DV, *others_BT) per device: its tokens, all D, its part of V."""
-    tokens, between = _layout(others_BT[0])
-    axes = tuple(a for names in spec(tokens) if names for a in ((names,) if isinstance(names, str) else names))
+    tokens, between = layout(others_BT[0])
+    axes = mesh_axes(*tokens)
 
     def whole(hidden_BTD, unembed_DV, *others_BT):
         if between != tokens:

@@ -17,8 +17,10 @@ G query heads per key/value head, H head width
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from gpt4o_jax.errors import RunError
+from gpt4o_jax.ops import keep
 from gpt4o_jax.ops.attention_blocks import block_attention
 from gpt4o_jax.ops.attention_splash import LANES, splash_attention
 from gpt4o_jax.ops.compute import Compute
@@ -91,12 +93,13 @@ def self_attention(
     if implementation == "splash":
         return splash_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N, compute, scale, window, softcap)
     if implementation == "cudnn":
-        return _cudnn(q_BTNH, k_BTKH, v_BTKH, segments_BT, compute, scale, window)
+        return checkpoint_name(_cudnn(q_BTNH, k_BTKH, v_BTKH, segments_BT, compute, scale, window), keep.ATTENTION)
     B, T = q_BTNH.shape[:2]
     order_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
     segments_BT = jnp.ones_like(order_BT) if segments_BT is None else segments_BT
     mask_BTS = causal_mask(order_BT, order_BT, segments_BT, segments_BT, window)
-    return attention(q_BTNH, k_BTKH, v_BTKH, mask_BTS, compute, scale, softcap, sinks_N, dropout)
+    z_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, mask_BTS, compute, scale, softcap, sinks_N, dropout)
+    return checkpoint_name(z_BTNH, keep.ATTENTION)
 
 
 def choose(

@@ -18,6 +18,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from gpt4o_jax.ops import keep
 
 SMALLEST_BLOCK, MOST_BLOCKS = 64, 8  # queries; the blocks are unrolled, so that more of them would only compile longer
 
@@ -52,7 +55,7 @@ def _rows(how, q, k, v, segments, sinks):
 
 
 def _rows_forward(how, q, k, v, segments, sinks):
-    out, normaliser = attend(how, q, k, v, segments, sinks=sinks)
+    out, normaliser = (checkpoint_name(x, keep.ATTENTION) for x in attend(how, q, k, v, segments, sinks=sinks))
     return out, (q, k, v, segments, sinks, out, normaliser)
 
 

@@ -6,6 +6,8 @@ B batch, T positions, N query heads, K key/value heads, H head width
 import jax
 import jax.numpy as jnp
 
+from gpt4o_jax.ops import keep
+
 LANES = 128  # the kernel's blocks are multiples of this
 LARGEST_BLOCK = 512
 
@@ -51,5 +53,6 @@ def _kernel(T: int, N: int, window: int | None, softcap: float | None, interpret
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=softcap,
+        residual_checkpoint_name=keep.ATTENTION,
         interpret=interpret,
     )

@@ -12,8 +12,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.lax import RaggedDotDimensionNumbers, ragged_dot, ragged_dot_general
 
+from gpt4o_jax.ops import keep
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.weights import Weight, dense, weight_product
 
@@ -45,15 +47,52 @@ def experts(
     compute: Compute,
 ) -> jax.Array:
     """Sum over a token's experts of their share times down(activation(gate(x)) * up(x)), or down(activation(up(x))). [M, D]."""
-    (M, k), E = chosen_Mk.shape, _groups(up_EDF)
+    order_n, inverse_n, sizes_E = by_expert(chosen_Mk, _groups(up_EDF))
+    y_nD = feed_forward(sorted_rows(x_MD, order_n, inverse_n), sizes_E, gate_EDF, up_EDF, down_EFD, activation, compute)
+    return weighted_sum(y_nD, order_n, inverse_n, gates_Mk)
+
+
+def in_chunks(f: Callable, chunk: int | None, *rows: jax.Array) -> jax.Array:
+    """f(*rows), `chunk` tokens of the arrays' first axis M at a time; None: all at once.
+
+    The backward pass computes a chunk again: to keep what it needs of all of them would take the room that chunks save.
+    """
+    M = len(rows[0])
+    if chunk is None or chunk >= M:
+        return f(*rows)
+    chunks = -(-M // chunk)
+    size = -(-M // chunks)
+    cut = lambda a: jnp.pad(a, [(0, chunks * size - M), (0, 0)]).reshape(chunks, size, -1)
+    again = jax.checkpoint(lambda chunk: f(*chunk), prevent_cse=False)
+    return jax.lax.map(again, tuple(map(cut, rows))).reshape(chunks * size, -1)[:M]
+
+
+def by_expert(chosen_Mk: jax.Array, E: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(order_n that sorts the M * k rows by expert, its inverse, rows of each expert sizes_E)."""
     order_n = jnp.argsort(chosen_Mk.reshape(-1), stable=True)
-    inverse_n = jnp.argsort(order_n)
-    sizes_E = jnp.bincount(chosen_Mk.reshape(-1), length=E).astype(jnp.int32)
-    x_nD = _permuted(jnp.broadcast_to(x_MD[:, None], (M, k, x_MD.shape[1])).reshape(M * k, -1), order_n, inverse_n)
-    up_nF = grouped_product(compute, x_nD, up_EDF, sizes_E)
-    hidden_nF = activation(up_nF) if gate_EDF is None else activation(grouped_product(compute, x_nD, gate_EDF, sizes_E)) * up_nF
-    y_MkD = _permuted(grouped_product(compute, hidden_nF, down_EFD, sizes_E), inverse_n, order_n).reshape(M, k, -1)
-    return jnp.sum(y_MkD * gates_Mk[..., None], axis=1)
+    return order_n, jnp.argsort(order_n), jnp.bincount(chosen_Mk.reshape(-1), length=E).astype(jnp.int32)
+
+
+def sorted_rows(x_MD: jax.Array, order_n: jax.Array, inverse_n: jax.Array) -> jax.Array:
+    """Every token once for each of its experts, sorted by expert. [n, D]."""
+    k = len(order_n) // len(x_MD)
+    return permuted(jnp.broadcast_to(x_MD[:, None], (len(x_MD), k, x_MD.shape[1])).reshape(len(order_n), -1), order_n, inverse_n)
+
+
+def weighted_sum(y_nD: jax.Array, order_n: jax.Array, inverse_n: jax.Array, gates_Mk: jax.Array) -> jax.Array:
+    """What became of `sorted_rows`, summed by token with its shares. [M, D]."""
+    return jnp.sum(permuted(y_nD, inverse_n, order_n).reshape(*gates_Mk.shape, -1) * gates_Mk[..., None], axis=1)
+
+
+def feed_forward(x_nD, sizes_E, gate_EDF, up_EDF, down_EFD, activation: Callable, compute: Compute) -> jax.Array:
+    """Of rows sorted by expert: down(activation(gate(x)) * up(x)), or down(activation(up(x))). [n, D] float32.
+
+    Rows beyond the sum of sizes belong to no expert and mean nothing; where they, and their part of the gradient that
+    comes back, are zero, they add nothing to any gradient.
+    """
+    into = lambda w_EDF: checkpoint_name(grouped_product(compute, x_nD, w_EDF, sizes_E), keep.MLP_HIDDEN)
+    hidden_nF = activation(into(up_EDF)) if gate_EDF is None else activation(into(gate_EDF)) * into(up_EDF)
+    return grouped_product(compute, hidden_nF, down_EFD, sizes_E)
 
 
 def _groups(w: jax.Array | Weight) -> int:
@@ -62,12 +101,12 @@ def _groups(w: jax.Array | Weight) -> int:
 
 
 @jax.custom_vjp
-def _permuted(x_nD, order_n, inverse_n):
+def permuted(x_nD, order_n, inverse_n):
     """x_nD[order_n]; its gradient is a lookup too, where autodiff would scatter."""
     return x_nD[order_n]
 
 
-_permuted.defvjp(lambda x, order, inverse: (x[order], inverse), lambda inverse, g: (g[inverse], None, None))
+permuted.defvjp(lambda x, order, inverse: (x[order], inverse), lambda inverse, g: (g[inverse], None, None))
 
 
 # ---------------------------------------------------------------- products of groups
@@ -77,8 +116,8 @@ _permuted.defvjp(lambda x, order, inverse: (x[order], inverse), lambda inverse, 
 def grouped_product(compute: Compute, x_nD: jax.Array, w_EDF: jax.Array | Weight, sizes_E: jax.Array) -> jax.Array:
     """Row i times the matrix of its group: the first sizes[0] rows belong to group 0, and so on. [n, F] float32.
 
-    Operands, those of the gradient too, are rounded to compute.dtype. sizes sum to n. A Weight, whose arrays lead with
-    the groups, has its own precision and no gradient.
+    Operands, those of the gradient too, are rounded to compute.dtype. sizes sum to n, or less: see `feed_forward`. A Weight,
+    whose arrays lead with the groups, has its own precision and no gradient.
     """
     if isinstance(w_EDF, Weight):
         return _weight_product(compute, x_nD, w_EDF, sizes_E)

@@ -1,5 +1,6 @@
 """Logical axis names -> mesh axes: one ordered table, for parameters and activations alike."""
 
+import functools
 import math
 
 import jax
@@ -62,17 +63,38 @@ def ways(names: tuple[str | None, ...]) -> list[int]:
     return [math.prod(sizes[a] for a in ((entry,) if isinstance(entry, str) else entry or ())) for entry in spec(names)]
 
 
-def per_shard(f, in_names: list[tuple[str | None, ...]], out_names: tuple[str | None, ...]):
-    """f as a function of the shards of its arguments, for kernels that XLA cannot partition. An argument may be None."""
+def mesh_axes(*names: str | None) -> tuple[str, ...]:
+    """The mesh axes that any of these axes is split over."""
+    return tuple(a for entry in spec(names) if entry for a in ((entry,) if isinstance(entry, str) else entry))
+
+
+def per_shard(f, in_names: list[tuple[str | None, ...]], out_names: tuple[str | None, ...] | list[tuple[str | None, ...]]):
+    """f as a function of the shards of its arguments, for what XLA cannot partition, or not as is meant.
+
+    An argument may be None. out_names: a list where f has several results; () for a tree of whole arrays.
+    """
+    outs = tuple(spec(n) for n in out_names) if isinstance(out_names, list) else spec(out_names)
     # Replication is not checked: the kernels' loops carry no types for it.
-    return jax.shard_map(f, in_specs=tuple(spec(n) for n in in_names), out_specs=spec(out_names), check_vma=False)
+    return jax.shard_map(f, in_specs=tuple(spec(n) for n in in_names), out_specs=outs, check_vma=False)
 
 
-def gathered(x: jax.Array, mesh_axis: str, axis: int) -> jax.Array:
-    """In a shard_map: x with the parts of all devices along `mesh_axis` joined along its `axis`."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def gathered(x: jax.Array, mesh_axis: str, axis: int, dtype=None) -> jax.Array:
+    """In a shard_map: x with the parts of all devices along `mesh_axis` joined along its `axis`.
+
+    The gradient is summed over these devices, and each gets its part. dtype: x is rounded to it on the way, its gradient not.
+    """
     if jax.lax.axis_size(mesh_axis) == 1:  # XLA:CPU would copy x
         return x
-    return jax.lax.all_gather(x, mesh_axis, axis=axis, tiled=True)
+    return jax.lax.all_gather(x.astype(dtype or x.dtype), mesh_axis, axis=axis, tiled=True).astype(x.dtype)
+
+
+def _scattered(mesh_axis, axis, dtype, _, g):
+    whole = jax.lax.axis_size(mesh_axis) == 1
+    return (g if whole else jax.lax.psum_scatter(g, mesh_axis, scatter_dimension=axis, tiled=True),)
+
+
+gathered.defvjp(lambda x, *how: (gathered(x, *how), None), _scattered)
 
 
 def shardings(axes_tree, mesh: Mesh):

@@ -54,31 +54,52 @@ def eval_params(config: OptimizerConfig, state):
 
 
 def _adamw(config, axes, dtype, width_ratio):
-    direction = scale_by_adam(config.b1, config.b2, config.eps)
+    direction = scale_by_adam(config.b1, config.b2, config.eps, jnp.dtype(config.moment_dtype))
     return optax.chain(direction, _decay(config, axes, width_ratio), optax.scale(-config.peak_lr), _scale_by_factor())
 
 
-def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """optax.scale_by_adam (arXiv:1412.6980), with the moments written before they are read.
+def scale_by_adam(b1: float, b2: float, eps: float, dtype=jnp.float32) -> optax.GradientTransformation:
+    """optax.scale_by_adam (arXiv:1412.6980), with the moments written, in this type, before they are read.
 
     Without the barrier XLA reads the old moments twice, and has to copy all of them first to keep them.
     """
 
+    def init(params):
+        zeros = lambda: jax.tree.map(lambda p: jnp.zeros_like(p, dtype), params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(), zeros())
+
     def update(grads, state, params=None):
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
+        mu = jax.tree.map(lambda m, g: (b1 * _wide(m) + (1 - b1) * g).astype(dtype), state.mu, grads)
+        nu = jax.tree.map(lambda v, g: (b2 * _wide(v) + (1 - b2) * g * g).astype(dtype), state.nu, grads)
         mu, nu = jax.lax.optimization_barrier((mu, nu))
         count = optax.safe_increment(state.count)
         c1, c2 = 1 - b1**count, 1 - b2**count
-        updates = jax.tree.map(lambda m, v: (m / c1) / (jnp.sqrt(v / c2) + eps), mu, nu)
+        updates = jax.tree.map(lambda m, v: (_wide(m) / c1) / (jnp.sqrt(_wide(v) / c2) + eps), mu, nu)
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
-    return optax.GradientTransformation(optax.scale_by_adam(b1, b2, eps).init, update)
+    return optax.GradientTransformation(init, update)
+
+
+def _wide(moment):
+    return moment.astype(jnp.float32)
+
+
+def _kept_in(dtype: str, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner`, which computes in float32, with the moments in its state kept in another type."""
+
+    def to(dtype, state):
+        return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
+
+    def update(grads, state, params=None):
+        updates, state = inner.update(grads, to(jnp.float32, state), params)
+        return updates, to(dtype, state)
+
+    return optax.GradientTransformation(lambda params: to(dtype, inner.init(params)), update)
 
 
 def _lion(config, axes, dtype, width_ratio):
     """The sign of a momentum (arXiv:2302.06675): of AdamW's state only one moment."""
-    direction = optax.scale_by_lion(config.b1, config.b2)
+    direction = _kept_in(config.moment_dtype, optax.scale_by_lion(config.b1, config.b2))
     return optax.chain(direction, _decay(config, axes, width_ratio), optax.scale(-config.peak_lr), _scale_by_factor())
 
 
@@ -118,7 +139,7 @@ def _muon(config, axes, dtype, width_ratio):
     """Muon for hidden matrices, AdamW for the rest."""
     matrices = jax.tree.map(lambda names: hidden_matrix(names) or optax.MaskedNode(), axes, is_leaf=is_names)
     muon = optax.chain(
-        scale_by_muon(config.muon_momentum, matrices, dtype),
+        _kept_in(config.moment_dtype, scale_by_muon(config.muon_momentum, matrices, dtype)),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale(-config.muon_lr),
         _scale_by_factor(),

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from gpt4o_jax.config import RunConfig
 from gpt4o_jax.config_rules import validate_sizes
 from gpt4o_jax.model import flops
+from gpt4o_jax.model.block import REMAT_POLICIES
 from gpt4o_jax.training.collectives import collectives
 from gpt4o_jax.training.program import Program, build
 from gpt4o_jax.training.topology import Chip, spread
@@ -109,7 +110,7 @@ def roofline(config: RunConfig, chip: Chip, mesh: Mesh, found: list[dict], argum
     useful = flops.train_flops_per_token(model)
     seen = useful - flops.masked_flops_per_token(model)
     heads = 2 * model.d_model * model.vocab_size * (1 + model.mtp_heads)
-    again = seen / 3 - heads if model.remat == "full" else 0
+    again = seen / 3 - heads if model.remat in ("full", "offload") else 0
     seconds = {"compute": (seen + again) * tokens / peak, "hbm": 2 * arguments * chip.devices / chip.hbm_rate, "ici": 0, "dcn": 0}
     for c in found:
         ici, dcn = _received(c, mesh, chip.devices)
@@ -151,7 +152,7 @@ def remedies(config: RunConfig, sizes: dict[str, int]):
         knobs.update(more)
         return dict(knobs), _changed(config, knobs)
 
-    order = ("none", "dots", "full")
+    order = ("none", *REMAT_POLICIES)
     for policy in order[order.index(config.model.remat) + 1 :]:
         yield also({"model.remat": policy})
     data, fsdp, tensor = sizes["data"], sizes["fsdp"], sizes["tensor"]

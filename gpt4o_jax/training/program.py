@@ -16,12 +16,13 @@ import optax
 from gpt4o_jax import parallel
 from gpt4o_jax.config import RunConfig
 from gpt4o_jax.data.batches import Batch
+from gpt4o_jax.errors import RunError
 from gpt4o_jax.model import gpt
 from gpt4o_jax.model.attention import implementation
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.parallel.pipeline import Schedule, schedule
 from gpt4o_jax.training.optimizer import make_optimizer
-from gpt4o_jax.training.state import TrainState, create, state_shardings
+from gpt4o_jax.training.state import HOST_MEMORY, TrainState, create, state_shardings
 from gpt4o_jax.training.step import make_step
 
 
@@ -76,6 +77,7 @@ def build(config: RunConfig, mesh: jax.sharding.Mesh) -> Program:
     compute = Compute(mesh.devices.flat[0].platform, m.compute_dtype)
     ways = mesh.shape["context"]
     attention = implementation(m, compute, m.context_length, m.dropout > 0, ways) + (f" over context={ways}" if ways > 1 else "")
+    _check_memory(config, mesh.devices.flat[0])
     model = gpt.GPT(m, compute, (config.mesh.pipeline_repeats, config.mesh.pipeline_microbatches))
     with jax.set_mesh(mesh):
         axes = gpt.logical_axes(model)
@@ -84,5 +86,16 @@ def build(config: RunConfig, mesh: jax.sharding.Mesh) -> Program:
         order = schedule(config.train.batch_size // config.train.accumulate, *model.pipeline)
         program = Program(config, mesh, model, attention, order, optimizer, None, None, batch_sharding)
         shapes = jax.eval_shape(lambda: program._create(jax.random.key(0)))  # no array: the devices may not be here
-        shardings = state_shardings(shapes, axes, mesh)
+        shardings = state_shardings(shapes, axes, mesh, config.optimizer.offload)
     return dataclasses.replace(program, shapes=shapes, shardings=shardings)
+
+
+def _check_memory(config: RunConfig, device) -> None:
+    """Raises RunError where something is to lie in the host's memory, and the device has no way to it."""
+    offloads = {"model.remat=offload": config.model.remat == "offload", "optimizer.offload=true": config.optimizer.offload}
+    wanted = [knob for knob, on in offloads.items() if on]
+    if wanted and HOST_MEMORY not in (kinds := [memory.kind for memory in device.addressable_memories()]):
+        raise RunError(
+            f"config.{wanted[0]}: a {device.platform} device here has no {HOST_MEMORY} memory (it has {', '.join(kinds)}); set"
+            " optimizer.offload=false, and another model.remat, such as full"
+        )

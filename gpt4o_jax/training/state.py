@@ -23,6 +23,9 @@ class TrainState:
     skipped_in_a_row: jax.Array  # int32
 
 
+HOST_MEMORY = "pinned_host"  # what JAX calls the memory of a device's host that it copies from and to by itself
+
+
 def create(init_params, optimizer: optax.GradientTransformation, key: jax.Array, ema: bool) -> TrainState:
     """A fresh state; init_params: key -> parameters. Pure, so jit (or eval_shape) it."""
     init_key, train_key = jax.random.split(key)
@@ -33,14 +36,16 @@ def create(init_params, optimizer: optax.GradientTransformation, key: jax.Array,
     )
 
 
-def state_shardings(state_shapes: TrainState, axes, mesh: jax.sharding.Mesh) -> TrainState:
+def state_shardings(state_shapes: TrainState, axes, mesh: jax.sharding.Mesh, offload: bool = False) -> TrainState:
     """Shardings of a whole state: optimizer leaves that mirror a parameter lie where it lies, the rest is replicated.
 
     The rest is scalars, and the rows and columns of means that Adafactor keeps for a matrix: too few numbers to shard.
+    offload: the former lie in the memory of the device's host.
     """
     whole = jax.sharding.NamedSharding(mesh, jax.P())
     by_param = parallel.shardings(axes, mesh)
-    opt_state = _like_params(state_shapes.opt_state, state_shapes.params, by_param, whole)
+    mirrored = jax.tree.map(lambda s: s.with_memory_kind(HOST_MEMORY), by_param) if offload else by_param
+    opt_state = _like_params(state_shapes.opt_state, state_shapes.params, mirrored, whole)
     return TrainState(whole, by_param, opt_state, None if state_shapes.ema is None else by_param, whole, whole, whole)
 
 

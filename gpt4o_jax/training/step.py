@@ -130,8 +130,14 @@ def make_step(
         # new arrays: so XLA overwrites the optimizer's state and the parameters where they are, and copies neither.
         zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
         update = lambda grads, opt_state: optimizer.update(grads, opt_state, state.params, lr_factor=factor)
+        old_opt_state = state.opt_state
+        if config.optimizer.offload:
+            old_opt_state = jax.device_put(old_opt_state, jax.memory.Space.Device)
         finite = jnp.isfinite(losses["loss"]) & jnp.isfinite(grad_norm)
-        updates, opt_state = jax.lax.cond(finite, update, lambda grads, old: (zeros(grads), old), grads, state.opt_state)
+        updates, opt_state = jax.lax.cond(finite, update, lambda grads, old: (zeros(grads), old), grads, old_opt_state)
+        if config.optimizer.offload:
+            lies = jax.tree.map(lambda old: jax.typeof(old).memory_space, state.opt_state)
+            opt_state = jax.tree.map(jax.device_put, opt_state, lies)
         update_norm = global_norm(updates)
         params = jax.lax.cond(finite, apply, lambda p, u: p, state.params, updates)
         ema = state.ema

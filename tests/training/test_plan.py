@@ -195,9 +195,8 @@ def test_remedies_come_mildest_first():
     model = ModelConfig(vocab_size=64, n_heads=4, n_kv_heads=2)
     config = RunConfig(model=model, train=TrainConfig(batch_size=32), mesh=MeshConfig(data=4, fsdp=2))
     found = list(plan.remedies(config, {"data": 4, "fsdp": 2, "expert": 1, "tensor": 1}))
-    assert [list(knobs.items())[i:] for (knobs, _), i in zip(found, (0, 0, 1, 3, 3, 1, 3), strict=True)] == [
-        [("model.remat", "dots")],
-        [("model.remat", "full")],
+    assert [list(knobs.items())[i:] for (knobs, _), i in zip(found, (0, 0, 0, 0, 0, 1, 3, 3, 1, 3), strict=True)] == [
+        *([("model.remat", policy)] for policy in ("dots", "save_mlp", "save_attention", "full", "offload")),
         [("mesh.data", 1), ("mesh.fsdp", 8)],
         [("train.accumulate", 2)],
         [("train.accumulate", 4)],
@@ -205,5 +204,5 @@ def test_remedies_come_mildest_first():
         [("train.accumulate", 1), ("mesh.tensor", 2), ("train.batch_size", 4)],
     ]
     last = found[-1][1]
-    assert (last.model.remat, last.mesh.fsdp, last.mesh.tensor, last.train.batch_size) == ("full", 4, 2, 4)
+    assert (last.model.remat, last.mesh.fsdp, last.mesh.tensor, last.train.batch_size) == ("offload", 4, 2, 4)
     assert all(changed.train.batch_size == 32 for _, changed in found[:-1]), "all but the last learn the same"
