@@ -116,6 +116,7 @@ def test_roofline_by_hand():
         ("all-gather", "data+fsdp+tensor", 4, 2),
         ("all-to-all", "fsdp", 2 * 4, 0),
         ("all-to-all", "data+tensor", 0, 2 * 4),
+        ("ragged-all-to-all", "fsdp", 0, 0),
         ("collective-permute", "fsdp", 2 * 8, 0),
         ("collective-permute", "fsdp+tensor", 8, 0),
         ("collective-permute", "tensor", 0, 0),
