@@ -154,7 +154,7 @@ DIVISIONS = [
     ("(mesh axes data, train.accumulate=2); nearest: train.batch_size=16, or mesh.data one of 1, 2", "train.accumulate=2"),
     ("(mesh axes data * fsdp); nearest: train.batch_size=8, or mesh.data * mesh.fsdp one of 1, 2, 4", "mesh.fsdp=2"),
     (
-        "model.context_length=12 is not a multiple of 8 (mesh axes context, chunks a device=2)",
+        "ring needs a context_length of a multiple of 8 (2 * mesh.context), not 12",
         "mesh.preset=context mesh.context=4 model.context_length=12",
     ),
     ("model.n_layers=1 is not a multiple of 8 (mesh axes stage)", "mesh.preset=pipeline mesh.stage=8"),

@@ -63,7 +63,7 @@ def unequal(sizes, model="dense", rows=None):
 def test_a_collective_of_the_vocabulary_over_the_wrong_axis_is_seen(monkeypatch, name):
     real = getattr(jax.lax, name)
     swap = lambda axis: "fsdp" if axis == "tensor" else "tensor" if axis == "fsdp" else axis
-    monkeypatch.setattr(vocabulary.jax.lax, name, lambda x, axis, **more: real(x, swap(axis), **more))
+    monkeypatch.setattr(vocabulary.jax.lax, name, lambda x, mesh_axis, /, **more: real(x, swap(mesh_axis), **more))
     unequal(dict(fsdp=2, tensor=2, data=2))
 
 
