@@ -165,6 +165,10 @@ BOUNDS = {
         " AdamW 0.25 s, casts and changes of layout 0.3 s, norms and their gradients 0.2 s. torch's bfloat16 products alone"
         " reach 240 to 375 GFLOP/s here, so 1.3 times its tokens/s would be a step of 2.6 s: half a second for all else."
     ),
+    "wide_384": (
+        "Not profiled at this commit. Single runs of ours gave 1,840 to 2,310 tokens/s within ten minutes of this machine (and"
+        " the commit before as many): the difference to the record of 0c4d6dd, 0.69 times torch, is within that noise."
+    ),
     "generate_b1": (
         "What bounds it (profile at e918d74): bfloat16 and int8 weights are widened to float32 as they are read, at 14 to 25 GB/s"
         " on two cores; a copy of the values of every layer's cache, transposed for XLA's product of one row, takes a tenth."
