@@ -1,0 +1,55 @@
+"""What a model learns from and is asked: a conversation whose last turn is the answer, and what tells a right answer.
+
+The three ways of asking stand here too, so that a made-up world and a real dataset ask alike.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from gpt4o_jax.tasks.chat import Message, say
+
+NO_ANSWER = "The text does not say."  # what an unanswerable question is answered with
+LANGUAGES = {
+    "cs": "Czech", "de": "German", "en": "English", "es": "Spanish", "fi": "Finnish", "fr": "French", "hi": "Hindi",
+    "ro": "Romanian", "ru": "Russian", "tr": "Turkish",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """messages: a conversation; the last message is the assistant's answer, which is what is scored.
+
+    references: acceptable answers. slice: its row in tables of scores. checks: what scorers need that compare with more
+    than a text ("json": the value that an answer must spell, "key": the texts that it must hold).
+    """
+
+    messages: tuple[Message, ...]
+    references: tuple[str, ...]
+    slice: str
+    checks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        return self.messages[:-1]
+
+    @property
+    def answer(self) -> str:
+        return self.messages[-1].text
+
+
+def exchange(question: str, references: tuple[str, ...], slice: str, checks: Mapping[str, Any] | None = None) -> Item:
+    """An item of one question, answered with the first reference."""
+    return Item((say("user", question), say("assistant", references[0])), references, slice, checks or {})
+
+
+def ask_about(passage: str, question: str) -> str:
+    return f"{passage}\n{question}"
+
+
+def ask_to_translate(text: str, language: str) -> str:
+    return f"Translate into {LANGUAGES[language]}: {text}"
+
+
+def ask_to_summarise(text: str) -> str:
+    return f"Summarise:\n{text}"
