@@ -89,7 +89,7 @@ def test_tpu_vm_prints_each_command():
     done = bash("tpu_vm.sh", "--dry-run", "--workdir=gs://b/r", "--config.train.length=20 steps", **variables)
     assert done.returncode == 0, done.stderr
     create, _archive, scp, prepare, train = done.stdout.splitlines()
-    assert create.split() == "gcloud compute tpus tpu-vm create pod --zone=us-z --accelerator-type=v5p-16 --version=v2-alpha-tpuv5 --spot".split()  # fmt: skip # noqa: E501, SIM905
+    assert create.split() == "gcloud compute tpus tpu-vm create pod --zone=us-z --accelerator-type=v5p-16 --version=v2-alpha-tpuv5 --spot".split()  # fmt: skip # noqa: E501
     assert " scp " in scp and "pod:gpt4o_jax.tar.gz --zone=us-z --worker=all" in scp
     assert "requirements-tpu.txt" in prepare
     (command,) = re.findall(r"--command=(.*)$", train)
