@@ -27,6 +27,5 @@ def get_config(size="124m"):
     c.eval.max_tokens = 500_000
     if size in ("774m", "1558m"):
         c.model.remat = "full"
-        c.mesh.data = 1
-        c.mesh.fsdp = -1
+        c.mesh.preset = "fsdp"
     return c

@@ -1,7 +1,7 @@
 """This project's own decoder, by size: nano, moe_nano, tiny, small, medium, large, xl or xxl (gpt4o_jax/model/families.py).
 
 Hardware: meant for, but not tried on: a CPU or any GPU for nano, moe_nano and tiny, one GPU of 80 GB for small and medium, 8 of
-    them for large, 64 for xl, 512 for xxl. From large on weights are sharded over all devices (mesh.fsdp); with fewer
+    them for large, 64 for xl, 512 for xxl. From large on weights are sharded over all devices (mesh.preset); with fewer
     devices raise train.accumulate.
 Time: not measured yet.
 Expected: not measured yet. The learning rates are starting points, tuned for no size.
@@ -45,6 +45,5 @@ def get_config(size="nano"):
     if c.model.router_bias:  # keeps the load even by itself
         c.train.balance_loss = 0.0
     if size in ("large", "xl", "xxl"):
-        c.mesh.data = 1
-        c.mesh.fsdp = -1
+        c.mesh.preset = "fsdp"
     return c

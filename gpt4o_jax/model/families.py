@@ -27,7 +27,7 @@ def large_run(file: str, sizes: dict[str, ModelConfig], size: str):
     c.tokenizer.vocab_size = c.model.vocab_size
     c.optimizer.warmup_steps = 2000
     c.eval.max_tokens = 500_000
-    c.mesh.update(data=1, fsdp=-1)
+    c.mesh.preset = "fsdp"
     c.train.steps_per_dispatch = 1
     return c
 
