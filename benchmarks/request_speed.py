@@ -117,7 +117,7 @@ def batching(layers: int, heads: int, width: int, vocabulary: int, rows: int, n:
 
     with jax.set_mesh(mesh):
         params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(0))
-        model, params = for_generation(model, params, weights)
+        model, params = for_generation(model, params, weights, rows=rows)
         seconds, ids = _in_turns({"static": static, "continuous": continuous}, rounds)
     return {
         "gain": seconds["static"] / seconds["continuous"],

@@ -76,7 +76,7 @@ def _generate(config, mesh, flags: dict) -> dict:
     model = gpt.GPT(config.model, Compute(device.platform, config.model.compute_dtype))
     with jax.set_mesh(mesh):
         params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(config.seed))
-        model, params = for_generation(model, params, flags["weights"], flags["kv_cache"])
+        model, params = for_generation(model, params, flags["weights"], flags["kv_cache"], flags["batch"])
         result = measure(model, params, *(flags[name] for name in ("batch", "prompt_tokens", "new_tokens", "repeats")))
     result |= {"read_gigabytes_per_second": read_rate(device) / 1e9, "device": f"{mesh.devices.size} x {device.device_kind}"}
     say(

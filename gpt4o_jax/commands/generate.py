@@ -38,13 +38,24 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
 
     from gpt4o_jax import run as runs
 
-    run = ready(runs.open_run(flags["workdir"], flags["step"]), flags)
+    run = ready(runs.open_run(flags["workdir"], flags["step"]), flags, _rows(flags))
     with jax.set_mesh(run.mesh):
         if prompts:
             results = _draw_each(run, flags, sampling, prompts)
             return {"workdir": str(run.workdir), "step": run.step, "prompts": flags["prompts"], "results": results}
         samples = _search(run, flags, sampling.stop_ids) if flags["beams"] else _draw(run, flags, sampling)
     return {"workdir": str(run.workdir), "step": run.step, "prompt": flags["prompt"], "samples": samples}
+
+
+def _rows(flags: dict) -> int:
+    """How many tokens are computed at once."""
+    if flags["prompts"]:
+        return flags["rows"] or 8
+    return max(flags["beams"], flags["num_samples"]) * (1 + _draft_tokens(flags))
+
+
+def _draft_tokens(flags: dict) -> int:
+    return (flags["draft_tokens"] or 4) if flags["draft"] else 0
 
 
 def _check(flags: dict) -> None:
@@ -136,7 +147,7 @@ def _draw_each(run, flags: dict, sampling, prompts: list[str]) -> list[dict]:
     from gpt4o_jax.sampling.text import complete_each
 
     results: list[dict] = [{}] * len(prompts)
-    how = (flags["seed"], flags["stop"], flags["num_samples"], flags["rows"] or 8)
+    how = (flags["seed"], flags["stop"], flags["num_samples"], _rows(flags))
     for p, found in complete_each(run.model, run.params, run.tokenizer, prompts, flags["max_new_tokens"], sampling, *how):
         _show(prompts[p], [text for text, _ in found])
         samples = [_sample(run.tokenizer, text, c, sampling.top_logprobs > 0) for text, c in found]
@@ -148,7 +159,7 @@ def _draft(run, flags: dict):
     from gpt4o_jax import run as runs
     from gpt4o_jax.sampling.speculative import Draft
 
-    tokens = flags["draft_tokens"] or 4
+    tokens = _draft_tokens(flags)
     if flags["draft"] in ("", "ngram"):
         return Draft(tokens) if flags["draft"] else None
     other = runs.open_run(flags["draft"])

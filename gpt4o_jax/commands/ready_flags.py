@@ -14,11 +14,11 @@ READY = (
 )
 
 
-def ready(run, flags: dict):
-    """The run with its model and parameters as these flags, checked before, want them."""
+def ready(run, flags: dict, rows: int = 1):
+    """The run with its model and parameters as these flags, checked before, want them. rows: tokens computed at once."""
     from gpt4o_jax.model.quantization import for_generation
 
-    model, params = for_generation(run.model, run.params, flags["weights"], flags["kv_cache"])
+    model, params = for_generation(run.model, run.params, flags["weights"], flags["kv_cache"], rows)
     return dataclasses.replace(run, model=model, params=params)
 
 

@@ -25,8 +25,10 @@ MATRICES = {
 EXPERTS = (("moe", "up"), ("moe", "gate"), ("moe", "down"))  # a matrix for each expert, summed over its first axis
 
 
-def for_generation(model: GPT, params, weights: str = "float32", kv_cache: str = "float32") -> tuple[GPT, dict]:
+def for_generation(model: GPT, params, weights: str = "float32", kv_cache: str = "float32", rows: int = 1) -> tuple[GPT, dict]:
     """(model, parameters) that compute the same, or nearly, in less time. weights: one of WEIGHTS; kv_cache: of KINDS.
+
+    rows: tokens that will mostly be computed at once, those of all rows; any number can be.
 
     Layers are no longer stacked, so that no step slices their matrices out of the stack. int8: a scale for each output;
     int4: one for each 128 inputs of an output, and int8 for embedding and head; norms, biases, positions and routers stay
@@ -35,7 +37,8 @@ def for_generation(model: GPT, params, weights: str = "float32", kv_cache: str =
     model, params = _unstacked(GPT(model.config, dataclasses.replace(model.compute, kv_cache=kv_cache)), params)
     if weights == "float32":
         return model, params
-    return model, jax.jit(_rounded, static_argnums=1)(params, weights)
+    # Only products of bfloat16 read it as such.
+    return model, jax.jit(_rounded, static_argnums=(1, 2))(params, weights, rows if model.compute.dtype == "bfloat16" else 1)
 
 
 def _unstacked(model: GPT, params) -> tuple[GPT, dict]:
@@ -55,16 +58,16 @@ def _unstacked(model: GPT, params) -> tuple[GPT, dict]:
     return GPT(config, model.compute), rest | {"layers": blocks}
 
 
-def _rounded(params, weights: str) -> dict:
+def _rounded(params, weights: str, rows: int) -> dict:
     def convert(path, leaf):
         names = tuple(key.key for key in path)
         if names[-2:] in MATRICES:  # leads with an axis of layers
-            return jax.vmap(lambda w: rounded(w, MATRICES[names[-2:]], weights))(leaf)
+            return jax.vmap(lambda w: rounded(w, MATRICES[names[-2:]], weights, rows))(leaf)
         if names[-2:] in EXPERTS:
             return jax.vmap(jax.vmap(lambda w: rounded(w, 1, weights)))(leaf)
         at_ends = "int8" if weights == "int4" else weights
         if names == ("unembedding",):
-            return rounded(leaf, 1, at_ends)
-        return rounded(leaf.T, 1, at_ends) if names == ("embedding",) else leaf
+            return rounded(leaf, 1, at_ends, rows)
+        return rounded(leaf.T, 1, at_ends, rows) if names == ("embedding",) else leaf
 
     return jax.tree_util.tree_map_with_path(convert, params)

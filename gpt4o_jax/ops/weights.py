@@ -21,8 +21,10 @@ FORMATS = ("bfloat16", "int8", "int4")
 LANES = 64  # values side by side in a sum
 GROUP = 2 * LANES  # int4: values that share a scale; the halves of a group are the halves of its bytes
 LONGEST_PART = 768  # values whose sum is one expression
-# Above so many rows, each widening the weights for itself, it is quicker to widen them once in memory.
+# Above so many rows, each widening the weights for itself, it is quicker to widen them once in memory; or, of bfloat16, to
+# multiply as they are, if they lie in memory as such: XLA:CPU makes bfloat16 of its bits no faster than 1.4 GB/s.
 MOST_ROWS = {"bfloat16": 3, "int8": 8, "int4": 8}
+DENSE_ROWS = 8  # XLA:CPU multiplies so many rows of bfloat16 in a tenth of the time of one
 
 
 @functools.partial(
@@ -32,18 +34,19 @@ MOST_ROWS = {"bfloat16": 3, "int8": 8, "int4": 8}
 class Weight:
     """A parameter of shape (*summed, *outputs), rounded. Arrays may lead with an axis of layers; to multiply, of one."""
 
-    values: (
-        jax.Array
-    )  # [P, O, C], the parts of K, padded with zeros: bits of bfloat16 as uint16, int8, two int4 in a uint8 [P, O, C / 2]
+    # P of [O, C], the parts of K, padded with zeros: bits of bfloat16 as uint16, int8, two int4 in a uint8 [O, C / 2]. Or one
+    # [O, K] of bfloat16.
+    values: tuple[jax.Array, ...]
     scales: jax.Array | None  # int8: [O, 1]; int4: [O, G]
     format: str
     summed: tuple[int, ...]
     outputs: tuple[int, ...]
 
 
-def rounded(w: jax.Array, n_summed: int, format: str) -> Weight:
+def rounded(w: jax.Array, n_summed: int, format: str, rows: int = 1) -> Weight:
     """The Weight of a float32 parameter whose first `n_summed` axes are summed over. format: one of FORMATS.
 
+    rows: how many it will mostly be multiplied with: more than a few make bfloat16 lie in memory as such.
     int8: each output has a scale; int4: each 128 inputs of an output have one. Both symmetric, to the nearest.
     """
     summed, outputs = w.shape[:n_summed], w.shape[n_summed:]
@@ -51,6 +54,8 @@ def rounded(w: jax.Array, n_summed: int, format: str) -> Weight:
     w_OK = w.reshape(K, -1).T
     unit = GROUP if format == "int4" else LANES
     w_OK = jnp.pad(w_OK, ((0, -len(w_OK) % LANES if len(w_OK) > 1024 else 0), (0, -K % unit)))
+    if format == "bfloat16" and rows > MOST_ROWS[format]:
+        return Weight((w_OK.astype(jnp.bfloat16),), None, format, summed, outputs)
     if format == "bfloat16":
         bits = jax.lax.bitcast_convert_type(w_OK.astype(jnp.bfloat16), jnp.uint16)
         return Weight(_in_parts(bits, _part(bits.shape[1], unit)), None, format, summed, outputs)
@@ -76,11 +81,11 @@ def _whole(w: "Weight"):
 
 
 def dense(w: Weight) -> jax.Array:
-    """The matrix [O, K] that it stands for, float32, padding included."""
+    """The matrix [O, K] that it stands for, padding included: float32, or bfloat16 where it lies in memory as such."""
     w = _of_one_layer(w)
     values_OK = _whole(w)
     if w.format == "bfloat16":
-        return _widened(values_OK)
+        return values_OK if values_OK.dtype == jnp.bfloat16 else _widened(values_OK)
     if w.format == "int8":
         return values_OK.astype(jnp.float32) * w.scales
     bytes_OGc = values_OK.reshape(*w.scales.shape, LANES)
@@ -91,25 +96,27 @@ def rows(w: Weight, indices: jax.Array) -> jax.Array:
     """What the outputs of these indices multiply: an embedding's rows, [*indices.shape, K], float32."""
     values, scales = jax.tree.map(lambda x: x[indices.ravel()], (w.values, w.scales))
     taken = Weight(values, scales, w.format, w.summed, ())
-    return dense(taken)[:, : math.prod(w.summed)].reshape(*indices.shape, -1)
+    return dense(taken)[:, : math.prod(w.summed)].astype(jnp.float32).reshape(*indices.shape, -1)
 
 
 def weight_product(x: jax.Array, w: Weight, compute: Compute) -> jax.Array:
     """x [..., *summed] times w: [..., *outputs], float32 sums."""
     leading = x.shape[: x.ndim - len(w.summed)]
     x_MK = x.reshape(math.prod(leading), -1)
-    K = len(w.values) * w.values[0].shape[-1] * (2 if w.format == "int4" else 1)
+    M, K = len(x_MK), len(w.values) * w.values[0].shape[-1] * (2 if w.format == "int4" else 1)
     x_MK = jnp.pad(x_MK, ((0, 0), (0, K - x_MK.shape[1])))
-    if compute.platform == "cpu" and len(x_MK) <= MOST_ROWS[w.format]:
+    as_it_is = w.values[0].dtype == compute.operand
+    if compute.platform == "cpu" and len(x_MK) <= MOST_ROWS[w.format] and not as_it_is:
         # Tied to x, or XLA would widen all weights of a loop over tokens before the loop; and kept apart from what
         # comes after, with which it would break the one loop here into several.
         x_MK, w = jax.lax.optimization_barrier((x_MK.astype(jnp.float32), w))
         y_MO = jax.lax.optimization_barrier(_summed_in_lanes(x_MK, w))
     else:
-        x_MK = x_MK.astype(compute.operand)
-        whole = compute.dtype == "bfloat16" and w.format == "bfloat16"
-        w_OK = jax.lax.bitcast_convert_type(_whole(w), jnp.bfloat16) if whole else dense(w).astype(compute.operand)
-        y_MO = jnp.einsum("MK,OK->MO", x_MK, w_OK, preferred_element_type=jnp.float32)
+        if compute.platform == "cpu" and as_it_is:
+            x_MK = jnp.pad(x_MK, ((0, max(DENSE_ROWS - M, 0)), (0, 0)))
+        bits = compute.dtype == "bfloat16" and w.format == "bfloat16" and not as_it_is
+        w_OK = jax.lax.bitcast_convert_type(_whole(w), jnp.bfloat16) if bits else dense(w).astype(compute.operand)
+        y_MO = jnp.einsum("MK,OK->MO", x_MK.astype(compute.operand), w_OK, preferred_element_type=jnp.float32)[:M]
     return y_MO[:, : math.prod(w.outputs)].reshape(*leading, *w.outputs)
 
 

@@ -67,6 +67,22 @@ def test_logits_are_those_of_the_rounded_weights(one_device, changes):
     assert errors[1] < 0.02 and errors[2] < 0.05
 
 
+@pytest.mark.parametrize("rows", [1, 8])
+def test_for_few_rows_or_many_bfloat16_computes_the_same(one_device, rows):
+    """Operands rounded the same, sums in another order."""
+    model = gpt.GPT(dataclasses.replace(BASE, n_layers=2, tied=True), Compute("cpu", "bfloat16"))
+    params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(0))
+
+    def last(rows, tokens):
+        ready, rounded = for_generation(model, params, "bfloat16", rows=rows)
+        hidden, _, _ = ready.apply({"params": rounded}, tokens, INDEX[: len(tokens)], ONES[: len(tokens)])
+        return np.asarray(gpt.unembed(ready, rounded, hidden))
+
+    wanted = last(1, TOKENS)
+    for n in (1, len(TOKENS)):
+        np.testing.assert_allclose(last(rows, TOKENS[:n]), wanted[:n], atol=2e-2 * np.max(np.abs(wanted)))
+
+
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_one_token_at_a_time_is_the_full_pass(one_device, weights):
     """Few rows are multiplied in another way than many: the same products."""

@@ -33,6 +33,20 @@ def test_products_are_those_of_the_dense_matrix(format, summed):
         np.testing.assert_allclose(y, wanted, atol=2e-6 * K**0.5 * np.max(np.abs(w)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("summed", SHAPES, ids=str)
+def test_bfloat16_for_many_rows_is_the_same_matrix(summed):
+    random = np.random.default_rng(0)
+    w = jnp.asarray(random.normal(size=(*summed, 5)), jnp.float32)
+    few, many = (rounded(w, len(summed), "bfloat16", rows) for rows in (1, 8))
+    assert many.values[0].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(dense(few), dense(many).astype(jnp.float32))
+    letters = "DE"[: len(summed)]
+    for batch in (1, 8):
+        x = jnp.asarray(random.normal(size=(batch, *summed)), jnp.bfloat16).astype(jnp.float32)
+        multiply = jax.jit(lambda x, w: product(f"B{letters},{letters}N->BN", x, w, Compute("cpu", "bfloat16")))
+        np.testing.assert_allclose(multiply(x, many), multiply(x, few), rtol=1e-5, atol=1e-5 * np.prod(summed) ** 0.5)
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_rows_of_an_embedding(format):
     table = np.random.default_rng(0).normal(size=(7, 20)).astype(np.float32)

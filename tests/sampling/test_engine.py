@@ -1,5 +1,6 @@
 """A running batch gives each request what generate() gives it alone, whoever comes and goes beside it."""
 
+import dataclasses
 import functools
 
 import jax
@@ -82,6 +83,21 @@ def test_a_row_forgets_what_the_one_before_it_has_seen(params):
     engine.run()
     texts = [r.completion.ids for r in requests]
     assert texts[0] == texts[1] == texts[3] != texts[2]
+
+
+def test_the_cache_shrinks_when_its_longest_row_has_left():
+    """Where every layer sees everything; the rows that stay go on as if nothing had been."""
+    model = gpt.GPT(dataclasses.replace(CONFIG, layer_pattern=("global",), window=None), Compute("cpu", "float32"))
+    with jax.set_mesh(parallel.make_mesh(devices=jax.devices()[:1])):
+        params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(1))
+        engine, slots = Engine(model, params, rows=2), []
+        asked = [([BOS, *range(260, 300)], 4), ([BOS, 260], 25), ([BOS, 270], 16)]
+        requests = [engine.submit(prompt, new, Sampling(0.0)) for prompt, new in asked]
+        while engine.step():
+            slots.append(engine._state.cache[0].k_BKSH.shape[3])
+        assert max(slots) == 64 and slots[-1] == 32
+        for request, (prompt, new) in zip(requests, asked, strict=True):
+            check(request, generate(model, params, [prompt], new, Sampling(0.0))[0])
 
 
 def test_what_cannot_be_done_is_refused_at_once(params):
