@@ -1,4 +1,4 @@
-"""Every knob of the project: its type, its default, one sentence. Those of the model and the mesh have files of their own.
+"""Every knob of the project: its type, its default, one sentence. Those of model, mesh and fine-tuning have files of their own.
 
 Defaults exist here and nowhere else. `base_config()` gives them as an ml_collections
 ConfigDict, which files in configs/ override and the command line overrides again;
@@ -12,6 +12,7 @@ import types
 import typing
 from typing import Any
 
+from gpt4o_jax.config_finetune import LoraConfig
 from gpt4o_jax.config_mesh import MeshConfig
 from gpt4o_jax.config_mixture import SOURCES
 from gpt4o_jax.config_model import ModelConfig, knob
@@ -185,6 +186,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     init: InitConfig = dataclasses.field(default_factory=InitConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
 
 # ---------------------------------------------------------------- to and from plain dicts

@@ -78,6 +78,12 @@ def validate(c) -> None:
                 f"config.{name}={every} is not a multiple of train.steps_per_dispatch={k};"
                 f" nearest: {name}={_nearest_multiple(every, k)}"
             )
+    if c.lora.rank and not c.init.from_:
+        raise RunError(
+            f"config.lora.rank={c.lora.rank}: adapters belong to the weights of a run; set init.from to its folder, or rank=0"
+        )
+    if c.lora.rank and not c.lora.targets:
+        raise RunError("config.lora.targets=(): expected at least one pattern; ('*',) gives every hidden matrix an adapter")
     _validate_data(c.data)
     sizes = c.mesh.wanted()
     if sum(v == -1 for v in sizes.values()) > 1:

@@ -7,22 +7,24 @@ With a published tokenizer: tokenizer.extra.json, and tokenizer.json in the plac
 """
 
 import dataclasses
+import functools
 import json
 
 import jax
 from etils import epath
 
-from gpt4o_jax import parallel
+from gpt4o_jax import origin, parallel
 from gpt4o_jax.checkpoint import manifest
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.config import RunConfig, flatten, freeze, to_dict
+from gpt4o_jax.config_finetune import LoraConfig
 from gpt4o_jax.config_rules import validate_sizes
 from gpt4o_jax.data import corpus as corpora
 from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.data.corpus import Corpus
 from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import ExitCode, RunError, data_error
-from gpt4o_jax.model import gpt
+from gpt4o_jax.model import gpt, lora
 from gpt4o_jax.model.attention import implementation
 from gpt4o_jax.ops.compute import Compute, resolve_dtype
 
@@ -43,7 +45,8 @@ class Run:
 def open_run(workdir, step: int | None = None) -> Run:
     """Opens `workdir` at `step` (None: the newest checkpoint). Averaged weights where the run keeps them.
 
-    Raises RunError where the folder is missing, foreign, damaged, without a checkpoint, or does not fit together.
+    Adapters are merged into the weights that they belong to. Raises RunError where the folder is missing, foreign, damaged,
+    without a checkpoint, or does not fit together.
     """
     workdir = epath.Path(workdir).expanduser()
     config = read_config(workdir)
@@ -73,14 +76,30 @@ def open_run(workdir, step: int | None = None) -> Run:
         compute = Compute(platform, resolve_dtype(config.model.compute_dtype, platform))  # "auto": imported
         # Who computes attention belongs to the hardware the run was trained on, not to the model.
         model = gpt.GPT(dataclasses.replace(config.model, attention="auto"), compute)
-        params = load_params(store, step, model, mesh)
+        if config.lora.rank:
+            base = origin.base_of(workdir, config, step)
+            adapters = load_adapters(store, step, config.lora, model, mesh)
+            params = lora.merged(load_params(base.store, base.step, model, mesh), adapters, config.lora.scale)
+        else:
+            params = load_params(store, step, model, mesh)
     return Run(workdir, config, tokenizer, mesh, model, params, step)
 
 
 def load_params(store: Store, step: int, model: gpt.GPT, mesh: jax.sharding.Mesh) -> dict:
     """The weights of a checkpoint, averaged ones where there are, directly in their shards. Needs the mesh in force."""
-    shardings = parallel.shardings(gpt.logical_axes(model), mesh)
-    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), _shapes(model), shardings)
+    return _in_shards(store, step, gpt.logical_axes(model), _shapes(model), mesh)
+
+
+def load_adapters(store: Store, step: int, c: LoraConfig, model: gpt.GPT, mesh: jax.sharding.Mesh) -> dict:
+    """Those of a checkpoint of adapters, as `load_params`."""
+    axes = gpt.logical_axes(model)
+    shapes = jax.eval_shape(functools.partial(lora.init, c, axes, _shapes(model)), jax.random.key(0))
+    return _in_shards(store, step, lora.logical_axes(c, axes), shapes, mesh)
+
+
+def _in_shards(store: Store, step: int, axes, shapes, mesh) -> dict:
+    shardings = parallel.shardings(axes, mesh)
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return store.restore(step, _weights(store, step), like)
 
 
@@ -114,8 +133,8 @@ def open_folder(workdir: epath.Path, config: RunConfig, mesh: jax.sharding.Mesh)
         return config, corpus
     origin_tokenizer = None
     if config.init.from_:
-        store, step = origin(config.init.from_)
-        origin_tokenizer = store.meta(step)["tokenizer"]
+        start = origin.find(config.init.from_)
+        origin_tokenizer = start.store.meta(start.step)["tokenizer"]
     corpus = corpora.prepare(config)
     if origin_tokenizer not in (None, corpus.tokenizer.digest):
         raise data_error(
@@ -126,9 +145,10 @@ def open_folder(workdir: epath.Path, config: RunConfig, mesh: jax.sharding.Mesh)
     _check_fit(config, corpus, mesh)
     if config.init.from_:
         with jax.set_mesh(mesh):
-            store.check(
-                step, _weights(store, step), _shapes(gpt.GPT(config.model, Compute(platform, config.model.compute_dtype)))
-            )
+            model = gpt.GPT(config.model, Compute(platform, config.model.compute_dtype))
+            start.store.check(start.step, _weights(start.store, start.step), _shapes(model))
+            if config.lora.rank:
+                lora.chosen(config.lora, gpt.logical_axes(model))  # raises where a pattern matches nothing
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         corpus.tokenizer.save_in(workdir)
@@ -136,16 +156,6 @@ def open_folder(workdir: epath.Path, config: RunConfig, mesh: jax.sharding.Mesh)
     except OSError as e:
         raise RunError(f"--workdir={workdir}: cannot write ({e.strerror or e})", ExitCode.STORAGE) from None
     return config, corpus
-
-
-def origin(folder: str) -> tuple[Store, int]:
-    """The checkpoints of config.init.from and the step to take from them. Raises RunError where there is none intact."""
-    store = Store(epath.Path(folder).expanduser() / "checkpoints")
-    if not store.steps():
-        raise data_error(f"config.init.from={folder}: no finished checkpoint there; expected the folder of a run")
-    step = store.steps()[-1]
-    manifest.verify(store.path(step))
-    return store, step
 
 
 def _resolved(config: RunConfig, tokenizer: Tokenizer, platform: str, stored: RunConfig | None) -> RunConfig:
@@ -187,9 +197,9 @@ def _check_corpus(workdir: epath.Path, corpus: Corpus) -> None:
             stored = store.meta(step)["corpus"]
         except RunError:
             continue  # damaged: training falls back to the checkpoint before it
-        if stored is None:
+        if not store.has(step, "opt_state"):
             raise RunError(
-                f"--workdir={workdir}: imported weights; train from them in a new folder: --config.init.from={workdir}"
+                f"--workdir={workdir}: imported or merged weights; train on in a new folder: --config.init.from={workdir}"
             )
         if stored != corpus.name:
             raise data_error(

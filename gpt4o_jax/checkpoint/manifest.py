@@ -27,6 +27,11 @@ def read(folder: epath.Path) -> dict:
     return _content(folder)["meta"]
 
 
+def digest(folder: epath.Path) -> str:
+    """Of a committed checkpoint, whole: the same weights at the same step, wherever the folder lies."""
+    return _content(folder)["sha256"]
+
+
 def verify(folder: epath.Path) -> int:
     """Compares every file with its digest; returns how many. Raises RunError naming the first that differs."""
     expected = _content(folder)["files"]

@@ -1,4 +1,4 @@
-"""import: weights of a Hugging Face folder as a run; export: a run as a Hugging Face folder"""
+"""import, export: a Hugging Face folder as a run, and back; merge: a run of adapters as one of plain weights"""
 
 from gpt4o_jax.commands.flags import Flag
 from gpt4o_jax.errors import RunError
@@ -16,29 +16,34 @@ FLAGS = {
         Flag("family", str, "", "gpt2, llama, ...; the first that computes the same if not given"),
         Flag("dtype", str, "float32", "of the tensors: float32 or bfloat16"),
     ),
+    "merge": (
+        Flag("workdir", str, "", "run folder of adapters (config.lora)", required=True),
+        Flag("to", str, "", "run folder to make", required=True),
+        Flag("step", int, None, "checkpoint step; the newest if not given", low=0),
+    ),
 }
 
 
 def main(flags: dict, overrides: dict[str, str], action: str) -> dict:
-    name, known = {
-        "import": ("compute_dtype", ("auto", "float32", "bfloat16")),
-        "export": ("dtype", ("float32", "bfloat16")),
-    }[action]
-    if flags[name] not in known:
+    legal = {"import": ("compute_dtype", ("auto", "float32", "bfloat16")), "export": ("dtype", ("float32", "bfloat16"))}
+    name, known = legal.get(action, ("", ()))
+    if name and flags[name] not in known:
         raise RunError(f"convert {action}: --{name}={flags[name]}: expected {' or '.join(known)}")
 
     from pathlib import Path
 
     import jax
 
-    from gpt4o_jax.interop import huggingface
+    from gpt4o_jax.interop import huggingface, merge
     from gpt4o_jax.run import open_run
 
     if action == "import":
         source, workdir = Path(flags["from"]).expanduser(), Path(flags["workdir"]).expanduser()
         made = huggingface.import_folder(source, workdir, flags["compute_dtype"])
         return {"from": flags["from"], "workdir": flags["workdir"], **made}
-    run = open_run(flags["workdir"], flags["step"])
+    run, target = open_run(flags["workdir"], flags["step"]), Path(flags["to"]).expanduser()
     with jax.set_mesh(run.mesh):
-        made = huggingface.export_folder(run, Path(flags["to"]).expanduser(), flags["family"], flags["dtype"])
+        if action == "merge":
+            return {"workdir": flags["workdir"], "step": run.step, "to": flags["to"], **merge.merge_folder(run, target)}
+        made = huggingface.export_folder(run, target, flags["family"], flags["dtype"])
     return {"workdir": flags["workdir"], "step": run.step, "to": flags["to"], **made}

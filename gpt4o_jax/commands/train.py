@@ -40,7 +40,7 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers) -> dict |
     """Trains; the report where this process leads."""
     from etils import epath
 
-    from gpt4o_jax import parallel, report, run
+    from gpt4o_jax import origin, parallel, report, run
     from gpt4o_jax.console import say
     from gpt4o_jax.evaluation import perplexity
     from gpt4o_jax.sampling.logits import Sampling
@@ -67,13 +67,15 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers) -> dict |
         return "\n\n".join(f"[{i}] {p}{text}" for i, (p, (text, _)) in enumerate(zip(prompts, done, strict=True))) + "\n"
 
     def initial_params(model) -> dict:
-        store, step = run.origin(config.init.from_)
-        say(f"weights from {config.init.from_} at step {step}")
-        return run.load_params(store, step, model, mesh)
+        start = base or origin.find(config.init.from_)
+        say(f"weights from {start.folder} at step {start.step}")
+        return run.load_params(start.store, start.step, model, mesh)
 
+    base = origin.base_of(workdir, config) if config.lora.rank else None
+    kept = {"base": base.reference} if base else None
     start_from = initial_params if config.init.from_ else None
     with StopSignal(say) as stop:
-        train(config, workdir, corpus, mesh, evaluate, sample, start_from, profile, stop, peers)
+        train(config, workdir, corpus, mesh, evaluate, sample, start_from, profile, stop, peers, kept)
     return report.write(workdir) if parallel.is_leader() else None
 
 

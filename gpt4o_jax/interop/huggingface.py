@@ -42,7 +42,7 @@ def import_folder(source: Path, workdir: Path, compute_dtype: str = "auto") -> d
     opened = files.Weights(source)
     mesh_config = MeshConfig(fsdp=math.gcd(model_config.d_model, len(jax.devices())))
     mesh = parallel.make_mesh(mesh_config)
-    with jax.set_mesh(mesh), _built_beside(workdir, "--workdir") as beside:
+    with jax.set_mesh(mesh), built_beside(workdir, "--workdir") as beside:
         model = gpt.GPT(model_config, Compute(mesh.devices.flat[0].platform, "float32"))
         params = weights.load(opened, family, model, mesh)
         with Store(epath.Path(beside) / "checkpoints") as store:
@@ -64,7 +64,7 @@ def export_folder(run: Run, target: Path, name: str = "", dtype: str = "float32"
     kind = np.dtype(jax.numpy.dtype(dtype))
     files.import_safetensors()
     theirs = weights.Theirs(family, run.params, m, kind)
-    with _built_beside(target, "--to") as beside:
+    with built_beside(target, "--to") as beside:
         files.write(beside, theirs.shapes.items(), theirs.load, kind, max_file_bytes)
         run.tokenizer.save_in(beside)
         symbols = run.tokenizer.symbols
@@ -98,7 +98,7 @@ def tokenizer_config(tokenizer: Tokenizer) -> dict:
 
 
 @contextlib.contextmanager
-def _built_beside(target: Path, flag: str) -> Iterator[Path]:
+def built_beside(target: Path, flag: str) -> Iterator[Path]:
     """A fresh folder beside `target`, which becomes `target` where the block ends well, and goes where it does not.
 
     What a killed process left there is removed by the next one.

@@ -43,13 +43,20 @@ def forward_flops_per_token(c: ModelConfig, keys: float) -> float:
     return 2 * matrices + 4 * c.n_heads * c.head_width * seen
 
 
-def train_flops_per_token(c: ModelConfig) -> float:
-    """Forward and backward, over all T keys, or the window's: the 6N + 12LDT of PaLM (arXiv:2204.02311); remat not counted."""
+def train_flops_per_token(c: ModelConfig, frozen: bool = False) -> float:
+    """Forward and backward, over all T keys, or the window's: the 6N + 12LDT of PaLM (arXiv:2204.02311); remat not counted.
+
+    frozen: the weights get no gradient (those of adapters are not counted), which leaves 4N + 12LDT.
+    """
     T, D = c.context_length, c.d_model
     keys = min(T, c.period[-1].window or T)
     matrices = _matrices(c, c.period[-1], c.experts_per_token)
     head_ahead = 2 * (matrices + 2 * D * D + D * c.vocab_size) + 4 * c.n_heads * c.head_width * keys
-    return 3 * (forward_flops_per_token(c, T) + c.mtp_heads * head_ahead)
+    forward = forward_flops_per_token(c, T) + c.mtp_heads * head_ahead
+    if not frozen:
+        return 3 * forward
+    products = forward_flops_per_token(c, 0) + c.mtp_heads * (head_ahead - 4 * c.n_heads * c.head_width * keys)
+    return 3 * forward - products
 
 
 def masked_flops_per_token(c: ModelConfig) -> float:

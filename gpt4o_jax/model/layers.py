@@ -6,13 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gpt4o_jax.ops.adapted import Adapted
 from gpt4o_jax.ops.sums import add_bias, multiply_scale, written
 from gpt4o_jax.ops.weights import Weight
 
 
 def param(module: nn.Module, name: str, init, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
-    """A float32 parameter whose axes carry the logical names of parallel/rules.py, or the Weight that stands for it."""
-    if module.has_variable("params", name) and isinstance(given := module.get_variable("params", name), Weight):
+    """A float32 parameter whose axes carry the logical names of parallel/rules.py, or the Weight or Adapted in its place."""
+    if module.has_variable("params", name) and isinstance(given := module.get_variable("params", name), Weight | Adapted):
         return given
     value = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
     return value

@@ -3,6 +3,7 @@
 B batch, T positions, D model width, F hidden width of an expert, E experts, k experts of a token
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -15,10 +16,13 @@ from gpt4o_jax.model.layers import normal, param
 from gpt4o_jax.model.mlp import ACTIVATIONS, MLP
 from gpt4o_jax.model.vocabulary import layout
 from gpt4o_jax.ops import experts as ops
+from gpt4o_jax.ops.adapted import Adapted
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.weights import Weight
 from gpt4o_jax.parallel import experts as exchange
 from gpt4o_jax.parallel import gathered, mesh_axes, per_shard
+
+INTO, OUT = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")  # axes of the experts' matrices
 
 
 class Routing(NamedTuple):
@@ -42,9 +46,9 @@ class Experts(nn.Module):
         D, F, E = c.d_model, c.expert_width, c.n_experts
         init = normal(c.hidden_std)
         router_DE = param(self, "router", init, (D, E), ("embed", "expert"))
-        gate_EDF = param(self, "gate", init, (E, D, F), ("expert", "embed", "mlp")) if c.gated else None
-        up_EDF = param(self, "up", init, (E, D, F), ("expert", "embed", "mlp"))
-        down_EFD = param(self, "down", self.output_init, (E, F, D), ("expert", "mlp", "embed"))
+        gate_EDF = param(self, "gate", init, (E, D, F), INTO) if c.gated else None
+        up_EDF = param(self, "up", init, (E, D, F), INTO)
+        down_EFD = param(self, "down", self.output_init, (E, F, D), OUT)
         balance_E = param(self, "balance", nn.initializers.zeros, (E,), ("expert",)) if c.router_bias else None
 
         weights = (router_DE, balance_E, gate_EDF, up_EDF, down_EFD)
@@ -60,8 +64,8 @@ def _mixture(c: ModelConfig, compute: Compute, x_BTD, real_BT, *weights) -> tupl
         return _routed(c, compute, ops.experts, x_BTD, real_BT, *weights)
     tokens, between = layout(real_BT)
     local = functools.partial(_among_devices, c, compute, mesh_axes(*tokens), between != tokens)
-    into, out = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
-    parts = [(*tokens, None), tokens, ("embed", "expert"), ("expert",), into, into, out]
+    parts = [(*tokens, None), tokens, ("embed", "expert"), ("expert",)]
+    parts += [_named(w, names) for w, names in zip(weights[2:], (INTO, INTO, OUT), strict=True)]
     return per_shard(local, parts, [(*between, None), ()])(x_BTD, real_BT, *weights)
 
 
@@ -69,12 +73,25 @@ def _among_devices(c, compute, axes, scatter, x_BTD, real_BT, router_DE, balance
     """`_routed` of a device with its parts of weights; T is split over "tensor" where scatter, Routing is summed over `axes`."""
     router_DE = gathered(gathered(router_DE, "fsdp", 0), "expert", 1)
     balance_E = None if balance_E is None else gathered(balance_E, "expert", 0)
-    gate_EDF = None if gate_EDF is None else gathered(gate_EDF, "fsdp", 1, compute.operand)
-    up_EDF, down_EFD = gathered(up_EDF, "fsdp", 1, compute.operand), gathered(down_EFD, "fsdp", 2, compute.operand)
+    gate_EDF = None if gate_EDF is None else _whole(gate_EDF, INTO, compute)
+    up_EDF, down_EFD = _whole(up_EDF, INTO, compute), _whole(down_EFD, OUT, compute)
     experts = ops.experts if jax.lax.axis_size("expert") == 1 else exchange.experts
     y_BTD, routing = _routed(c, compute, experts, x_BTD, real_BT, router_DE, balance_E, gate_EDF, up_EDF, down_EFD)
     add_up = functools.partial(jax.lax.psum_scatter, scatter_dimension=1, tiled=True) if scatter else jax.lax.psum
     return add_up(y_BTD, "tensor"), jax.lax.psum(routing, axes)
+
+
+def _named(w, names: tuple[str, ...]):
+    """The names of its axes, for all arrays that w consists of."""
+    if not isinstance(w, Adapted):
+        return names
+    return dataclasses.replace(w, base=names, A=(*names[:2], "rank"), B=(names[0], "rank", names[2]))
+
+
+def _whole(w, names: tuple[str, ...], compute):
+    """A device's part of w with those of the others along "fsdp"."""
+    join = lambda part, names: gathered(part, "fsdp", names.index("embed"), compute.operand) if "embed" in names else part
+    return jax.tree.map(join, w, _named(w, names))
 
 
 def _routed(c, compute, experts, x_BTD, real_BT, router_DE, balance_E, *weights):

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.lax import RaggedDotDimensionNumbers, ragged_dot, ragged_dot_general
 
 from gpt4o_jax.ops import keep
+from gpt4o_jax.ops.adapted import Adapted
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.weights import Weight, dense, weight_product
 
@@ -40,9 +41,9 @@ def experts(
     x_MD: jax.Array,
     chosen_Mk: jax.Array,
     gates_Mk: jax.Array,
-    gate_EDF: jax.Array | Weight | None,
-    up_EDF: jax.Array | Weight,
-    down_EFD: jax.Array | Weight,
+    gate_EDF: jax.Array | Weight | Adapted | None,
+    up_EDF: jax.Array | Weight | Adapted,
+    down_EFD: jax.Array | Weight | Adapted,
     activation: Callable,
     compute: Compute,
 ) -> jax.Array:
@@ -90,14 +91,22 @@ def feed_forward(x_nD, sizes_E, gate_EDF, up_EDF, down_EFD, activation: Callable
     Rows beyond the sum of sizes belong to no expert and mean nothing; where they, and their part of the gradient that
     comes back, are zero, they add nothing to any gradient.
     """
-    into = lambda w_EDF: checkpoint_name(grouped_product(compute, x_nD, w_EDF, sizes_E), keep.MLP_HIDDEN)
+    into = lambda w_EDF: checkpoint_name(_product_of_groups(compute, x_nD, w_EDF, sizes_E), keep.MLP_HIDDEN)
     hidden_nF = activation(into(up_EDF)) if gate_EDF is None else activation(into(gate_EDF)) * into(up_EDF)
-    return grouped_product(compute, hidden_nF, down_EFD, sizes_E)
+    return _product_of_groups(compute, hidden_nF, down_EFD, sizes_E)
 
 
-def _groups(w: jax.Array | Weight) -> int:
+def _groups(w: jax.Array | Weight | Adapted) -> int:
     """Of how many experts these are the matrices."""
     return w.values[0].shape[-3] if isinstance(w, Weight) else w.shape[0]
+
+
+def _product_of_groups(compute: Compute, x_nD, w_EDF: jax.Array | Weight | Adapted, sizes_E):
+    """grouped_product, with what an adapter adds to it."""
+    if not isinstance(w_EDF, Adapted):
+        return grouped_product(compute, x_nD, w_EDF, sizes_E)
+    x_nr = grouped_product(compute, x_nD, w_EDF.A, sizes_E)
+    return grouped_product(compute, x_nD, w_EDF.base, sizes_E) + w_EDF.scale * grouped_product(compute, x_nr, w_EDF.B, sizes_E)
 
 
 @jax.custom_vjp

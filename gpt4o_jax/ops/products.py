@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from gpt4o_jax.ops.adapted import Adapted
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.weights import Weight, weight_product
 
@@ -22,7 +23,7 @@ from gpt4o_jax.ops.weights import Weight, weight_product
 FEW_ROWS = 8
 
 
-def product(spec: str, x: jax.Array, w: jax.Array | Weight, compute: Compute) -> jax.Array:
+def product(spec: str, x: jax.Array, w: jax.Array | Weight | Adapted, compute: Compute) -> jax.Array:
     """einsum(spec, x, w), operands rounded to compute.dtype, float32 result. A Weight has its own precision and no gradient.
 
     The last axes of x meet the first of w, and nothing is batched: "BTD,DNH->BTNH".
@@ -30,9 +31,20 @@ def product(spec: str, x: jax.Array, w: jax.Array | Weight, compute: Compute) ->
     """
     if isinstance(w, Weight):
         return weight_product(x, w, compute)
+    if isinstance(w, Adapted):
+        return product(spec, x, w.base, compute) + _change(spec, x, w, compute)
     if _in_float32(spec, x, compute):
         return _plain(spec, x, w, compute)
     return _rounded(spec, compute, x, w)
+
+
+def _change(spec: str, x, w: Adapted, compute: Compute):
+    """What the adapter adds to product(spec, x, w.base): scale * (x A) B."""
+    a, b, out = spec.replace("->", ",").split(",")
+    kept = "".join(i for i in a if i in out)
+    summed, outputs = a[len(kept) :], b[len(a) - len(kept) :]
+    x_r = product(f"{a},{summed}r->{kept}r", x, w.A, compute)
+    return w.scale * product(f"{kept}r,r{outputs}->{out}", x_r, w.B, compute)
 
 
 def _in_float32(spec: str, x, compute: Compute) -> bool:
@@ -51,12 +63,15 @@ def _plain(spec: str, x, w, compute: Compute):
     return flat.reshape(*x.shape[:-n], *w.shape[n:])
 
 
-def joint_product(specs: list[str], x: jax.Array, ws: list[jax.Array], compute: Compute) -> list[jax.Array]:
+def joint_product(specs: list[str], x: jax.Array, ws: list[jax.Array | Weight | Adapted], compute: Compute) -> list[jax.Array]:
     """product(spec, x, w) for several weights that read the same x and sum over its last axis.
 
     On CPU as one wide product: the narrow ones of a query, key or value projection keep two cores
     busy only half of the time.
     """
+    if any(isinstance(w, Adapted) for w in ws):
+        ys = joint_product(specs, x, [w.base if isinstance(w, Adapted) else w for w in ws], compute)
+        return [y + _change(s, x, w, compute) if isinstance(w, Adapted) else y for s, y, w in zip(specs, ys, ws, strict=True)]
     if compute.platform != "cpu" or _in_float32(specs[0], x, compute) or isinstance(ws[0], Weight):
         return [product(spec, x, w, compute) for spec, w in zip(specs, ws, strict=True)]
     widths = [w.size // w.shape[0] for w in ws]

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt4o_jax.ops import experts as ops
+from gpt4o_jax.ops.adapted import Adapted
 from gpt4o_jax.ops.compute import Compute
 
 AXIS = "expert"
@@ -26,14 +27,14 @@ def experts(
     x_MD: jax.Array,
     chosen_Mk: jax.Array,
     gates_Mk: jax.Array,
-    gate_eDF: jax.Array | None,
-    up_eDF: jax.Array,
-    down_eFD: jax.Array,
+    gate_eDF: jax.Array | Adapted | None,
+    up_eDF: jax.Array | Adapted,
+    down_eFD: jax.Array | Adapted,
     activation: Callable,
     compute: Compute,
 ) -> jax.Array:
     """In a shard_map: ops.experts, each device along the mesh axis "expert" having its own of them; chosen_Mk counts all."""
-    p, e = jax.lax.axis_size(AXIS), len(up_eDF)
+    p, e = jax.lax.axis_size(AXIS), up_eDF.shape[0]
     order_n, inverse_n, sizes_E = ops.by_expert(chosen_Mk, p * e)
     all_ppe = jax.lax.all_gather(sizes_E, AXIS).reshape(p, p, e)  # rows by device that has them, that wants them, expert
     most = len(x_MD) * min(chosen_Mk.shape[1], e)  # a token's experts are different ones

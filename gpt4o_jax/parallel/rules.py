@@ -22,6 +22,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "expert": ("expert",),
     "position": (),
     "norm": (),
+    "rank": (),  # of an adapter
     "mix": (),
     "layers": ("stage",),
     "ahead": (),  # every stage has all heads of multi-token prediction
@@ -71,11 +72,13 @@ def mesh_axes(*names: str | None) -> tuple[str, ...]:
 def per_shard(f, in_names: list[tuple[str | None, ...]], out_names: tuple[str | None, ...] | list[tuple[str | None, ...]]):
     """f as a function of the shards of its arguments, for what XLA cannot partition, or not as is meant.
 
-    An argument may be None. out_names: a list where f has several results; () for a tree of whole arrays.
+    An argument may be None, or a tree, whose names are a tree too. out_names: a list where f has several results; () for a tree
+    of whole arrays.
     """
     outs = tuple(spec(n) for n in out_names) if isinstance(out_names, list) else spec(out_names)
+    ins = tuple(jax.tree.map(spec, names, is_leaf=lambda n: isinstance(n, tuple)) for names in in_names)
     # Replication is not checked: the kernels' loops carry no types for it.
-    return jax.shard_map(f, in_specs=tuple(spec(n) for n in in_names), out_specs=outs, check_vma=False)
+    return jax.shard_map(f, in_specs=ins, out_specs=outs, check_vma=False)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))

@@ -8,7 +8,7 @@ import math
 import jax
 import optax
 
-from gpt4o_jax.training.matrices import STACKED, hidden_matrix, is_names
+from gpt4o_jax.model.matrices import STACKED, hidden_matrix, is_names
 
 MIN_WIDTH = 128  # of both sides of a matrix whose second moment is factored; the default of optax
 CLIP_RMS = 1.0  # of the update of one matrix; the paper's d

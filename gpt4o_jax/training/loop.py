@@ -19,7 +19,7 @@ from gpt4o_jax.data.corpus import Corpus, training_rows
 from gpt4o_jax.data.tokenizer import byte_lengths
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.length import in_epochs, row_numbers, tokens_before, total_steps
-from gpt4o_jax.model import flops, gpt
+from gpt4o_jax.model import flops, gpt, lora
 from gpt4o_jax.training import guards
 from gpt4o_jax.training.metrics import Ledger, MetricsWriter
 from gpt4o_jax.training.optimizer import eval_params
@@ -39,12 +39,14 @@ def train(
     profile: tuple[int, int] | None = None,
     stop: guards.StopSignal | None = None,
     peers: parallel.Peers | None = None,
+    kept: dict | None = None,
 ) -> TrainState:
     """Trains from the newest intact checkpoint in `workdir`, or from the start, to the end.
 
     config: with model.vocab_size and compute_dtype resolved. evaluate(model, params, whole) and
     sample(model, params) are called at their cadences and at the end, where whole is True.
-    initial_params(model): weights to start a fresh run from. profile: steps (first, last) to trace.
+    initial_params(model): weights to start a fresh run from; those that adapters belong to, at every start. profile: steps
+    (first, last) to trace. kept: what the manifests of checkpoints say beside the step, by name.
     stop: once it has received a signal, the dispatch in hand is finished and saved; peers: by all processes, at the same step.
     Returns the final state. Raises RunError: diverged (4), storage (5), stopped by a signal (75).
     """
@@ -64,7 +66,9 @@ def train(
         start = parallel.share("newest checkpoint", lambda: _newest(store, workdir))
         if start is None:
             state = program.fresh(jax.random.key(config.seed))
-            if initial_params is not None:
+            if config.lora.rank:
+                state = state.replace(base=None)  # before the weights come that take its place
+            elif initial_params is not None:
                 params = initial_params(model)
                 # Schedule-free keeps a second copy of the weights, which must start where they do.
                 opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
@@ -73,6 +77,8 @@ def train(
         else:
             state = restore_state(store, start, program.shapes, shardings)
             say(f"continuing from step {start} of {last_step}")
+        if config.lora.rank:
+            state = state.replace(base=initial_params(model))
         start = start or 0
     if start == last_step:
         say(f"nothing left to train: {workdir} is at its last step, {last_step}")
@@ -86,6 +92,8 @@ def train(
     with ledger.time("init"):
         peak = peak_flops(mesh.devices.flat[0], config.model.compute_dtype)
     active = f" ({flops.parameter_count(config.model, active=True):,} active)" if config.model.n_experts else ""
+    if config.lora.rank:
+        active += f" and {sum(x.size for x in jax.tree.leaves(state.params)):,} of adapters"
     staged = f" as {program.order}" if program.order.stages > 1 else ""
     say(
         f"model {flops.parameter_count(config.model):,} parameters{active}, {config.model.compute_dtype} products, attention by"
@@ -133,7 +141,8 @@ def train(
                 if due(config.eval.every) or due(config.sample.every) or due(config.checkpoint.every) or stopping:
                     with ledger.time("step"):
                         logger.flush()
-                    params = eval_params(config.optimizer, state)
+                    averaged = eval_params(config.optimizer, state)
+                    params = lora.beside(state.base, averaged, config.lora.scale)
                     if due(config.eval.every):
                         peers.at(f"the evaluation of step {step}", times=10)
                         with ledger.time("eval"):
@@ -151,7 +160,7 @@ def train(
                             for text in corpus.in_lanes:
                                 text.keep(workdir / "lanes", jax.process_index())
                             logger.keep()
-                            save_state(store, step, state, params, corpus)
+                            save_state(store, step, state, averaged, corpus, kept)
                 if stopping and not last:
                     with ledger.time("checkpoint"):
                         store.close()
@@ -189,7 +198,7 @@ class _Logger:
         if self._writer is not None:
             ledger.add(self._writer.spent)
         self._progress = Progress(tokens_before(config, last_step), tokens_before(config, start))
-        self._flops_per_token = flops.train_flops_per_token(config.model)
+        self._flops_per_token = flops.train_flops_per_token(config.model, config.lora.rank > 0)
         # Fake CPU devices share one machine, whose peak was measured whole.
         devices = 1 if mesh.devices.flat[0].platform == "cpu" else mesh.devices.size
         self._peak = peak and peak * devices
@@ -262,12 +271,12 @@ class _Logger:
 # ---------------------------------------------------------------- checkpoints of a TrainState
 
 
-def save_state(store: Store, step: int, state: TrainState, averaged, corpus: Corpus) -> None:
-    """Hands the state to the store as items that can be restored separately. averaged: the weights for use."""
+def save_state(store: Store, step: int, state: TrainState, averaged, corpus: Corpus, kept: dict | None = None) -> None:
+    """Hands the state to the store as items that can be restored separately: what is trained, no more. averaged: for use."""
     items = {"params": state.params, "opt_state": state.opt_state, "counters": _counters(state)}
     if averaged is not state.params:
         items["ema"] = averaged
-    store.save(step, items, {"step": step, "corpus": corpus.name, "tokenizer": corpus.tokenizer.digest})
+    store.save(step, items, {"step": step, "corpus": corpus.name, "tokenizer": corpus.tokenizer.digest, **(kept or {})})
 
 
 def restore_state(store: Store, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gpt4o_jax.model.matrices import Matrix
 from gpt4o_jax.ops.sums import sum_of_squares
-from gpt4o_jax.training.matrices import Matrix
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic: steep at 0, so that five iterations suffice
 ITERATIONS = 5

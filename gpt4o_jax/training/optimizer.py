@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from gpt4o_jax.config import OptimizerConfig
+from gpt4o_jax.model.matrices import hidden_matrix, is_names
 from gpt4o_jax.ops.sums import global_norm
 from gpt4o_jax.training.adafactor import factored_direction
-from gpt4o_jax.training.matrices import hidden_matrix, is_names
 from gpt4o_jax.training.muon import scale_by_muon
 
 

@@ -6,6 +6,7 @@ K steps per dispatch, B rows, T positions
 
 import ctypes
 import dataclasses
+import functools
 import sys
 
 import jax
@@ -17,7 +18,7 @@ from gpt4o_jax import parallel
 from gpt4o_jax.config import RunConfig
 from gpt4o_jax.data.batches import Batch
 from gpt4o_jax.errors import RunError
-from gpt4o_jax.model import gpt
+from gpt4o_jax.model import gpt, lora
 from gpt4o_jax.model.attention import implementation
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.parallel.pipeline import Schedule, schedule
@@ -68,7 +69,12 @@ class Program:
         return compiled
 
     def _create(self, key):
-        return create(lambda k: gpt.init(self.model, k), self.optimizer, key, ema=self.config.optimizer.ema_decay > 0)
+        c, init = self.config, functools.partial(gpt.init, self.model)
+        if not c.lora.rank:
+            return create(init, self.optimizer, key, ema=c.optimizer.ema_decay > 0)
+        base = init(key)
+        adapters = functools.partial(lora.init, c.lora, gpt.logical_axes(self.model), base)
+        return create(adapters, self.optimizer, key, ema=c.optimizer.ema_decay > 0).replace(base=base)
 
 
 def build(config: RunConfig, mesh: jax.sharding.Mesh) -> Program:
@@ -80,13 +86,14 @@ def build(config: RunConfig, mesh: jax.sharding.Mesh) -> Program:
     _check_memory(config, mesh.devices.flat[0])
     model = gpt.GPT(m, compute, (config.mesh.pipeline_repeats, config.mesh.pipeline_microbatches))
     with jax.set_mesh(mesh):
-        axes = gpt.logical_axes(model)
+        base = gpt.logical_axes(model)
+        axes, base = (lora.logical_axes(config.lora, base), base) if config.lora.rank else (base, None)
         optimizer = make_optimizer(config.optimizer, axes, compute.operand, m.width_ratio)
         batch_sharding = jax.sharding.NamedSharding(mesh, parallel.spec((None, "batch", "seq")))
         order = schedule(config.train.batch_size // config.train.accumulate, *model.pipeline)
         program = Program(config, mesh, model, attention, order, optimizer, None, None, batch_sharding)
         shapes = jax.eval_shape(lambda: program._create(jax.random.key(0)))  # no array: the devices may not be here
-        shardings = state_shardings(shapes, axes, mesh, config.optimizer.offload)
+        shardings = state_shardings(shapes, axes, mesh, config.optimizer.offload, base)
     return dataclasses.replace(program, shapes=shapes, shardings=shardings)
 
 

@@ -21,6 +21,7 @@ class TrainState:
     rng: jax.Array  # typed key; step s uses fold_in(rng, s)
     skipped_steps: jax.Array  # int32: steps left out because a gradient was not finite
     skipped_in_a_row: jax.Array  # int32
+    base: Any = None  # what the params are adapters of (model/lora.py), and no step changes; None: they are all weights
 
 
 HOST_MEMORY = "pinned_host"  # what JAX calls the memory of a device's host that it copies from and to by itself
@@ -36,17 +37,18 @@ def create(init_params, optimizer: optax.GradientTransformation, key: jax.Array,
     )
 
 
-def state_shardings(state_shapes: TrainState, axes, mesh: jax.sharding.Mesh, offload: bool = False) -> TrainState:
+def state_shardings(state_shapes: TrainState, axes, mesh: jax.sharding.Mesh, offload: bool = False, base=None) -> TrainState:
     """Shardings of a whole state: optimizer leaves that mirror a parameter lie where it lies, the rest is replicated.
 
     The rest is scalars, and the rows and columns of means that Adafactor keeps for a matrix: too few numbers to shard.
-    offload: the former lie in the memory of the device's host.
+    offload: the former lie in the memory of the device's host. base: axes of what no step changes, where there is such.
     """
     whole = jax.sharding.NamedSharding(mesh, jax.P())
     by_param = parallel.shardings(axes, mesh)
     mirrored = jax.tree.map(lambda s: s.with_memory_kind(HOST_MEMORY), by_param) if offload else by_param
     opt_state = _like_params(state_shapes.opt_state, state_shapes.params, mirrored, whole)
-    return TrainState(whole, by_param, opt_state, None if state_shapes.ema is None else by_param, whole, whole, whole)
+    ema, below = None if state_shapes.ema is None else by_param, None if base is None else parallel.shardings(base, mesh)
+    return TrainState(whole, by_param, opt_state, ema, whole, whole, whole, below)
 
 
 def _like_params(opt_state, params, by_param, whole):

@@ -15,7 +15,7 @@ from gpt4o_jax import parallel
 from gpt4o_jax.config import RunConfig
 from gpt4o_jax.data.batches import Batch
 from gpt4o_jax.length import micro_batches
-from gpt4o_jax.model import moe
+from gpt4o_jax.model import lora, moe
 from gpt4o_jax.model.gpt import GPT
 from gpt4o_jax.model.vocabulary import head_losses
 from gpt4o_jax.ops.sums import global_norm
@@ -74,12 +74,14 @@ def targets_ahead(batch: Batch, k: int):
     return later(batch.targets), later(batch.weights) * (later(batch.segments) == batch.segments)
 
 
-def gradients(model: GPT, params, batch: Batch, config: RunConfig, key: jax.Array, count: jax.Array | None = None):
+def gradients(
+    model: GPT, params, batch: Batch, config: RunConfig, key: jax.Array, count: jax.Array | None = None, base: dict | None = None
+):
     """(mean parts of the loss per weighted target, gradient of the whole, sum of weights), over train.accumulate micro-batches.
 
     The weights are divided by their sum over the whole batch first: unevenly padded micro-batches count by their tokens,
     and no pass over the gradient is needed afterwards.
-    count: compute only so many micro-batches, the first; the rows of the others are empty.
+    count: compute only so many micro-batches, the first; the rows of the others are empty. base: what params are adapters of.
     """
     A = config.train.accumulate
     weight = jnp.sum(batch.weights)
@@ -88,7 +90,8 @@ def gradients(model: GPT, params, batch: Batch, config: RunConfig, key: jax.Arra
     micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, A, *x.shape[1:]), 1, 0), batch)
     t = config.train
     extra = dict(z_loss=t.z_loss, mtp_weight=t.mtp_weight, balance_loss=t.balance_loss, router_z_loss=t.router_z_loss)
-    grad = jax.grad(lambda p, b, k: loss_sum(model, p, b, t.loss_chunk, k, **extra), has_aux=True)
+    whole = lambda p: lora.beside(base, p, config.lora.scale)
+    grad = jax.grad(lambda p, b, k: loss_sum(model, whole(p), b, t.loss_chunk, k, **extra), has_aux=True)
 
     def add(carry, xs):
         index, part = xs
@@ -117,14 +120,16 @@ def make_step(
 
     def one_step(state: TrainState, batch: Batch):
         count = micro_batches(config.train, state.step) if config.train.batch_warmup_steps else None
-        losses, grads, weight = gradients(model, state.params, batch, config, jax.random.fold_in(state.rng, state.step), count)
+        key = jax.random.fold_in(state.rng, state.step)
+        losses, grads, weight = gradients(model, state.params, batch, config, key, count, state.base)
         grad_norm = global_norm(grads)
         factor = schedule_factor(config.optimizer, total_steps, state.step)
         load = losses.pop("load", None)
 
         def apply(params, updates):
             new = optax.apply_updates(params, updates)
-            return moe.rebalanced(new, params, load, config.train.router_bias_rate) if config.model.router_bias else new
+            balancing = config.model.router_bias and state.base is None
+            return moe.rebalanced(new, params, load, config.train.router_bias_rate) if balancing else new
 
         # A non-finite step changes nothing but the counters: the data moves on. Conditions, and not a choice between old and
         # new arrays: so XLA overwrites the optimizer's state and the parameters where they are, and copies neither.
@@ -153,6 +158,7 @@ def make_step(
             rng=state.rng,
             skipped_steps=state.skipped_steps + skipped,
             skipped_in_a_row=(state.skipped_in_a_row + skipped) * skipped,
+            base=state.base,
         )
         metrics = {
             **losses,

@@ -40,7 +40,7 @@ def measure(config: RunConfig, mesh: jax.sharding.Mesh, dispatches: int) -> dict
             loss = np.asarray(metrics["loss"])  # waits
             seconds.append((time.perf_counter() - begin) / K)
     step = statistics.median(seconds[1:])
-    achieved = flops.train_flops_per_token(config.model) * B * T / step
+    achieved = flops.train_flops_per_token(config.model, config.lora.rank > 0) * B * T / step
     ceilings = {dtype: peak_flops(device, dtype) for dtype in ("float32", "bfloat16")}
     ceiling = ceilings[config.model.compute_dtype]
     return {

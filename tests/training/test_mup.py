@@ -14,11 +14,11 @@ import pytest
 from gpt4o_jax.config import ModelConfig, OptimizerConfig
 from gpt4o_jax.model import gpt
 from gpt4o_jax.model.cache import empty_cache
+from gpt4o_jax.model.matrices import hidden_matrix
 from gpt4o_jax.ops import attention as ops
 from gpt4o_jax.ops.attention import attention
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.cross_entropy import cross_entropy
-from gpt4o_jax.training.matrices import hidden_matrix
 from gpt4o_jax.training.optimizer import OPTIMIZERS, make_optimizer
 
 FLOAT32 = Compute("cpu", "float32")

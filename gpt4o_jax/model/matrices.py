@@ -15,15 +15,16 @@ class Matrix(NamedTuple):
 def hidden_matrix(names: tuple[str, ...]) -> Matrix | None:
     """Which axes of a weight are its matrix's rows (summed over) and columns; None where it is no hidden matrix.
 
-    A hidden matrix reads from the residual stream ("embed" first) or writes to it ("embed" last). Every expert has its own.
+    A hidden matrix reads from the residual stream ("embed" first) or writes to it ("embed" last); one end of an adapter's is
+    its rank. Every expert has its own.
     """
     stacked = STACKED if names[-1] == "expert" else (*STACKED, "expert")  # a router's columns are the experts
     axes = [i for i, name in enumerate(names) if name not in stacked]
     if len(axes) < 2 or {"vocab", "position"} & set(names) or not set(STACKED) & set(names):
         return None
-    if names[axes[0]] == "embed":
+    if names[axes[0]] in ("embed", "rank"):
         return Matrix((axes[0],), tuple(axes[1:]))
-    if names[axes[-1]] == "embed":
+    if names[axes[-1]] in ("embed", "rank"):
         return Matrix(tuple(axes[:-1]), (axes[-1],))
     return None  # a bias of several heads: (heads, head_dim)
 

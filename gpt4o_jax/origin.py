@@ -1,0 +1,72 @@
+"""The run whose weights another starts from, or adapts: found, and known again by the digest of its checkpoint."""
+
+import dataclasses
+
+from etils import epath
+
+from gpt4o_jax.checkpoint import manifest
+from gpt4o_jax.checkpoint.store import Store
+from gpt4o_jax.config import RunConfig
+from gpt4o_jax.errors import RunError, data_error
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """One checkpoint of a run."""
+
+    folder: epath.Path
+    store: Store
+    step: int
+
+    @property
+    def reference(self) -> dict:
+        """What a checkpoint of adapters says of the weights that it belongs to."""
+        return {"folder": str(self.folder), "step": self.step, "digest": manifest.digest(self.store.path(self.step))}
+
+
+def find(folder: str) -> Origin:
+    """The checkpoint that config.init.from=folder means. Raises RunError where there is none, or it is not intact."""
+    store = Store(epath.Path(folder).expanduser() / "checkpoints")
+    if not store.steps():
+        raise data_error(f"config.init.from={folder}: no finished checkpoint there; expected the folder of a run")
+    step = store.steps()[-1]
+    manifest.verify(store.path(step))
+    if store.meta(step).get("base"):
+        raise data_error(
+            f"config.init.from={folder}: a run of adapters, not of weights; make weights of it first:"
+            f" convert merge --workdir={folder} --to=FOLDER"
+        )
+    return Origin(epath.Path(folder), store, step)
+
+
+def base_of(workdir: epath.Path, config: RunConfig, step: int | None = None) -> Origin:
+    """What the adapters in `workdir` belong to; step: of theirs, None: the newest, and before the first: `find`.
+
+    Looked for where config.init.from says, then beside `workdir`, for runs that were moved together.
+    Raises RunError where it is gone or damaged, or holds other weights than the adapters were trained on.
+    """
+    own = Store(workdir / "checkpoints")
+    wanted = _reference(own, own.steps() if step is None else [step])
+    if wanted is None:
+        return find(config.init.from_)
+    named = epath.Path(config.init.from_).expanduser()
+    folder = next((f for f in (named, workdir.parent / named.name) if (f / "config.json").exists()), named)
+    store, step = Store(folder / "checkpoints"), wanted["step"]
+    whose = f"{workdir}: its adapters belong to the weights of {wanted['folder']} at step {step} (digest {wanted['digest'][:12]})"
+    if step not in store.steps():
+        there = ", ".join(map(str, store.steps())) or "no checkpoints"
+        raise data_error(f"{whose}, and {folder} has {there}; put that checkpoint back")
+    found = manifest.digest(store.path(step))
+    if found != wanted["digest"]:
+        raise data_error(f"{whose}, and those of {folder} are others (digest {found[:12]}); put back the run they belong to")
+    manifest.verify(store.path(step))
+    return Origin(folder, store, step)
+
+
+def _reference(store: Store, steps: list[int]) -> dict | None:
+    for step in reversed(steps):
+        try:
+            return store.meta(step).get("base")
+        except RunError:
+            continue  # damaged: training falls back to the checkpoint before it
+    return None
