@@ -1,8 +1,8 @@
-"""Which models fit which slices, and what bounds them: `python benchmarks/plan_table.py`, then `measure.py --report`.
+"""Which models fit which slices, and what bounds them: `python benchmarks/plan_table.py [WORD ...]`, then `measure.py --report`.
 
-Needs libtpu (requirements-tpu.txt). `plan` compiles every cell in a process of its own; what it says is appended to
-plans.jsonl. A cell that is there already is left out, so this can be stopped and started; one that is no longer wanted, or
-should be compiled again, is deleted there.
+Needs libtpu (requirements-tpu.txt). `plan` compiles every cell whose command has all these words, in a process of its own;
+what it says is appended to plans.jsonl. A cell that is there already is left out, so this can be stopped and started; one that
+is no longer wanted, or should be compiled again, is deleted there.
 """
 
 import datetime
@@ -107,7 +107,13 @@ def command(cell: Cell) -> list[str]:
     knobs = {f"mesh.{axis}": size for axis, size in mesh.items()}
     knobs |= {"model.context_length": cell.T, "train.batch_size": cell.rows, "train.accumulate": 1}
     flags = [f"--topology={topology[-1]}", *(["--slices=" + topology[0]] if topology[1:] else [])]
-    return ["plan", f"--config=configs/{cell.config}", *flags, *(f"--config.{name}={value}" for name, value in knobs.items())]
+    return [
+        "plan",
+        f"--config=configs/{cell.config}",
+        *flags,
+        "--try_seconds=240",
+        *(f"--config.{name}={value}" for name, value in knobs.items()),
+    ]
 
 
 def recorded() -> dict[Cell, dict]:
@@ -127,12 +133,12 @@ def compile_cell(cell: Cell) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main() -> None:
+def main(words: list[str]) -> None:
     from measure import current_commit
 
     cells = sorted(CELLS, key=lambda cell: (cell.config, cell.slices) not in MAXTEXT)
     for number, cell in enumerate(cells, 1):
-        if cell in recorded():
+        if cell in recorded() or not all(word in " ".join(command(cell)) for word in words):
             continue
         commit = current_commit()
         print(f"{number}/{len(CELLS)}: {' '.join(command(cell))}", file=sys.stderr)
@@ -187,4 +193,4 @@ def _row(cell: Cell, entry: dict | None) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,11 +1,16 @@
 """compiles the training step of a config for a TPU slice that is not here: does it fit, what does it send, how fast at best"""
 
+import json
+import subprocess
+import sys
+
 from gpt4o_jax.commands.flags import Flag
 
 FLAGS = (
     Flag("config", str, "", "FILE[:ARG], a Python file with get_config()", required=True),
     Flag("topology", str, "", "a slice, as v5e:16x16, v5p:8x8x8, v6e:16x16 or tpu7x:4x4x4", required=True),
     Flag("slices", int, 1, "so many of them, joined by the data-centre network", low=1, high=64),
+    Flag("try_seconds", int, 300, "where it does not fit: seconds to compile each remedy in; 0 tries none", low=0),
     Flag("show", str, "", "sharding: every parameter's shape, axes and bytes a device, and no compiling"),
 )
 
@@ -28,10 +33,10 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     from gpt4o_jax.commands import config_file
 
     config = config_file.read(flags["config"], overrides)
-    return _plan(config, flags)
+    return _plan(config, flags, overrides)
 
 
-def _plan(config, flags: dict) -> dict:
+def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
     import dataclasses
 
     import jax
@@ -81,10 +86,10 @@ def _plan(config, flags: dict) -> dict:
         say(f"{p['stages']} stages, {p['repeats']} time(s) round, {p['micro_batches']} micro-batches: bubble {p['bubble']:.1%}")
     _say_memory(say, result)
     if result.get("fits") is False:
-        result["fits_with"] = _first_that_fits(plan, topology, say, config, devices, slices, chip, sizes)
+        result["fits_with"] = _first_that_fits(config, sizes, flags, overrides) if flags["try_seconds"] else None
     elif chip is not None:
-        r = plan.roofline(config, chip, mesh, result["collectives"], result["bytes"]["arguments"])
-        result |= {"roofline": r, "rates": chip._asdict() | {"source": f"docs.cloud.google.com/tpu/docs/{family}"}}
+        r = result["roofline"]
+        result["rates"] = chip._asdict() | {"source": f"docs.cloud.google.com/tpu/docs/{family}"}
         say(
             f"a step takes at least {r['step_seconds_at_least']:.3f} s ({r['bound_by']}), MFU at most {r['mfu_at_most']:.1%}"
             f" ({r['mfu_causal_at_most']:.1%} without masked keys)"
@@ -117,23 +122,38 @@ def _say_memory(say, result: dict) -> None:
         say(f"does not fit: GB a device: {parts}, of {result['hbm'] / 1e9:.1f}")
 
 
-def _first_that_fits(plan, topology, say, config, devices, slices, chip, sizes) -> dict | None:
-    """{"knobs", "bytes", "roofline"} of the first remedy that fits."""
-    from gpt4o_jax.errors import RunError
+def _first_that_fits(config, sizes: dict[str, int], flags: dict, overrides: dict[str, str]) -> dict | None:
+    """{"knobs", "bytes", "roofline"} of the first remedy that fits.
 
-    for knobs, changed in plan.remedies(config, sizes):
-        flags = " ".join(f"--config.{name}={value}" for name, value in knobs.items())
-        say(f"trying {flags}")
-        try:
-            mesh = topology.mesh_of(changed, devices, slices)
-            result = plan.compile_step(changed, mesh, chip)
-        except RunError as e:
-            say(f"not possible: {e}")
-            continue
-        if result["fits"]:
-            say(f"fits with {flags}")
-            roofline = plan.roofline(changed, chip, mesh, result["collectives"], result["bytes"]["arguments"])
-            return {"knobs": knobs, "bytes": result["bytes"], "roofline": roofline}
-        _say_memory(say, result)
+    Each is compiled by a process of its own: short of memory a compiler may search for hours, and nothing else ends it.
+    """
+    from gpt4o_jax.console import say
+    from gpt4o_jax.training.plan import remedies
+
+    for knobs in remedies(config, sizes):
+        told = " ".join(f"--config.{name}={value}" for name, value in knobs.items())
+        say(f"trying {told}")
+        result = _tried(flags, overrides | knobs)
+        if isinstance(result, str):
+            say(result)
+        elif result["fits"]:
+            say(f"fits with {told}")
+            return {"knobs": knobs, "bytes": result["bytes"], "roofline": result["roofline"]}
+        else:
+            _say_memory(say, result)
     say("nothing that was tried fits; take a larger slice, or several (--slices)")
     return None
+
+
+def _tried(flags: dict, overrides: dict) -> dict | str:
+    """What `plan` says with these overrides, or in a line why it says nothing."""
+    command = [sys.executable, "-m", "gpt4o_jax", "plan", "--try_seconds=0"]
+    command += [f"--{name}={flags[name]}" for name in ("config", "topology", "slices")]
+    command += [f"--config.{name}={value}" for name, value in overrides.items()]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=flags["try_seconds"])
+    except subprocess.TimeoutExpired:
+        return f"not compiled within {flags['try_seconds']} s (--try_seconds)"
+    if done.returncode:
+        return f"not possible: {(done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1]}"
+    return json.loads(done.stdout.splitlines()[-1])

@@ -15,8 +15,10 @@ from gpt4o_jax.config import RunConfig
 from gpt4o_jax.config_rules import validate_sizes
 from gpt4o_jax.model import flops
 from gpt4o_jax.model.block import REMAT_POLICIES
+from gpt4o_jax.parallel.pipeline import Schedule
 from gpt4o_jax.training.collectives import collectives
 from gpt4o_jax.training.program import Program, build
+from gpt4o_jax.training.state import HOST_MEMORY
 from gpt4o_jax.training.topology import Chip, spread
 
 
@@ -47,8 +49,10 @@ def _shard_bytes(leaf, sharding) -> int:
     return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def _tree_bytes(shapes, shardings) -> int:
-    return sum(_shard_bytes(x, s) for x, s in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True))
+def _tree_bytes(shapes, shardings, host: bool = False) -> int:
+    """Of what lies in the memory of a device, or in that of its host."""
+    leaves = zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True)
+    return sum(_shard_bytes(x, s) for x, s in leaves if (s.memory_kind == HOST_MEMORY) == host)
 
 
 def compile_step(config: RunConfig, mesh: Mesh, chip: Chip | None) -> dict:
@@ -64,6 +68,8 @@ def compile_step(config: RunConfig, mesh: Mesh, chip: Chip | None) -> dict:
         "parameters": _tree_bytes(program.shapes.params, program.shardings.params),
         "optimizer": _tree_bytes(program.shapes.opt_state, program.shardings.opt_state),
     }
+    if config.optimizer.offload:
+        state["optimizer_in_host"] = _tree_bytes(program.shapes.opt_state, program.shardings.opt_state, host=True)
     result = {"attention": program.attention, "mesh": dict(mesh.shape), "bytes": state, "remat": config.model.remat}
     if program.order.stages > 1:
         result["pipeline"] = program.order._asdict() | {"bubble": program.order.bubble}
@@ -87,6 +93,8 @@ def compile_step(config: RunConfig, mesh: Mesh, chip: Chip | None) -> dict:
     result["collectives"] = collectives(compiled.as_text(), dict(mesh.shape), ids)
     if chip is not None:
         result |= {"fits": state["total"] <= chip.hbm, "hbm": chip.hbm}
+        if result["fits"]:
+            result["roofline"] = roofline(config, chip, mesh, result["collectives"], state["arguments"], program.order)
     return result
 
 
@@ -97,12 +105,13 @@ def _refused(message: str) -> float | None:
     return float(said[1]) * 2 ** (10 * " KMGT".index(said[2] or " ")) if said else None
 
 
-def roofline(config: RunConfig, chip: Chip, mesh: Mesh, found: list[dict], arguments: int) -> dict:
+def roofline(config: RunConfig, chip: Chip, mesh: Mesh, found: list[dict], arguments: int, order: Schedule) -> dict:
     """Lower bounds of a step's seconds and the MFU that they leave: compute, HBM, and links between chips and slices.
 
-    compute: what a causal kernel must compute, under remat=full the blocks' forward pass twice, at the peak. hbm: parameters
-    and optimizer, read and written once. ici, dcn: what of the collectives' arrays must come from other chips and other
-    slices, over all links of a chip. A step takes at least the longest of them.
+    compute: what a causal kernel must compute, under remat=full the blocks' forward pass twice, at the peak; stages wait in the
+    pipeline's bubble, compute blocks forward once more when it goes round several times, and the head each for itself. hbm: the
+    arguments, parameters and optimizer, read and written once. ici, dcn: what of the collectives' arrays must come from other
+    chips and other slices, over all links of a chip. A step takes at least the longest of them.
     mfu_at_most: by 6N + 12LDT, which counts all T keys of a token; mfu_causal_at_most: by those that it sees.
     """
     model, tokens = config.model, config.train.batch_size * config.model.context_length
@@ -110,8 +119,10 @@ def roofline(config: RunConfig, chip: Chip, mesh: Mesh, found: list[dict], argum
     useful = flops.train_flops_per_token(model)
     seen = useful - flops.masked_flops_per_token(model)
     heads = 2 * model.d_model * model.vocab_size * (1 + model.mtp_heads)
-    again = seen / 3 - heads if model.remat in ("full", "offload") else 0
-    seconds = {"compute": (seen + again) * tokens / peak, "hbm": 2 * arguments * chip.devices / chip.hbm_rate, "ici": 0, "dcn": 0}
+    blocks = seen / 3 - heads  # forward
+    passes = 3 + (model.remat in ("full", "offload")) + (order.repeats > 1)
+    computed = passes * blocks / (1 - order.bubble) + 3 * heads * order.stages
+    seconds = {"compute": computed * tokens / peak, "hbm": 2 * arguments * chip.devices / chip.hbm_rate, "ici": 0, "dcn": 0}
     for c in found:
         ici, dcn = _received(c, mesh, chip.devices)
         seconds["ici"] += ici / chip.ici
@@ -143,7 +154,7 @@ def _received(collective: dict, mesh: Mesh, devices: int) -> tuple[float, float]
 
 
 def remedies(config: RunConfig, sizes: dict[str, int]):
-    """(knobs by dotted name, the config with them), each on top of those before, the mildest first.
+    """Knobs by dotted name, each on top of those before, the mildest first.
 
     sizes: of the mesh, by axis. The next remat policy; more fsdp, in the place of data; more micro-batches; more tensor, with
     as many; and what alone changes what is learned: a smaller batch.
@@ -152,7 +163,7 @@ def remedies(config: RunConfig, sizes: dict[str, int]):
 
     def also(more: dict):
         knobs.update(more)
-        return dict(knobs), _changed(config, knobs)
+        return dict(knobs)
 
     order = ("none", *REMAT_POLICIES)
     for policy in order[order.index(config.model.remat) + 1 :]:
@@ -171,11 +182,3 @@ def remedies(config: RunConfig, sizes: dict[str, int]):
         yield also({"mesh.data": 1, "mesh.fsdp": fsdp, "mesh.tensor": tensor, "train.accumulate": micro})
     if micro > 1:
         yield also({"train.accumulate": 1, "train.batch_size": ways})
-
-
-def _changed(config: RunConfig, knobs: dict):
-    sections = {}
-    for name, value in knobs.items():
-        section, _, field = name.partition(".")
-        sections.setdefault(section, {})[field] = value
-    return dataclasses.replace(config, **{s: dataclasses.replace(getattr(config, s), **v) for s, v in sections.items()})

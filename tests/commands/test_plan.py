@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt4o_jax.commands import plan
+
 ROOT = Path(__file__).parents[2]
 SIZE = {
     "model.vocab_size": 256, "model.n_layers": 2, "model.d_model": 128, "model.n_heads": 1, "model.context_length": 128,
@@ -72,3 +74,21 @@ def test_mistakes_are_one_line(flags, knobs, told):
     code, out, err = call(*flags, **knobs)
     lines = [line for line in err.splitlines() if "ESTIMATE" not in line]
     assert code == 2 and out == "" and len(lines) == 1 and told in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("sleep 60", "not compiled within 1 s (--try_seconds)"),
+        ("echo plan: no; echo 'gpt4o_jax: not even' >&2; exit 2", "not possible: gpt4o_jax: not even"),
+        ("kill -ABRT $$", "not possible: exit code -6"),
+    ],
+    ids=["hangs", "refuses", "aborts"],
+)
+def test_a_remedy_that_cannot_be_compiled_is_told_in_a_line(tmp_path, monkeypatch, script, told):
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/bash\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    flags = {"config": "configs/base.py", "topology": "v5e:2x2", "slices": 1, "try_seconds": 1}
+    assert plan._tried(flags, {"model.remat": "dots"}) == told

@@ -18,6 +18,7 @@ from gpt4o_jax.data.batches import Batch
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.training.optimizer import OPTIMIZERS, make_optimizer
+from gpt4o_jax.training.program import build
 from gpt4o_jax.training.state import create, state_shardings
 from gpt4o_jax.training.step import gradients, make_step
 
@@ -143,6 +144,19 @@ def test_random_init_does_not_depend_on_the_mesh(name):
             return jax.device_get(jax.jit(functools.partial(gpt.init, MODEL), out_shardings=shardings)(jax.random.key(0)))
 
     jax.tree.map(np.testing.assert_array_equal, born_in_shards(mesh_of(name)), born_in_shards(mesh_of(None)))
+
+
+@pytest.mark.parametrize("name", ["fsdp", "all three"])
+def test_a_device_makes_its_own_shards_and_no_more(name):
+    """As the compiler counts: what creation returns on a device is its part of the state, and so is the room that it takes."""
+    big = ModelConfig(vocab_size=512, context_length=32, n_layers=4, d_model=64, n_heads=4, d_ff=256, compute_dtype="float32")
+    built = build(RunConfig(model=big, mesh=MESHES[name]), mesh_of(name))
+    with jax.set_mesh(built.mesh):
+        memory = jax.jit(built.fresh).lower(jax.random.key(0)).compile().memory_analysis()
+    matrices = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(built.shapes) if x.ndim > 1)
+    parts = 8 if name == "fsdp" else 4  # of all three, data holds copies
+    assert memory.output_size_in_bytes <= 1.02 * matrices / parts
+    assert memory.temp_size_in_bytes <= matrices / parts
 
 
 # Where each axis of a leaf lies on the mesh "all three": 2 stands for two shards, 1 for the axis whole.
