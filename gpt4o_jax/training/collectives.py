@@ -12,6 +12,8 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u1
 }  # fmt: skip
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _OP = re.compile(rf"^\s*(?:ROOT )?%\S+ = (.*?) ({'|'.join(KINDS)})(-start)?\(")
+# libtpu sends from slice to slice through the hosts, what groups of devices in each slice have made ready.
+_FROM_SLICE_TO_SLICE = re.compile(r'^\s*(?:ROOT )?%\S+ = \((\w+\[[\d,]*\]).* (send|recv)\(.*_xla_megascale_transfer_type="(\w+)"')
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
 
 
@@ -19,8 +21,9 @@ def collectives(hlo: str, mesh_shape: dict[str, int], device_ids: np.ndarray) ->
     """[{"kind", "axes", "count", "bytes"}] of one call, largest first.
 
     mesh_shape: sizes by axis name; device_ids: of the mesh, in its shape. axes: those along which the group's devices
-    differ, joined by "+". count: how often it runs, loops multiplied out. bytes: of the whole array, before a
-    reduction or after a gathering, times count; what of it one device sends depends on the algorithm.
+    differ, joined by "+"; "slices" of what goes from slice to slice. count: how often it runs, loops multiplied out.
+    bytes: of the whole array, before a reduction or after a gathering, times count; what of it one device sends depends on the
+    algorithm.
     """
     lines = _computations(hlo)
     times = _times(lines)
@@ -29,6 +32,10 @@ def collectives(hlo: str, mesh_shape: dict[str, int], device_ids: np.ndarray) ->
     counts = collections.Counter()
     for name, body in lines.items():
         for line in body:
+            if crossing := _crossing(line):
+                kind, size = crossing
+                counts[kind, "slices"] += times[name]
+                sums[kind, "slices"] += times[name] * size
             if not (match := _OP.match(line)):
                 continue
             # TPUs cut an asynchronous collective over fusions (start, steps, done) of one chain: it is one.
@@ -50,6 +57,16 @@ def collectives(hlo: str, mesh_shape: dict[str, int], device_ids: np.ndarray) ->
             sums[kind, axes] += times[name] * size
     found = [{"kind": k, "axes": a, "count": counts[k, a], "bytes": sums[k, a]} for k, a in counts if counts[k, a]]
     return sorted(found, key=lambda c: -c["bytes"])
+
+
+def _crossing(line: str) -> tuple[str, int] | None:
+    """(kind, bytes of the whole array) of what a device sends to those of other slices; None of another line."""
+    if not (match := _FROM_SLICE_TO_SLICE.match(line)):
+        return None
+    shape, way, kind = match.groups()
+    kind = kind.lower().replace("_", "-").replace("one-to-one", "collective-permute")
+    whole = "recv" if kind == "all-gather" else "send"
+    return (kind, _size(shape, kind, False)) if way == whole else None
 
 
 def _computations(hlo: str) -> dict[str, list[str]]:

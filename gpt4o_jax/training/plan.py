@@ -19,7 +19,7 @@ from gpt4o_jax.parallel.pipeline import Schedule
 from gpt4o_jax.training.collectives import collectives
 from gpt4o_jax.training.program import Program, build
 from gpt4o_jax.training.state import HOST_MEMORY
-from gpt4o_jax.training.topology import Chip, spread
+from gpt4o_jax.training.topology import Chip, slice_count, spread
 
 
 def _leaves(program: Program):
@@ -111,7 +111,7 @@ def roofline(config: RunConfig, chip: Chip, mesh: Mesh, found: list[dict], argum
     compute: what a causal kernel must compute, under remat=full the blocks' forward pass twice, at the peak; stages wait in the
     pipeline's bubble, compute blocks forward once more when it goes round several times, and the head each for itself. hbm: the
     arguments, parameters and optimizer, read and written once. ici, dcn: what of the collectives' arrays must come from other
-    chips and other slices, over all links of a chip. A step takes at least the longest of them.
+    chips of the slice and from other slices, over all links of a chip. A step takes at least the longest of them.
     mfu_at_most: by 6N + 12LDT, which counts all T keys of a token; mfu_causal_at_most: by those that it sees.
     """
     model, tokens = config.model, config.train.batch_size * config.model.context_length
@@ -139,18 +139,18 @@ def roofline(config: RunConfig, chip: Chip, mesh: Mesh, found: list[dict], argum
 
 def _received(collective: dict, mesh: Mesh, devices: int) -> tuple[float, float]:
     """Bytes that a chip of so many devices must at least receive over (ICI, DCN) in a step."""
-    kind, size = collective["kind"], collective["bytes"]
+    kind, size, axes = collective["kind"], collective["bytes"], collective["axes"]
     if kind == "ragged-all-to-all":  # the array is room for all rows; routers may send none
         return 0.0, 0.0
-    n, chips, slices = spread(mesh, collective["axes"].split("+"))
-    if kind == "all-to-all":  # every device wants something else
-        return size * devices * (chips - slices) / chips / slices, size * devices * (slices - 1) / slices
-    size *= devices * chips / n  # what the devices of one chip share comes once
-    if kind == "collective-permute":
-        return size * (chips > slices), size * (slices > 1)
-    # A chip wants all parts but its own; those of other slices reach one chip of its slice, and from there the others.
-    size *= 2 if kind == "all-reduce" else 1
-    return size * (chips - slices) / chips, size * (slices - 1) / chips
+    if axes == "slices":
+        groups, parts = devices, slice_count(mesh)
+    else:
+        n, parts = spread(mesh, axes.split("+"))
+        # What the devices of one chip share comes once; in an exchange each wants something else.
+        groups = devices if kind == "all-to-all" else devices * parts / n
+    share = float(parts > 1) if kind == "collective-permute" else (parts - 1) / parts
+    received = groups * size * share * (2 if kind == "all-reduce" else 1)
+    return (0.0, received) if axes == "slices" else (received, 0.0)
 
 
 def remedies(config: RunConfig, sizes: dict[str, int]):

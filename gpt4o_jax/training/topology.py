@@ -112,9 +112,16 @@ def mesh_of(config: RunConfig, devices: list, slices: int) -> Mesh:
     return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def spread(mesh: Mesh, axes: list[str]) -> tuple[int, int, int]:
-    """Over how many (devices, chips, slices) a group of devices along these axes extends."""
+def spread(mesh: Mesh, axes: list[str]) -> tuple[int, int]:
+    """Over how many (devices, chips) of a slice a group of devices along these axes extends."""
     group = mesh.devices[tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)].ravel()
-    slice_of = lambda d: getattr(d, "slice_index", 0)
-    chips = {(slice_of(d), *getattr(d, "coords", (d.id,))) for d in group}
-    return len(group), len(chips), len({slice_of(d) for d in group})
+    group = [d for d in group if _slice(d) == _slice(group[0])]
+    return len(group), len({tuple(getattr(d, "coords", (d.id,))) for d in group})
+
+
+def slice_count(mesh: Mesh) -> int:
+    return len({_slice(d) for d in mesh.devices.flat})
+
+
+def _slice(device) -> int:
+    return getattr(device, "slice_index", 0)

@@ -79,6 +79,20 @@ ENTRY %main (p: f32[64]) -> f32[16] {
     assert found == {"kind": "reduce-scatter", "axes": "data+fsdp", "count": 1, "bytes": 4 * 64}
 
 
+def test_what_goes_from_slice_to_slice_is_counted_once():
+    # Lines of a program that libtpu compiled for two slices of v5e:2x2.
+    how = lambda kind: f'is_host_transfer=true, frontend_attributes={{_xla_megascale_transfer_type="{kind}"}}'
+    program = f"""ENTRY %main (p: f32[4]) -> f32[8] {{
+  %send.1 = (f32[1,128]{{1,0:T(1,128)}}, u32[], token[]) send(%p, %after-all.1), channel_id=3, {how("ALL_REDUCE")}
+  %recv.1 = (f32[1,128]{{1,0:T(1,128)}}, u32[], token[]) recv(%after-all.1), channel_id=2, {how("ALL_REDUCE")}
+  %send-done = token[] send-done(%send.1), channel_id=3, is_host_transfer=true
+  %send.2 = (bf16[1,256]{{1,0}}, u32[], token[]) send(%p, %after-all.2), channel_id=5, {how("ALL_GATHER")}
+  %recv.2 = (bf16[2,256]{{1,0}}, u32[], token[]) recv(%after-all.2), channel_id=4, {how("ALL_GATHER")}
+}}"""
+    found = collectives(program, {"data": 2, "fsdp": 4}, np.arange(8).reshape(2, 4))
+    assert [tuple(c.values()) for c in found] == [("all-gather", "slices", 1, 2 * 512), ("all-reduce", "slices", 1, 4 * 128)]
+
+
 def test_what_stays_on_a_device_sends_nothing():
     assert read(lambda x: x * 2, (jax.P("data"),), jax.P("data"), (64,)) == []
 
@@ -118,16 +132,12 @@ def test_a_pipeline_waits_in_its_bubble_and_has_the_head_on_every_stage():
         ("all-gather", "tensor", 0, 0),
         ("all-gather", "fsdp", 2 * 4, 0),  # half of each of two groups
         ("all-gather", "fsdp+tensor", 4, 0),  # its two devices want the same half
-        ("all-gather", "data", 0, 2 * 4),
-        (
-            "all-reduce",
-            "data+fsdp",
-            2 * 2 * 4,
-            2 * 2 * 2,
-        ),  # of 3/4: 1/4 from its peer in the other slice, its other 1/4 from here
-        ("all-gather", "data+fsdp+tensor", 4, 2),
+        ("all-gather", "data+fsdp+tensor", 4, 0),  # in a slice
+        ("all-reduce", "data+fsdp", 2 * 2 * 4, 0),
+        ("all-gather", "slices", 0, 2 * 4),
+        ("all-reduce", "slices", 0, 2 * 2 * 4),
+        ("collective-permute", "slices", 0, 2 * 8),
         ("all-to-all", "fsdp", 2 * 4, 0),
-        ("all-to-all", "data+tensor", 0, 2 * 4),
         ("ragged-all-to-all", "fsdp", 0, 0),
         ("collective-permute", "fsdp", 2 * 8, 0),
         ("collective-permute", "fsdp+tensor", 8, 0),
