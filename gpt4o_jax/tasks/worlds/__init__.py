@@ -1,9 +1,24 @@
 """Small worlds whose answers are known exactly: made up, seeded, endless, held out by composition. Nothing is downloaded."""
 
+from gpt4o_jax.tasks.worlds.arithmetic import ARITHMETIC
+from gpt4o_jax.tasks.worlds.copying import COPYING
+from gpt4o_jax.tasks.worlds.memory import MEMORY
 from gpt4o_jax.tasks.worlds.numbers import NUMBERS
+from gpt4o_jax.tasks.worlds.questions import QUESTIONS
+from gpt4o_jax.tasks.worlds.reports import REPORTS
+from gpt4o_jax.tasks.worlds.sentences import SENTENCES
+from gpt4o_jax.tasks.worlds.tools import CALLS
 from gpt4o_jax.tasks.worlds.world import World
+from gpt4o_jax.tasks.worlds.writing import WRITING
 
-WORLDS: dict[str, World] = {w.name: w for w in (NUMBERS,)}
+_ALL = (NUMBERS, SENTENCES, QUESTIONS, REPORTS, WRITING, MEMORY, CALLS, COPYING, ARITHMETIC)
+WORLDS: dict[str, World] = {world.name: world for world in _ALL}
 
 # What `evaluate --tasks` means by each of the four applications and by chat.
-APPLICATIONS = {"translation": ("numbers",)}
+APPLICATIONS = {
+    "qa": ("questions",),
+    "translation": ("numbers", "sentences"),
+    "summarisation": ("reports",),
+    "generation": ("writing",),
+    "chat": ("memory", "tools"),
+}

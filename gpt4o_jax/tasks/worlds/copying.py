@@ -1,0 +1,27 @@
+"""Random letters, to be copied: what answering questions over names never seen before rests on.
+
+repeat: write the same words again. lookup: which word belongs to this one? Held out: every word of an item, by a hash. No
+bar of its own: a lever, to be mixed into the training of worlds that copy.
+"""
+
+from gpt4o_jax.tasks.item import Item, ask_about, exchange
+from gpt4o_jax.tasks.worlds.world import World, generator, letters
+
+_SLICES = ("repeat", "lookup")
+
+
+def _item(seed: int, index: int, held_out: bool) -> Item:
+    rng = generator("copying", seed, index, held_out)
+    wanted = _SLICES[index % len(_SLICES)]
+    if wanted == "repeat":
+        words = " ".join(letters(rng, held_out) for _ in range(rng.randint(1, 5)))
+        return exchange(f"Repeat: {words}", (words,), wanted)
+    pairs: dict[str, str] = {}
+    for _ in range(rng.randint(2, 5)):
+        pairs[letters(rng, held_out)] = letters(rng, held_out)
+    asked = rng.choice(list(pairs))
+    passage = " ".join(f"{a} has {b}." for a, b in pairs.items())
+    return exchange(ask_about(passage, f"What does {asked} have?"), (pairs[asked],), wanted)
+
+
+COPYING = World("copying", _item, _SLICES, ("exact_match",))

@@ -1,0 +1,101 @@
+"""Questions about short passages, in the form of SQuAD 2.0: the answer is a span of the passage, or there is none.
+
+one_hop: one sentence holds the answer. two_hop: of "Ben's sister", whom another sentence names. unseen_names: one hop over
+persons whose names are random letters. unanswerable: a person, a place, a thing that the passage is silent about, asked in
+the same words. Half of the unanswerable ones are over random letters too, so that names do not tell the kinds apart.
+
+Held out: a quarter of all facts (person, relation, value), by a hash; a training passage holds none of them and a held-out
+passage no others, so no sentence of one stands in the other. Names of random letters are held out by a hash of their own.
+Bars: exact match of at least 90 % (one_hop), 75 % (two_hop), 70 % (unseen_names); F1 of at least 85 % in telling which
+questions have no answer.
+"""
+
+import random
+
+from gpt4o_jax.tasks.item import NO_ANSWER, Item, ask_about, exchange
+from gpt4o_jax.tasks.worlds.words import ANIMALS, CITIES, FOODS, JOBS, NAMES
+from gpt4o_jax.tasks.worlds.world import World, draw, generator, letters
+
+_SLICES = ("one_hop", "two_hop", "unseen_names", "unanswerable")
+_ONE_IN = 4  # facts held out: a passage needs many
+
+# relation -> values, sentences that state it, the question for the value, the question for the person
+_RELATIONS = {
+    "city": (CITIES, ("{p} lives in {v}.", "{v} is the home of {p}."), "Where does {p} live?", "Who lives in {v}?"),
+    "job": (JOBS, ("{p} works as a {v}.", "{p} is a {v}."), "What is the job of {p}?", "Who is a {v}?"),
+    "animal": (ANIMALS, ("{p} has a {v}.", "A {v} belongs to {p}."), "Which animal does {p} have?", "Who has a {v}?"),
+    "food": (FOODS, ("{p} likes {v}.", "{p} often eats {v}."), "What does {p} like?", "Who likes {v}?"),
+}
+_LINKS = "friend sister brother cousin boss neighbour".split()
+
+_Fact = tuple[str, str, str]  # person, relation or link, value or other person
+
+
+def _item(seed: int, index: int, held_out: bool) -> Item:
+    rng = generator("questions", seed, index, held_out)
+    wanted = _SLICES[index % len(_SLICES)]
+    strange = wanted == "unseen_names" or (wanted == "unanswerable" and rng.random() < 0.5)
+    names, link = draw(held_out, lambda: _persons(rng, strange, held_out), lambda drawn: drawn[1], _ONE_IN)
+    facts: list[_Fact] = []
+    for person in [*names[:2], *rng.choices(names, k=rng.randint(0, 2))]:
+        facts.append(_fact(rng, person, facts, held_out))
+    if wanted == "two_hop":
+        _, relation, answer = rng.choice([f for f in facts if f[0] == link[2]])
+        question = _RELATIONS[relation][2].format(p=f"{link[0]}'s {link[1]}")
+    elif wanted == "unanswerable":
+        question, answer = _silent(rng, names, facts, link), NO_ANSWER
+    else:
+        question, answer = _stated(rng, facts, link)
+    sentences = [rng.choice(_RELATIONS[relation][1]).format(p=person, v=value) for person, relation, value in facts]
+    sentences.append(rng.choice(("{0}'s {1} is {2}.", "{2} is the {1} of {0}.")).format(*link))
+    rng.shuffle(sentences)
+    return exchange(ask_about(" ".join(sentences), question), (answer,), wanted)
+
+
+def _persons(rng: random.Random, strange: bool, held_out: bool) -> tuple[list[str], _Fact]:
+    """Three names, and a link from any of them to one of the first two."""
+    names = [letters(rng, held_out) for _ in range(3)] if strange else rng.sample(NAMES, 3)
+    to = rng.randrange(2)
+    return names, (names[rng.choice((1 - to, 2))], rng.choice(_LINKS), names[to])
+
+
+def _fact(rng: random.Random, person: str, told: list[_Fact], held_out: bool) -> _Fact:
+    """Something about a person that is not told yet, of a value that is nobody else's."""
+
+    def sample() -> _Fact:
+        while True:
+            relation = rng.choice(list(_RELATIONS))
+            value = rng.choice(_RELATIONS[relation][0])
+            if all((person, relation) != f[:2] and value != f[2] for f in told):
+                return person, relation, value
+
+    return draw(held_out, sample, lambda fact: fact, _ONE_IN)
+
+
+def _stated(rng: random.Random, facts: list[_Fact], link: _Fact) -> tuple[str, str]:
+    """(a question that one sentence answers, the answer)."""
+    person, relation, value = rng.choice([*facts, link])
+    if relation in _LINKS:
+        return f"Who is the {relation} of {person}?", value
+    _, _, of_value, of_person = _RELATIONS[relation]
+    return (of_value.format(p=person), value) if rng.random() < 0.5 else (of_person.format(v=value), person)
+
+
+def _silent(rng: random.Random, names: list[str], facts: list[_Fact], link: _Fact) -> str:
+    """A question that nothing in the passage answers, about somebody or something of a kind that it speaks of."""
+    told = {f[:2] for f in facts}
+    kind = rng.randrange(4)
+    if kind == 0:  # a value that is nobody's
+        relation = rng.choice([r for _, r, _ in facts])
+        return _RELATIONS[relation][3].format(
+            v=rng.choice([v for v in _RELATIONS[relation][0] if v not in {f[2] for f in facts}])
+        )
+    if kind == 1:  # a link that is not told
+        other = rng.choice([name for name in _LINKS if name != link[1]])
+        return f"Who is the {other} of {link[0]}?"
+    person = link[2] if kind == 2 else rng.choice(names)  # a person of whom that is not told, named or by the link
+    relation = rng.choice([r for r in _RELATIONS if (person, r) not in told])
+    return _RELATIONS[relation][2].format(p=f"{link[0]}'s {link[1]}" if kind == 2 else person)
+
+
+QUESTIONS = World("questions", _item, _SLICES, ("squad_em", "squad_f1", "unanswerable_f1"))
