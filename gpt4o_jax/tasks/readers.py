@@ -1,0 +1,94 @@
+"""Records of published datasets as items: the features of TFDS, or the same fields from JSON, whatever else they hold.
+
+    squad             squad/v1.1, squad/v2.0   context, question, answers {text: [...]}; none: the question has no answer
+    de-en, en-ro ...  wmt14_translate, ...     a text for each of the two languages (or in one field "translation")
+    translation       the same                 from the other language into English
+    cnn_dailymail     cnn_dailymail            article, highlights
+    xsum              xsum                     document, summary
+    samsum            samsum                   dialogue, summary
+    billsum           billsum                  text, summary
+
+Each reader raises RunError that names the field, what it holds, and what is expected.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gpt4o_jax.errors import data_error
+from gpt4o_jax.tasks.item import LANGUAGES, NO_ANSWER, Item, ask_about, ask_to_summarise, ask_to_translate, exchange
+
+Record = Mapping[str, Any]
+
+
+def _squad(record: Record) -> Item:
+    """Answers as lists of texts and places, or as a list of pairs of them. Slices: answerable, unanswerable."""
+    passage, question = _text(record, "context"), _text(record, "question")
+    stored = _field(record, "answers")
+    if isinstance(stored, list):
+        stored = {"text": [_field(answer, "text", f"answers[{n}]") for n, answer in enumerate(stored)]}
+    texts = _field(stored, "text", "answers")
+    if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+        raise data_error(f"answers.text: got {texts!r:.40}, expected a list of texts")
+    answers = tuple(dict.fromkeys(t.strip() for t in texts if t.strip()))
+    asked = ask_about(passage, question)
+    return exchange(asked, answers or (NO_ANSWER,), "answerable" if answers else "unanswerable")
+
+
+def _translate(record: Record, source: str, target: str) -> Item:
+    pair = _field(record, "translation") if "translation" in record else record
+    texts = _text(pair, source), _text(pair, target)
+    return exchange(ask_to_translate(texts[0], target), (texts[1],), f"{source}-{target}")
+
+
+def _into_english(record: Record) -> Item:
+    pair = _field(record, "translation") if "translation" in record else record
+    sources = [code for code in LANGUAGES if code != "en" and isinstance(pair, Mapping) and code in pair]
+    if len(sources) != 1:
+        found = ", ".join(pair) if isinstance(pair, Mapping) else repr(pair)
+        raise data_error(f"got the fields {found:.80}, expected en and one of {', '.join(c for c in LANGUAGES if c != 'en')}")
+    return _translate(record, sources[0], "en")
+
+
+def _summarise(record: Record, name: str, document: str, summary: str) -> Item:
+    return exchange(ask_to_summarise(_text(record, document)), (_text(record, summary),), name)
+
+
+def _field(record: Any, name: str, where: str = "") -> Any:
+    place = f"{where}.{name}" if where else name
+    if not isinstance(record, Mapping):
+        raise data_error(f"{where or 'record'}: got {record!r:.40}, expected an object with the field {name!r}")
+    if name not in record:
+        raise data_error(f"{place}: missing (there are {', '.join(map(str, list(record)[:8])) or 'no fields'})")
+    return record[name]
+
+
+def _text(record: Any, name: str) -> str:
+    """A text that is not blank, without spaces at its ends."""
+    text = _field(record, name)
+    if not isinstance(text, str) or not text.strip():
+        raise data_error(f"{name}: got {text!r:.40}, expected a text that is not blank")
+    return text.strip()
+
+
+_PAIRS = [pair for code in LANGUAGES if code != "en" for pair in ((code, "en"), ("en", code))]
+_SUMMARIES = {
+    "cnn_dailymail": ("article", "highlights"),
+    "xsum": ("document", "summary"),
+    "samsum": ("dialogue", "summary"),
+    "billsum": ("text", "summary"),
+}
+READERS: dict[str, Callable[[Record], Item]] = {
+    "squad": _squad,
+    "translation": _into_english,
+    **{f"{a}-{b}": functools.partial(_translate, source=a, target=b) for a, b in _PAIRS},
+    **{name: functools.partial(_summarise, name=name, document=d, summary=s) for name, (d, s) in _SUMMARIES.items()},
+}
+
+# How well the items of a reader are answered (tasks/metrics.py); the first counts.
+METRICS = {
+    "squad": ("squad_f1", "squad_em", "unanswerable_f1"),
+    **{name: ("bleu", "chrf") for name in ("translation", *(f"{a}-{b}" for a, b in _PAIRS))},
+    **{name: ("rouge_l", "rouge_1", "rouge_2") for name in ("xsum", "samsum", "billsum")},
+    "cnn_dailymail": ("rouge_lsum", "rouge_1", "rouge_2"),  # a highlight a line
+}
