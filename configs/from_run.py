@@ -9,19 +9,16 @@ Command: python -m gpt4o_jax train --config=configs/from_run.py:runs/qwen --work
     memory allows: --config.model.context_length=1024
 """
 
-from gpt4o_jax.config import base_config, to_dict
+from gpt4o_jax.config import base_config
 from gpt4o_jax.errors import RunError
-from gpt4o_jax.run import read_config
 
 
 def get_config(folder=""):
     if not folder:
         raise RunError("--config=configs/from_run.py: expected the folder of a run after a colon, as in from_run.py:runs/qwen")
     c = base_config()
-    c.model.update(to_dict(read_config(folder).model))
-    c.model.attention = "auto"  # who computes it belongs to the hardware, not to the model
-    c.tokenizer.path = folder
     c.init["from"] = folder
+    c.init.model = True
     c.optimizer.peak_lr = 1e-4
     c.train.length = "1 epochs"
     return c

@@ -13,6 +13,7 @@ from gpt4o_jax.config import RunConfig, flatten, to_dict
 from gpt4o_jax.errors import data_error
 from gpt4o_jax.model import flops
 from gpt4o_jax.run import read_config
+from gpt4o_jax.training.best import STOPPED
 from gpt4o_jax.training.metrics import read_metrics
 
 
@@ -31,7 +32,9 @@ class Summary:
 
     @property
     def finished(self) -> bool:
-        """Whether the last step was done and evaluated on the whole hold-out."""
+        """Whether the last step was done, or training gave up, and the whole hold-out was evaluated."""
+        if self.evals and STOPPED in self.evals[-1]:
+            return True
         done = bool(self.train and self.evals) and self.step == self.train[-1].get("total_steps")
         return done and self.evals[-1]["step"] == self.step
 

@@ -34,8 +34,22 @@ class TokenizerConfig:
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     source: str = knob("python_docs", "Where documents come from.", (*SOURCES, "mixture"))
-    path: str = knob("", "A file, folder, glob or gs:// address of text, jsonl or parquet files; for tfds: NAME/CONFIG:SPLIT.")
+    path: str = knob(
+        "",
+        "A file, folder, glob or gs:// address of text, jsonl, parquet or conversations files; for tfds: NAME/CONFIG:SPLIT; for"
+        " world: its name.",
+    )
     field: str = knob("text", "For jsonl, parquet and tfds: the key, column or feature that holds a document.")
+    reader: str = knob(
+        "", "For jsonl, parquet and tfds: how a record becomes a conversation (tasks/readers.py), as squad; empty: data.field."
+    )
+    template: str = knob(
+        "", "How conversations are written: own, chatml, llama3, ...; empty: as the tokenizer's model, else own."
+    )
+    loss_on: str = knob(
+        "answers", "What the loss counts of a conversation: the assistant's turns, or every token of it.", ("answers", "all")
+    )
+    world_items: int = knob(100_000, "For world: items of its training text, made up one by one.", low=1)
     tfds_dir: str = knob("", "For tfds: folder of prepared datasets; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets.")
     mixture: tuple[str, ...] = knob(
         (), "For mixture: its members as SOURCE:PATH=WEIGHT or SOURCE:PATH@FIELD=WEIGHT; weights are relative shares of the rows."
@@ -44,7 +58,8 @@ class DataConfig:
     holdout: str = knob(
         "hash", "Held-out documents: chosen by a hash of their text, or the tail of the corpus.", ("hash", "tail")
     )
-    holdout_fraction: float = knob(0.05, "Share of documents (hash) or of characters (tail) held out.", low=1e-4, high=0.9)
+    holdout_fraction: float = knob(0.05, "Share of documents (hash, world) or of characters (tail) held out.", low=1e-4, high=0.9)
+    holdout_path: str = knob("", "Hold out what is here instead, read as data.path is: a dataset's own validation split.")
     shingle_bytes: int = knob(
         50, "Length of the byte runs by which near-duplicates of the hold-out are found and dropped; 0: keep all.", low=0
     )
@@ -132,6 +147,7 @@ class TrainConfig:
     router_z_loss: float = knob(0.0, "Weight of the squared log-normaliser of routers (ST-MoE: 1e-3); 0: off.", low=0.0)
     router_bias_rate: float = knob(1e-3, "Step by which model.router_bias follows the load, each training step.", low=0.0)
     loss_chunk: int = knob(512, "Positions of a row whose logits exist at once in the loss.", low=1)
+    patience: int = knob(0, "Stop after so many evaluations without a better checkpoint.best; 0: never.", low=0)
     max_skipped_in_a_row: int = knob(10, "Stop as diverged after this many non-finite steps in a row.", low=1)
 
 
@@ -162,12 +178,18 @@ class SampleConfig:
 class CheckpointConfig:
     every: int = knob(500, "Steps between checkpoints; the last step is always saved. 0: only the last.", low=0)
     keep_last: int = knob(2, "Newest checkpoints kept.", low=1)
+    best: str = knob(
+        "", "Name of a number of evaluations, as numbers/exact_match: its best checkpoint is saved, kept, and used by commands."
+    )
     keep_every: int = knob(0, "Checkpoints at multiples of this many steps are kept for good; 0: none.", low=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-    from_: str = knob("", "A run folder whose newest weights start this run (nothing else is taken from it).")
+    from_: str = knob("", "A run folder whose weights (the best it keeps, else the newest) start this run.")
+    model: bool = knob(
+        False, "The sizes of the model and the tokenizer are those of init.from too, but for what the command line says."
+    )
 
 
 @dataclasses.dataclass(frozen=True)

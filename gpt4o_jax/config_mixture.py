@@ -1,8 +1,9 @@
 """The members of data.mixture, as they are written: SOURCE:PATH=WEIGHT.
 
     python_docs=0.7   text:notes/=1   jsonl:web/*.jsonl@body=2.5   tfds:wiki40b/en:train[:90%]=0.1
+    world:numbers=0.5   conversations:chats.jsonl=1   tfds:squad:train@reader:squad=1
 
-Weights are relative; @FIELD overrides data.field for one member.
+Weights are relative; @FIELD overrides data.field for one member, @reader:NAME data.reader.
 """
 
 from fractions import Fraction
@@ -10,13 +11,14 @@ from typing import NamedTuple
 
 from gpt4o_jax.errors import RunError, did_you_mean
 
-SOURCES = ("python_docs", "text", "jsonl", "parquet", "tfds")
+SOURCES = ("python_docs", "text", "jsonl", "parquet", "tfds", "conversations", "world")
+READER = "reader:"  # @reader:NAME has data.reader=NAME read a member
 
 
 class Member(NamedTuple):
     source: str
     path: str
-    field: str  # empty: that of the config
+    field: str  # or READER and the name of one; empty: that of the config
     weight: Fraction
 
 
@@ -39,10 +41,11 @@ def parse(entry: str) -> Member:
     field = ""
     if source in ("jsonl", "parquet", "tfds") and "@" in path.rpartition("/")[2]:
         path, _, field = path.rpartition("@")
-        if not field:
-            raise RunError(f"{where}: nothing after @; expected the name of a field, or no @")
+        if not field.removeprefix(READER):
+            raise RunError(f"{where}: nothing after @; expected the name of a field, or reader:NAME, or no @")
     if bool(path) != (source != "python_docs"):
         wanted = {"python_docs": "python_docs=WEIGHT, without a path", "tfds": "tfds:NAME/CONFIG:SPLIT=WEIGHT"}
+        wanted["world"] = "world:NAME=WEIGHT"
         raise RunError(f"{where}: expected {wanted.get(source, f'{source}:PATH=WEIGHT')}")
     return Member(source, path, field, Fraction(weight_text.strip()))
 

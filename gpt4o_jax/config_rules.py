@@ -66,6 +66,11 @@ def validate(c) -> None:
         )
     if m.mtp_heads and not t.mtp_weight:
         raise RunError(f"config.model.mtp_heads={m.mtp_heads} does nothing with train.mtp_weight=0; such as 0.3 (DeepSeek-V3)")
+    if t.patience and not (c.checkpoint.best and c.eval.every):
+        raise RunError(
+            f"config.train.patience={t.patience} waits for a better checkpoint.best at each evaluation; set eval.every, and"
+            " checkpoint.best, such as bits_per_byte"
+        )
     k = t.steps_per_dispatch
     for name, every in (
         ("log.every", c.log.every),
@@ -323,9 +328,10 @@ def _validate_data(d) -> None:
             raise RunError(f"config.data.path={d.path!r}: the members of a mixture name their own paths; set data.path=''")
         config_mixture.parse_all(d.mixture)
     elif d.source != "python_docs" and not d.path:
-        example = "NAME/CONFIG:SPLIT" if d.source == "tfds" else "FILE"
+        example = {"tfds": "NAME/CONFIG:SPLIT", "world": "NAME"}.get(d.source, "FILE")
         raise RunError(f"config.data.path is empty; data.source={d.source} needs it: --config.data.path={example}")
-    for name, needed in (("rows", "packed"), ("holdout", "hash"), ("shingle_bytes", 0)):
+    _validate_conversations(d)
+    for name, needed in (("holdout_path", ""), ("rows", "packed"), ("holdout", "hash"), ("shingle_bytes", 0)):
         if d.lanes and getattr(d, name) != needed:
             raise RunError(
                 f"config.data.{name}={getattr(d, name)} needs the whole text before training, and data.lanes={d.lanes} never"
@@ -341,3 +347,24 @@ def _validate_data(d) -> None:
             f"config.data.shingle_bytes={d.shingle_bytes}: near-duplicates can be dropped only with"
             " data.holdout=hash; set shingle_bytes=0"
         )
+
+
+def _validate_conversations(d) -> None:
+    alone = (d.source, config_mixture.READER if d.reader else "")
+    sources = [(m.source, m.field) for m in config_mixture.parse_all(d.mixture)] or [alone]
+    talks = [s for s, field in sources if s in ("conversations", "world") or field.startswith(config_mixture.READER)]
+    if d.reader and d.source not in ("jsonl", "parquet", "tfds"):
+        hint = "write @reader:NAME behind the path of a member" if d.source == "mixture" else "leave it empty"
+        raise RunError(f"config.data.reader={d.reader} is for data.source=jsonl, parquet or tfds, got {d.source}; {hint}")
+    for name, default in (("template", ""), ("loss_on", "answers")):
+        if getattr(d, name) != default and not talks:
+            raise RunError(f"config.data.{name}={getattr(d, name)} does nothing without conversations; leave it at {default!r}")
+    if talks and d.lanes:
+        raise RunError(f"config.data.lanes={d.lanes}: lanes read texts, and {talks[0]} gives conversations; set data.lanes=0")
+    if talks and d.holdout == "tail":
+        raise RunError(f"config.data.holdout=tail cuts documents, and {talks[0]} gives conversations; set data.holdout=hash")
+    given = f"config.data.holdout_path={d.holdout_path!r}"
+    if d.holdout_path and d.source in ("mixture", "python_docs", "world"):
+        raise RunError(f"{given}: data.source={d.source} has hold-outs of its own; set data.holdout_path=''")
+    if d.holdout_path and d.holdout == "tail":
+        raise RunError(f"{given} takes the place of data.holdout=tail; set data.holdout=hash")

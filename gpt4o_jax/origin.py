@@ -29,7 +29,7 @@ def find(folder: str) -> Origin:
     store = Store(epath.Path(folder).expanduser() / "checkpoints")
     if not store.steps():
         raise data_error(f"config.init.from={folder}: no finished checkpoint there; expected the folder of a run")
-    step = store.steps()[-1]
+    step = store.chosen()
     manifest.verify(store.path(step))
     if store.meta(step).get("base"):
         raise data_error(

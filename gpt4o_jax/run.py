@@ -43,10 +43,10 @@ class Run:
 
 
 def open_run(workdir, step: int | None = None) -> Run:
-    """Opens `workdir` at `step` (None: the newest checkpoint). Averaged weights where the run keeps them.
+    """Opens `workdir` at `step` (None: the best checkpoint where it keeps one, else the newest).
 
-    Adapters are merged into the weights that they belong to. Raises RunError where the folder is missing, foreign, damaged,
-    without a checkpoint, or does not fit together.
+    Averaged weights where the run keeps them; adapters are merged into the weights that they belong to. Raises RunError where
+    the folder is missing, foreign, damaged, without a checkpoint, or does not fit together.
     """
     workdir = epath.Path(workdir).expanduser()
     config = read_config(workdir)
@@ -60,7 +60,7 @@ def open_run(workdir, step: int | None = None) -> Run:
     steps = store.steps()
     if not steps:
         raise data_error(f"{workdir}: no finished checkpoint yet; train first, or wait for the first one")
-    step = steps[-1] if step is None else step
+    step = store.chosen() if step is None else step
     if step not in steps:
         raise data_error(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
     manifest.verify(store.path(step))
@@ -276,15 +276,15 @@ def _fits(mesh_config) -> bool:
     return True
 
 
-def holdout(run: Run):
-    """The token cache of the run's held-out documents. Raises RunError where its source is not the same here."""
+def corpus(run: Run) -> Corpus:
+    """The text of the run, as tokens. Raises RunError where its source is not the same here."""
     stored = Store(run.workdir / "checkpoints").meta(run.step)["corpus"]
     if stored is None:
         raise data_error(f"{run.workdir}: imported weights have no hold-out; use --text=FILE")
-    corpus = corpora.prepare(run.config, run.tokenizer)
-    if corpus.name != stored:
+    found = corpora.prepare(run.config, run.tokenizer)
+    if found.name != stored:
         raise data_error(
-            f"{run.workdir}: the hold-out cannot be rebuilt here: {run.config.data.source} gives corpus {corpus.name},"
+            f"{run.workdir}: the hold-out cannot be rebuilt here: {run.config.data.source} gives corpus {found.name},"
             f" the run was trained on {stored} (another Python version, or another file); use --text=FILE"
         )
-    return corpus.holdout
+    return found

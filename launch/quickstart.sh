@@ -7,26 +7,8 @@
 # stopped, and passes over one that is finished. TRAIN_FLAGS, for example: -- --config.train.length='20 steps'
 set -euo pipefail
 
-usage() {
-  sed -n '2,/^set /{/^#/s/^#\{1,\} \{0,1\}//p;}' "${BASH_SOURCE[0]}"
-  exit "$1"
-}
-
-workdir=
-if [[ $# -gt 0 && "$1" != -- ]]; then
-  case "$1" in
-    -h | --help) usage 0 ;;
-    -*) usage 2 >&2 ;;
-    /* | *://*) workdir=$1 ;;
-    *) workdir=$PWD/$1 ;;
-  esac
-  shift
-fi
-if [[ $# -gt 0 ]]; then
-  [[ "$1" == -- ]] || usage 2 >&2
-  shift
-fi
-
+# shellcheck source=launch/arguments.sh
+source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 : "${workdir:=$PWD/runs/quickstart}"

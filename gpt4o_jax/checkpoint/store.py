@@ -55,6 +55,12 @@ class Store:
         found = (p for p in self.folder.iterdir() if p.name.isdigit() and (p / manifest.NAME).exists())
         return sorted(int(p.name) for p in found)
 
+    def chosen(self) -> int | None:
+        """The step to use: the best, where the newest checkpoint knows of one that is still there, else the newest."""
+        steps = self.steps()
+        best = self.meta(steps[-1]).get("best") if steps else None
+        return best if best in steps else max(steps, default=None)
+
     def path(self, step: int) -> epath.Path:
         return self.folder / str(step)
 
@@ -103,7 +109,10 @@ class Store:
     # ------------------------------------------------------------ writing
 
     def save(self, step: int, items: dict, meta: dict) -> None:
-        """Starts writing; returns once the arrays are copied. Failures appear at the next call or at `finish`."""
+        """Starts writing; returns once the arrays are copied. Failures appear at the next call or at `finish`.
+
+        meta: kept with it; "best" in it is the step of a checkpoint that stays when newer ones come.
+        """
         self.finish()
         try:
             if self._checkpointer is None:
@@ -143,12 +152,12 @@ class Store:
         self._checkpointer.wait_until_finished()
         if jax.process_index() == 0:
             manifest.write(self.path(step), meta)
-            self._retain()
+            self._retain(meta.get("best"))
 
-    def _retain(self) -> None:
+    def _retain(self, best: int | None) -> None:
         steps = self.steps()
         for step in steps[: -self.keep_last]:
-            if not (self.keep_every and step % self.keep_every == 0):
+            if step != best and not (self.keep_every and step % self.keep_every == 0):
                 (self.path(step) / manifest.NAME).unlink()  # first: half removed must not look finished
                 self.path(step).rmtree()
 

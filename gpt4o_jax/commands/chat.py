@@ -9,9 +9,12 @@ from gpt4o_jax.commands.flags import Flag
 _DRAWING = tuple(f for f in sampling_flags.FLAGS if f.name != "top_logprobs")  # there is no place to show them
 FLAGS = (
     Flag("workdir", str, "", "run folder", required=True),
-    Flag("step", int, None, "checkpoint step; the newest if not given", low=0),
+    Flag("step", int, None, "checkpoint step; if not given the best, where the run keeps it, else the newest", low=0),
     Flag(
-        "template", str, "", "how turns are written: own, plain, chatml, llama3, ...; what the run was imported with if not given"
+        "template",
+        str,
+        "",
+        "how turns are written: own, plain, chatml, llama3, ...; what the model was trained with if not given",
     ),
     Flag("system", str, "", "what the model is told before the conversation"),
     Flag("max_new_tokens", int, 256, "most tokens of a reply", low=1),
@@ -31,6 +34,7 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     import jax
 
     from gpt4o_jax import run as runs
+    from gpt4o_jax.data import conversations
     from gpt4o_jax.errors import RunError
     from gpt4o_jax.sampling.chat import Session, reply
     from gpt4o_jax.tasks import chat
@@ -39,9 +43,10 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     if name:
         chat.template(name)  # before the model is read
     run = runs.open_run(flags["workdir"], flags["step"])
-    if not name and not run.tokenizer.template:
+    trained = conversations.trained_template(run.config.data, run.tokenizer)
+    if not name and not trained:
         _tell("this model was not trained to chat: what you write is continued as plain text (--template says otherwise)")
-    name = name or run.tokenizer.template or "plain"
+    name = name or trained or "plain"
     template = chat.template_for(name, run.tokenizer)
     session = Session(run, template, sampling, flags["max_new_tokens"], flags["seed"], flags["system"])
 

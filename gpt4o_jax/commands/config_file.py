@@ -20,11 +20,24 @@ def read(spec: str, overrides: dict[str, str]) -> RunConfig:
     path, _, argument = spec.partition(":")
     values = config_lib.flatten(_get_config(Path(path), argument))
     known = config_lib.knobs()
+    given = {}
     for name, text in overrides.items():
         if name not in known:
             raise RunError(f"--config.{name}: no such key{did_you_mean(name, known)}")
-        values[name] = config_lib.parse_value(name, text)
+        given[name] = config_lib.parse_value(name, text)
+    values |= given
+    if values["init.model"] and values["init.from"]:
+        values |= _model_of(values["init.from"]) | given
     return config_lib.freeze(values)
+
+
+def _model_of(folder: str) -> dict:
+    """The knobs of a run's model, and where its tokenizer is."""
+    from gpt4o_jax.run import read_config
+
+    model = config_lib.to_dict(read_config(folder).model)
+    model["attention"] = "auto"  # who computes it belongs to the hardware, not to the model
+    return {f"model.{name}": value for name, value in model.items()} | {"tokenizer.path": folder}
 
 
 def _get_config(path: Path, argument: str) -> dict:

@@ -12,7 +12,7 @@ FLAGS = {
     "export": (
         Flag("workdir", str, "", "run folder", required=True),
         Flag("to", str, "", "folder to make", required=True),
-        Flag("step", int, None, "checkpoint step; the newest if not given", low=0),
+        Flag("step", int, None, "checkpoint step; if not given the best, where the run keeps it, else the newest", low=0),
         Flag("family", str, "", "gpt2, llama, ...; the first that computes the same if not given"),
         Flag("dtype", str, "float32", "of the tensors: float32 or bfloat16"),
     ),

@@ -6,7 +6,7 @@ from gpt4o_jax.errors import RunError
 
 FLAGS = (
     Flag("workdir", str, "", "run folder", required=True),
-    Flag("step", int, None, "checkpoint step; the newest if not given", low=0),
+    Flag("step", int, None, "checkpoint step; if not given the best, where the run keeps it, else the newest", low=0),
     Flag("text", str, "", "UTF-8 file, folder or glob to score instead of the hold-out"),
     Flag("weights", str, "", "score them again in bfloat16, int8 or int4, as generate --weights has them: what that costs"),
     Flag("kv_cache", str, "", "score them again through a cache in float32, bfloat16 or int8, as generate --kv_cache has it"),
@@ -67,16 +67,16 @@ def _perplexity(flags: dict):
                 " or tokens between two windows would not be scored"
             )
         if texts is None:
-            documents = list(perplexity.cached_documents(runs.holdout(run), run.tokenizer))
+            groups = perplexity.holdouts(runs.corpus(run))
         else:
-            documents = [perplexity.text_document(text, run.tokenizer) for text in texts]
+            groups = {"text": [perplexity.text_document(text, run.tokenizer) for text in texts]}
         stride = flags["stride"] or run.config.eval.stride
-        how = (documents, run.tokenizer, stride, run.config.eval.batch_size)
-        scores = perplexity.evaluate(run.model, run.params, *how)
+        how = (groups, run.tokenizer, stride, run.config.eval.batch_size)
+        scores = perplexity.evaluate_each(run.model, run.params, *how)
         kinds = _ready(flags)
         if kinds:
             ready = for_generation(run.model, run.params, **kinds)
-            again = perplexity.evaluate(*ready, *how, through_cache="kv_cache" in kinds)
+            again = perplexity.evaluate_each(*ready, *how, through_cache="kv_cache" in kinds)
             names = ("loss", "perplexity", "bits_per_byte", "accuracy")
             added = {f"{name}_added": again[name] - scores[name] for name in ("loss", "bits_per_byte")}
             scores["as_generated"] = kinds | {name: again[name] for name in names} | added

@@ -13,7 +13,7 @@ FLAGS = (
     Flag("prompt", str, "", "text to continue; empty: from the beginning of a document"),
     Flag("prompts", str, "", "file of prompts to continue instead: a line each, or where it ends in .jsonl, JSON with a prompt"),
     Flag("rows", int, None, "--prompts: texts that are written at a time; 8 if not given", low=1, high=1024),
-    Flag("step", int, None, "checkpoint step; the newest if not given", low=0),
+    Flag("step", int, None, "checkpoint step; if not given the best, where the run keeps it, else the newest", low=0),
     Flag("max_new_tokens", int, 100, "most tokens to add", low=1),
     *sampling_flags.FLAGS,
     *READY,

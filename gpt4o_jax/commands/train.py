@@ -54,12 +54,12 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers) -> dict |
     workdir = epath.Path(workdir).expanduser()
     mesh = parallel.make_mesh(config.mesh)
     config, corpus = parallel.leader_first("run folder", lambda: run.open_folder(workdir, config, mesh))
-    documents = list(perplexity.cached_documents(corpus.holdout, corpus.tokenizer))
+    held_out = perplexity.holdouts(corpus)
 
     def evaluate(model, params, whole: bool) -> dict:
         limit = None if whole else config.eval.max_tokens
         how = (config.eval.stride, config.eval.batch_size, config.train.loss_chunk)
-        return perplexity.evaluate(model, params, documents, corpus.tokenizer, *how, limit)
+        return perplexity.evaluate_each(model, params, held_out, corpus.tokenizer, *how, max_tokens=limit)
 
     def sample(model, params) -> str:
         prompts, how = config.sample.prompts, Sampling(config.sample.temperature)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from gpt4o_jax.data.rows import Row
 from gpt4o_jax.data.tokenizer import Symbols
 
 
@@ -26,8 +27,8 @@ class Batch:
     segments: jax.Array  # int32
 
 
-def make_batch(rows: list[tuple[np.ndarray, np.ndarray]], symbols: Symbols = Symbols()) -> Batch:
-    """Rows of T + 1 (tokens, document numbers) -> a Batch [B, T]. Attention and loss never cross documents."""
+def make_batch(rows: list[Row], symbols: Symbols = Symbols()) -> Batch:
+    """Rows of data/rows.py -> a Batch [B, T]. Attention and loss never cross documents."""
     tokens, segments = (np.stack([row[i] for row in rows]) for i in (0, 1))
     index = np.arange(tokens.shape[1])
     begins = np.diff(segments, axis=1, prepend=0) != 0
@@ -38,7 +39,8 @@ def make_batch(rows: list[tuple[np.ndarray, np.ndarray]], symbols: Symbols = Sym
     begins = tokens[:, 1:] == symbols.bos
     if symbols.bos in symbols.eos:
         begins &= tokens[:, :-1] == symbols.bos
-    weights = (same & ~begins).astype(np.float32)
+    counts = np.stack([row[2] if len(row) > 2 else np.ones_like(row[0]) for row in rows])[:, 1:] > 0
+    weights = (same & ~begins & counts).astype(np.float32)
     return Batch(tokens[:, :-1], tokens[:, 1:], weights, positions[:, :-1].astype(np.int32), segments[:, :-1])
 
 
@@ -54,7 +56,7 @@ def build(rows, numbers: Sequence[Sequence[int | None]], symbols: Symbols = Symb
     return stack([make_batch(_rows_of(rows, step), symbols) for step in numbers])
 
 
-def _rows_of(rows, numbers: Sequence[int | None]) -> list[tuple[np.ndarray, np.ndarray]]:
+def _rows_of(rows, numbers: Sequence[int | None]) -> list[Row]:
     empty = (np.zeros(rows.T + 1, np.int32),) * 2
     return [empty if n is None else rows[n] for n in numbers]
 

@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from gpt4o_jax.config import DataConfig, RunConfig
-from gpt4o_jax.data import file_digests, lanes, mixture, prepared, python_docs, sources, token_cache
+from gpt4o_jax.data import conversations, file_digests, lanes, mixture, prepared, python_docs, sources, token_cache
 from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.data.rows import ROWS, make_rows
 from gpt4o_jax.data.token_cache import TokenCache
@@ -33,6 +33,12 @@ class Member:
     share: Fraction  # of the training rows
     training: TokenCache | lanes.Chunks
     holdout: TokenCache
+
+    @property
+    def name(self) -> str:
+        d = self.data
+        field = d.reader or (d.field if d.field != DataConfig.field else "")
+        return d.source + (f":{d.path}" if d.path else "") + (f"@{field}" if field else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +60,6 @@ class Corpus:
     def in_lanes(self) -> list[lanes.Chunks]:
         """Training text that is tokenised as it is read."""
         return [m.training for m in self.members if isinstance(m.training, lanes.Chunks)]
-
-    @functools.cached_property
-    def holdout(self) -> TokenCache:
-        """The held-out documents of all members, one member after another."""
-        return token_cache.join([m.holdout for m in self.members])
 
 
 def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Corpus:
@@ -101,7 +102,8 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Corpus:
             if (folder / "meta.json").exists():
                 caches.append(token_cache.open_cache(folder))
             else:
-                caches.append(token_cache.build(folder.parent, folder.name, documents()[i][j], tokenizer))
+                encode = conversations.encoder(alone[i], tokenizer)
+                caches.append(token_cache.build(folder.parent, folder.name, documents()[i][j], tokenizer, encode))
         members.append(Member(alone[i], shares[i], *caches))
     return Corpus(_digest(whole, tokenizer.digest), tokenizer, tuple(members))
 
@@ -121,7 +123,7 @@ def _in_lanes(data: DataConfig, share: Fraction, root: Path, name: str, tokenize
 
 def split_documents(alone: Sequence[DataConfig]) -> list[tuple[Sequence[str], Sequence[str]]]:
     """(training documents, held-out documents) of each source of a corpus."""
-    return sources.split_all([sources.load(c) for c in alone], alone[0])
+    return sources.split_all([sources.load(c) for c in alone], alone[0], [sources.apart(c) for c in alone])
 
 
 def training_rows(config: RunConfig, corpus: Corpus):
@@ -156,11 +158,20 @@ def _source_key(config: DataConfig, memory: Path) -> str:
     """Changes whenever the documents do, without parsing them."""
     if config.source == "python_docs":
         return _digest("python_docs", sys.version, Path(python_docs.__file__).read_text())
+    more = conversations.digest_parts(config)
+    if config.source == "world":
+        return _digest("world", config.path, *more)
+    what = config.separator if config.source == "text" else config.field
+    found = [_files(config, path, memory) for path in (config.path, config.holdout_path) if path]
+    return _digest(config.source, *found[0], what, *more, *itertools.chain(*found[1:]))
+
+
+def _files(config: DataConfig, path: str, memory: Path) -> tuple[str, ...]:
+    """What is in the files of a source: of TFDS with its version."""
     if config.source == "tfds":
-        version, files = prepared.files(config.path, config.tfds_dir)
-        return _digest("tfds", version, file_digests.digest(files, memory), config.field)
-    files = file_digests.digest(sources.text_files(config.path), memory)
-    return _digest(config.source, files, config.separator if config.source == "text" else config.field)
+        version, files = prepared.files(path, config.tfds_dir)
+        return version, file_digests.digest(files, memory)
+    return (file_digests.digest(sources.text_files(path), memory),)
 
 
 def _split_keys(alone: Sequence[DataConfig], memory: Path) -> list[str]:

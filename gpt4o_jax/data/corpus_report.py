@@ -1,6 +1,7 @@
 """What a corpus holds: sizes, repeats, shares."""
 
 import hashlib
+import itertools
 
 from gpt4o_jax.config import RunConfig
 from gpt4o_jax.data import corpus as corpora
@@ -38,7 +39,7 @@ _SUMS = (
 
 def _source(member: corpora.Member, config: RunConfig, seen: set[bytes]) -> dict:
     documents = text_bytes = longest = repeats = 0
-    for text in sources.load(member.data):
+    for text in itertools.chain(sources.load(member.data), sources.apart(member.data) or ()):
         if not text.strip():
             continue
         raw = text.encode("utf-8", "surrogatepass")

@@ -15,8 +15,15 @@ def members(config: DataConfig) -> list[tuple[Fraction, DataConfig]]:
         return [(Fraction(1), config)]
     parsed = config_mixture.parse_all(config.mixture)
     total = sum(m.weight for m in parsed)
-    alone = [dataclasses.replace(config, source=m.source, path=m.path, field=m.field or config.field, mixture=()) for m in parsed]
+    alone = [_alone(config, m) for m in parsed]
     return [(m.weight / total, c) for m, c in zip(parsed, alone, strict=True)]
+
+
+def _alone(config: DataConfig, m: config_mixture.Member) -> DataConfig:
+    chosen = {"field": m.field} if m.field else {}
+    if m.field.startswith(config_mixture.READER):
+        chosen = {"reader": m.field.removeprefix(config_mixture.READER)}
+    return dataclasses.replace(config, source=m.source, path=m.path, mixture=(), **chosen)
 
 
 def fair_text(parts: Sequence[Sequence[str]], shares: Sequence[Fraction], limit: int) -> Iterator[str]:

@@ -3,20 +3,21 @@
 import contextlib
 import re
 
-from gpt4o_jax.data.records import Blocks, first_line
+from gpt4o_jax.data.records import Blocks, Take, first_line
 from gpt4o_jax.errors import data_error, did_you_mean
 
 _RECORDS = 1024  # read at once
 _SPEC = re.compile(r"(?P<name>[\w./*-]+(:\d[\w.*]*)?):(?P<split>\w+(\[[^\]]*\])?(\+\w+(\[[^\]]*\])?)*)")
 
 
-def documents(spec: str, data_dir: str, field: str) -> Blocks:
-    """The strings of feature `field`. spec: NAME[/CONFIG][:VERSION]:SPLIT, as 'lm1b:train[:90%]'.
+def documents(spec: str, data_dir: str, field: str, take: Take | None = None) -> Blocks:
+    """The strings of feature `field`, or what `take` makes of whole records.
 
-    data_dir: empty for TFDS's own. Raises RunError where that is unknown, not prepared here, damaged, or not text.
+    spec: NAME[/CONFIG][:VERSION]:SPLIT, as 'lm1b:train[:90%]'. data_dir: empty for TFDS's own. Raises RunError
+    where that is unknown, not prepared here, damaged, or not text.
     """
     builder, _, source = _open(spec, data_dir)
-    if field not in builder.info.features:
+    if take is None and field not in builder.info.features:
         names = ", ".join(builder.info.features)
         raise data_error(f"tfds {spec}: no feature {field!r} (there are {names}); set data.field")
 
@@ -28,12 +29,15 @@ def documents(spec: str, data_dir: str, field: str) -> Blocks:
     def read(block: int) -> list[str]:
         first = block * _RECORDS
         try:
-            values = [source[i][field] for i in range(first, min(first + _RECORDS, size))]
+            values = [source[i] if take else source[i][field] for i in range(first, min(first + _RECORDS, size))]
         except ImportError as e:
             raise data_error(f"tfds {spec}: its features cannot be decoded without TensorFlow ({e})") from None
         except (OSError, RuntimeError, ValueError, IndexError) as e:
             raise data_error(f"tfds {spec}: damaged from record {first} on ({first_line(e)}); prepare it again") from None
-        return [_text(v, f"tfds {spec}: record {first + n}", field) for n, v in enumerate(values)]
+        where = [f"tfds {spec}: record {first + n}" for n in range(len(values))]
+        if take is not None:
+            return [take(_plain(v, place), place) for v, place in zip(values, where, strict=True)]
+        return [_text(v, place, field) for v, place in zip(values, where, strict=True)]
 
     whole, rest = divmod(size, _RECORDS)
     return Blocks([_RECORDS] * whole + [rest] * (rest > 0), read)
@@ -56,6 +60,16 @@ def _text(value, where: str, field: str) -> str:
     if not isinstance(text, str):
         raise data_error(f"{where}: {field!r} is of type {type(value).__name__}, expected text; set data.field")
     return text
+
+
+def _plain(value, where: str, name: str = "record"):
+    """A record of TFDS as JSON would have it: dicts, lists, texts, numbers."""
+    if isinstance(value, dict):
+        return {key: _plain(v, where, key) for key, v in value.items()}
+    if value is None or isinstance(value, bytes):
+        return _text(value, where, name)
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return [_plain(v, where, name) for v in value] if isinstance(value, list) else value
 
 
 def _open(spec: str, data_dir: str):

@@ -33,8 +33,11 @@ class Blocks(Sequence[str]):
 # ---------------------------------------------------------------- JSONL
 
 
-def jsonl(paths: Sequence, field: str) -> Blocks:
-    """The strings under key `field`, one JSON object a line; blank lines give ''.
+Take = Callable[[dict, str], str]  # (record, where it stands) -> document; raises RunError
+
+
+def jsonl(paths: Sequence, field: str, take: Take | None = None) -> Blocks:
+    """The strings under key `field`, one JSON object a line; blank lines give ''. take: makes documents of whole records.
 
     Raises RunError, when a block is read, with file and line of what is no such object.
     """
@@ -45,7 +48,7 @@ def jsonl(paths: Sequence, field: str) -> Blocks:
         with path.open("rb") as f:
             f.seek(begin)
             lines = f.read(end - begin).split(b"\n")
-        return [_json_text(path, first + n, line, field) for n, line in enumerate(lines[: blocks[i][-1]])]
+        return [_json_text(path, first + n, line, field, take) for n, line in enumerate(lines[: blocks[i][-1]])]
 
     return Blocks([lines for *_, lines in blocks], read)
 
@@ -66,7 +69,7 @@ def _line_blocks(path):
         yield path, begin, end, first + 1, lines
 
 
-def _json_text(path, number: int, line: bytes, field: str) -> str:
+def _json_text(path, number: int, line: bytes, field: str, take: Take | None) -> str:
     if not line.strip():
         return ""
     try:
@@ -77,6 +80,8 @@ def _json_text(path, number: int, line: bytes, field: str) -> str:
         raise data_error(f"{path}:{number}: not JSON ({e}); expected one JSON object a line") from None
     if not isinstance(record, dict):
         raise data_error(f"{path}:{number}: a JSON {type(record).__name__}, expected an object with the key {field!r}")
+    if take is not None:
+        return take(record, f"{path}:{number}")
     if field not in record:
         keys = ", ".join(map(repr, list(record)[:8])) or "no keys"
         raise data_error(f"{path}:{number}: no key {field!r} (there are {keys}); set data.field")
@@ -93,8 +98,8 @@ def _json_text(path, number: int, line: bytes, field: str) -> str:
 # ---------------------------------------------------------------- Parquet
 
 
-def parquet(paths: Sequence, field: str) -> Blocks:
-    """The strings of column `field`, read by row groups.
+def parquet(paths: Sequence, field: str, take: Take | None = None) -> Blocks:
+    """The strings of column `field`, read by row groups. take: makes documents of whole rows.
 
     Raises RunError where a file is damaged, the column is missing or not of strings, and, when a block is
     read, for damaged pages and null values.
@@ -112,6 +117,9 @@ def parquet(paths: Sequence, field: str) -> Blocks:
     for path in paths:
         with opened(path) as file:
             names = file.schema_arrow.names
+            if take is not None:
+                blocks += [(path, g, file.metadata.row_group(g).num_rows) for g in range(file.num_row_groups)]
+                continue
             if field not in names:
                 raise data_error(f"{path}: no column {field!r} (there are {', '.join(names)}); set data.field")
             kind = file.schema_arrow.field(field).type
@@ -123,12 +131,15 @@ def parquet(paths: Sequence, field: str) -> Blocks:
         path, group, _ = blocks[i]
         try:
             with opened(path) as file:
-                texts = file.read_row_group(group, columns=[field]).column(0).to_pylist()
+                table = file.read_row_group(group, columns=None if take else [field])
+                values = table.to_pylist() if take else table.column(0).to_pylist()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
             raise data_error(f"{path}: row group {group} is damaged ({first_line(e)})") from None
-        if None in texts:
-            raise data_error(f"{path}: row {texts.index(None)} of row group {group}: {field!r} is null, expected a string")
-        return texts
+        if take is not None:
+            return [take(row, f"{path}: row {n} of row group {group}") for n, row in enumerate(values)]
+        if None in values:
+            raise data_error(f"{path}: row {values.index(None)} of row group {group}: {field!r} is null, expected a string")
+        return values
 
     return Blocks([rows for *_, rows in blocks], read)
 

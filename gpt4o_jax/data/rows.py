@@ -8,7 +8,7 @@ T row length in tokens (a row also holds the token after its last, as a target)
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -35,6 +35,25 @@ def shuffled(seed: int, epoch: int, n: int) -> np.ndarray:
     return np.argsort(random_bits(seed, epoch * n + np.arange(n)), kind="stable")
 
 
+# Arrays over T + 1 places: tokens; the number of the document of each, from 1 (0: padding); and, of text of which the loss
+# leaves some out, whether it counts each.
+Row = tuple[np.ndarray, ...]
+
+
+def _row(cache: TokenCache, T: int, pieces: Iterable[tuple[int, int]]) -> Row:
+    """T + 1 places that hold tokens begin to end of the cache for each piece, a document of its own, and padding."""
+    row = np.zeros((2 if cache.counts is None else 3, T + 1), np.int32)
+    at = 0
+    for number, (begin, end) in enumerate(pieces, start=1):
+        here = slice(at, at + end - begin)
+        row[0, here] = cache.tokens[begin:end]
+        row[1, here] = number
+        if cache.counts is not None:
+            row[2, here] = cache.counts[begin:end]
+        at = here.stop
+    return tuple(row)
+
+
 class WindowRows:
     """Random contiguous windows of the whole token stream, as in nanoGPT."""
 
@@ -46,11 +65,11 @@ class WindowRows:
         self.cache, self.T, self.seed = cache, T, seed
         self.tokens_per_epoch = len(cache.tokens)
 
-    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Row number `row` of the run: (T + 1 tokens, and for each the number of its document, from 1)."""
+    def __getitem__(self, row: int) -> Row:
+        """Row number `row` of the run. All of it is document 1."""
         starts = len(self.cache.tokens) - self.T
         start = int(random_bits(self.seed, row) % np.uint64(starts))
-        return np.asarray(self.cache.tokens[start : start + self.T + 1], np.int32), np.ones(self.T + 1, np.int32)
+        return _row(self.cache, self.T, [(start, start + self.T + 1)])
 
 
 class PackedRows:
@@ -75,26 +94,25 @@ class PackedRows:
         lengths = np.diff(self.cache.offsets)[order]
         return order, np.concatenate([[0], np.cumsum(lengths)])
 
-    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Row number `row` of the run: (T + 1 tokens, and for each the number of its document, from 1)."""
+    def __getitem__(self, row: int) -> Row:
+        """Row number `row` of the run."""
         epoch, row = divmod(row, self.rows_per_epoch)
         order, starts = self._epoch(epoch)
-        begin, end = row * self.T, row * self.T + self.T + 1
-        first = int(np.searchsorted(starts, begin, side="right")) - 1
-        tokens, segments, at = [], [], begin
+        at, end = row * self.T, row * self.T + self.T + 1
+        pieces, place = [], int(np.searchsorted(starts, at, side="right")) - 1
         while at < end:
-            document = first + len(tokens)
-            here = self.cache.document(order[document])[at - starts[document] : end - starts[document]]
-            tokens.append(here)
-            segments.append(np.full(len(here), len(tokens), np.int32))
-            at += len(here)
-        return np.concatenate(tokens).astype(np.int32), np.concatenate(segments)
+            ahead = self.cache.offsets[order[place]] - starts[place]  # of the cache to this epoch's stream
+            until = min(end, starts[place + 1])
+            pieces.append((at + ahead, until + ahead))
+            at, place = until, place + 1
+        return _row(self.cache, self.T, pieces)
 
 
 class FirstFitRows:
     """Whole documents, as many as fit side by side in a row; each epoch the same rows in a new random order.
 
-    Only documents of more than T + 1 tokens are cut. What stays free is padding: token 0, segment 0.
+    Only documents of more than T + 1 tokens are cut; of a conversation that long the end is left out, for an answer without
+    its question teaches nothing. What stays free is padding: token 0, segment 0.
     """
 
     def __init__(self, cache: TokenCache, T: int, seed: int):
@@ -102,6 +120,8 @@ class FirstFitRows:
             raise data_error(_too_little(cache, T))
         self.cache, self.T, self.seed = cache, T, seed
         document, first, length = packing.pieces(np.diff(cache.offsets), T)
+        if cache.counts is not None:
+            document, first, length = _answered(cache, T, document, first, length)
         row, self.rows_per_epoch = packing.first_fit(length, T + 1)
         order = np.argsort(row, kind="stable")
         self._begin = (cache.offsets[document] + first)[order]
@@ -111,19 +131,25 @@ class FirstFitRows:
         self.fill = float(length.sum() / (self.rows_per_epoch * (T + 1)))
         self._epoch = functools.lru_cache(maxsize=2)(lambda epoch: shuffled(seed, epoch, self.rows_per_epoch))
 
-    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Row number `row` of the run: (T + 1 tokens, and for each the number of its document, from 1; 0: padding)."""
+    def __getitem__(self, row: int) -> Row:
+        """Row number `row` of the run."""
         epoch, row = divmod(row, self.rows_per_epoch)
         row = self._epoch(epoch)[row]
-        tokens, segments = np.zeros((2, self.T + 1), np.int32)
-        at = 0
-        pieces = range(self._row_starts[row], self._row_starts[row + 1])
-        for number, piece in enumerate(pieces, start=1):
-            begin, length = self._begin[piece], self._length[piece]
-            tokens[at : at + length] = self.cache.tokens[begin : begin + length]
-            segments[at : at + length] = number
-            at += length
-        return tokens, segments
+        mine = slice(self._row_starts[row], self._row_starts[row + 1])
+        return _row(self.cache, self.T, zip(self._begin[mine], self._begin[mine] + self._length[mine], strict=True))
+
+
+def _answered(cache: TokenCache, T: int, document, first, length):
+    """Of pieces of conversations those that begin one and hold something that the loss counts."""
+    ends = cache.offsets[document] + first + length
+    counted = np.concatenate([[0], np.cumsum(cache.counts, dtype=np.int64)])
+    keep = (first == 0) & (counted[ends] > counted[cache.offsets[document]])
+    if not keep.any():
+        raise data_error(
+            f"no conversation has anything for the loss within its first {T + 1} tokens: an answer must begin within"
+            f" model.context_length={T}; use a longer context, or data.loss_on=all"
+        )
+    return document[keep], first[keep], length[keep]
 
 
 class MixtureRows:
@@ -157,8 +183,8 @@ class MixtureRows:
             row -= before
         raise AssertionError("the last member takes all that is left")
 
-    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Row number `row` of the run: (T + 1 tokens, and for each the number of its document, from 1)."""
+    def __getitem__(self, row: int) -> Row:
+        """Row number `row` of the run."""
         member, row = self.locate(row)
         return self.members[member][row]
 

@@ -1,15 +1,17 @@
 """Documents by name, and their split into training text and hold-out."""
 
 import collections
+import dataclasses
 import glob
 import hashlib
 import itertools
+import math
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from gpt4o_jax.config import DataConfig
-from gpt4o_jax.data import prepared, python_docs, records
+from gpt4o_jax.data import conversations, prepared, python_docs, records
 from gpt4o_jax.errors import RunError, data_error
 
 
@@ -18,13 +20,22 @@ def load(config: DataConfig) -> Sequence[str]:
     documents = {
         "python_docs": lambda: python_docs.documents(),
         "text": lambda: _text_by_files(config) if config.lanes else _text(config),
-        "jsonl": lambda: records.jsonl(text_files(config.path), config.field),
-        "parquet": lambda: records.parquet(text_files(config.path), config.field),
-        "tfds": lambda: prepared.documents(config.path, config.tfds_dir, config.field),
+        "jsonl": lambda: records.jsonl(text_files(config.path), config.field, conversations.taker(config)),
+        "parquet": lambda: records.parquet(text_files(config.path), config.field, conversations.taker(config)),
+        "tfds": lambda: prepared.documents(config.path, config.tfds_dir, config.field, conversations.taker(config)),
+        "conversations": lambda: records.jsonl(text_files(config.path), "messages", conversations.taker(config)),
+        "world": lambda: conversations.WorldItems(config.path, config.world_items, held_out=False),
     }[config.source]()
     if not any(d.strip() for d in documents):
         raise data_error(f"data.source={config.source}: no text found" + (f" in {config.path}" if config.path else ""))
     return documents
+
+
+def apart(config: DataConfig) -> Sequence[str] | None:
+    """The hold-out of a source that has one of its own: held-out items of a world, or data.holdout_path."""
+    if config.source == "world":
+        return conversations.WorldItems(config.path, math.ceil(config.world_items * config.holdout_fraction), held_out=True)
+    return load(dataclasses.replace(config, path=config.holdout_path)) if config.holdout_path else None
 
 
 def _text(config: DataConfig) -> list[str]:
@@ -132,20 +143,26 @@ def split(documents: Sequence[str], config: DataConfig) -> tuple[Sequence[str], 
     return split_all([documents], config)[0]
 
 
-def split_all(corpora: Sequence[Sequence[str]], config: DataConfig) -> list[tuple[Sequence[str], Sequence[str]]]:
+def split_all(
+    corpora: Sequence[Sequence[str]], config: DataConfig, own: Sequence[Sequence[str] | None] = ()
+) -> list[tuple[Sequence[str], Sequence[str]]]:
     """(training documents, held-out documents) of each source.
 
     hash: a document is held out by a hash of its own text, so adding others never moves it; near-duplicates
     of the hold-out of any source are dropped from the training text of all (see near_duplicate_test).
+    own: the hold-out of each source that has one apart; what repeats it is not dropped from that source's training text, where
+    items of one form are much alike, but what repeats those by hash is.
     tail: the last holdout_fraction of the characters of all documents of a source, all of which are read at once.
     """
     if config.holdout == "tail":
         return [_split_tail(documents, config.holdout_fraction) for documents in corpora]
-    pairs = [_split_by_hash(documents, config.holdout_fraction) for documents in corpora]
+    own = own or [None] * len(corpora)
+    pairs = [
+        _split_by_hash(documents, config.holdout_fraction) if held is None else (documents, held)
+        for documents, held in zip(corpora, own, strict=True)
+    ]
     if config.shingle_bytes:
-        all_held = [d for _, held in pairs for d in held]
-        repeats = near_duplicate_test(all_held, config.shingle_bytes, config.shingle_share)
-        pairs = [(_choose(training, (not repeats(d) for d in training)), held) for training, held in pairs]
+        pairs = _without_repeats(pairs, [held is not None for held in own], config)
     for documents, (training, held) in zip(corpora, pairs, strict=True):
         if not training:
             raise data_error(
@@ -155,6 +172,20 @@ def split_all(corpora: Sequence[Sequence[str]], config: DataConfig) -> list[tupl
         if not held and config.holdout_fraction:
             raise no_holdout(documents, config)
     return pairs
+
+
+def _without_repeats(pairs, apart: Sequence[bool], config: DataConfig):
+    """pairs, less training documents that repeat a hold-out: of sources that are apart one by hash, of others any."""
+    if all(apart):
+        return pairs
+    test = lambda held: near_duplicate_test(held, config.shingle_bytes, config.shingle_share)
+    by_hash = test([d for (_, held), a in zip(pairs, apart, strict=True) if not a for d in held])
+    of_any = by_hash if not any(apart) else test([d for _, held in pairs for d in held])
+    kept = []
+    for (training, held), a in zip(pairs, apart, strict=True):
+        repeats = by_hash if a else of_any
+        kept.append((_choose(training, (not repeats(d) for d in training)), held))
+    return kept
 
 
 def no_holdout(documents: Sequence[str], config: DataConfig) -> RunError:

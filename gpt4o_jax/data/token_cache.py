@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ class TokenCache:
     tokens: np.ndarray  # uint16 or uint32, memory-mapped
     offsets: np.ndarray  # int64, one more than documents
     text_bytes: int  # UTF-8 bytes of all documents
+    counts: np.ndarray | None = None  # uint8, of each token whether the loss counts it as a target; None: all count
 
     @property
     def documents(self) -> int:
@@ -33,18 +34,13 @@ class TokenCache:
     def document(self, d: int) -> np.ndarray:
         return self.tokens[self.offsets[d] : self.offsets[d + 1]]
 
+    def counted(self, d: int) -> np.ndarray | None:
+        """Of each token of document d whether it counts; None: all do."""
+        return None if self.counts is None else self.counts[self.offsets[d] : self.offsets[d + 1]]
+
 
 def token_dtype(tokenizer: Tokenizer) -> type:
     return np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-
-
-def join(caches: Sequence[TokenCache]) -> TokenCache:
-    """The documents of all, one cache after another; copied into memory where there are several."""
-    if len(caches) == 1:
-        return caches[0]
-    lengths = np.concatenate([np.diff(c.offsets) for c in caches])
-    tokens = np.concatenate([c.tokens for c in caches])
-    return TokenCache(tokens, np.concatenate([[0], np.cumsum(lengths)]), sum(c.text_bytes for c in caches))
 
 
 def cache_root(configured: str) -> Path:
@@ -54,15 +50,25 @@ def cache_root(configured: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt4o_jax"
 
 
-def build(root: Path, name: str, documents: Sequence[str], tokenizer: Tokenizer) -> TokenCache:
-    """Opens root/name, made first if it is not there. A folder appears whole or not at all."""
+def build(
+    root: Path,
+    name: str,
+    documents: Sequence[str],
+    tokenizer: Tokenizer,
+    encode: Callable[[str], tuple[list[int], list[bool]]] | None = None,
+) -> TokenCache:
+    """Opens root/name, made first if it is not there. A folder appears whole or not at all.
+
+    encode: a document -> its ids, and whether the loss counts each; without it, they are texts of which all counts. Raises
+    RunError where nothing counts.
+    """
     folder = root / name
     if not (folder / "meta.json").exists():
         try:
             root.mkdir(parents=True, exist_ok=True)
             made = Path(tempfile.mkdtemp(dir=root, prefix=f".{name}."))
             try:
-                _write(made, documents, tokenizer)
+                _write(made, documents, tokenizer, encode)
                 os.rename(made, folder)
             finally:
                 shutil.rmtree(made, ignore_errors=True)
@@ -75,30 +81,39 @@ def build(root: Path, name: str, documents: Sequence[str], tokenizer: Tokenizer)
     return open_cache(folder)
 
 
-def _write(folder: Path, documents: Sequence[str], tokenizer: Tokenizer) -> None:
+def _write(folder: Path, documents: Sequence[str], tokenizer: Tokenizer, encode) -> None:
     dtype = token_dtype(tokenizer)
-    offsets, text_bytes = [0], 0
-    with open(folder / "tokens.bin", "wb") as f:
+    offsets, text_bytes, counting = [0], 0, 0
+    with open(folder / "tokens.bin", "wb") as f, open(folder / "counts.bin", "wb") as f_counts:
         for text in documents:
-            ids = np.array(tokenizer.document(text), dtype)
-            f.write(ids.tobytes())
+            ids, counts = encode(text) if encode else (tokenizer.document(text), [])
+            f.write(np.array(ids, dtype).tobytes())
+            f_counts.write(bytes(counts))
             offsets.append(offsets[-1] + len(ids))
             text_bytes += len(text.encode())
+            counting += sum(counts)
+    if encode is None:
+        (folder / "counts.bin").unlink()
+    elif documents and not counting:
+        raise data_error(f"none of {len(documents)} conversations has words of the assistant: nothing that the loss would count")
     np.array(offsets, np.int64).tofile(folder / "offsets.bin")
     meta = {"dtype": np.dtype(dtype).name, "documents": len(documents), "tokens": offsets[-1], "text_bytes": text_bytes}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    (folder / "meta.json").write_text(json.dumps(meta | ({"counts": True} if encode else {})))
 
 
 def open_cache(folder: Path) -> TokenCache:
     """Memory-maps a cache. Raises RunError where its files do not have the sizes it was written with."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        size = {f: (folder / f).stat().st_size for f in ("tokens.bin", "offsets.bin")}
         expected = {"tokens.bin": meta["tokens"] * np.dtype(meta["dtype"]).itemsize, "offsets.bin": 8 * (meta["documents"] + 1)}
+        if "counts" in meta:
+            expected["counts.bin"] = meta["tokens"]
+        size = {f: (folder / f).stat().st_size for f in expected}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         raise data_error(f"{folder}: damaged token cache (a file is missing or unreadable); delete that folder") from None
     if size != expected:
         raise data_error(f"{folder}: damaged token cache (file sizes {size}, expected {expected}); delete that folder")
     offsets = np.fromfile(folder / "offsets.bin", np.int64)
-    tokens = np.memmap(folder / "tokens.bin", meta["dtype"], "r") if meta["tokens"] else np.zeros(0, meta["dtype"])
-    return TokenCache(tokens, offsets, meta["text_bytes"])
+    mapped = lambda name, dtype: np.memmap(folder / name, dtype, "r") if meta["tokens"] else np.zeros(0, dtype)
+    counts = mapped("counts.bin", np.uint8) if "counts" in meta else None
+    return TokenCache(mapped("tokens.bin", meta["dtype"]), offsets, meta["text_bytes"], counts)

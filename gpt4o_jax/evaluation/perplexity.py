@@ -5,13 +5,14 @@ B windows in a call, T positions, C of them at a time, n times
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gpt4o_jax.data.batches import Batch
+from gpt4o_jax.data.corpus import Corpus
 from gpt4o_jax.data.token_cache import TokenCache
 from gpt4o_jax.data.tokenizer import Tokenizer, byte_lengths
 from gpt4o_jax.errors import RunError
@@ -23,11 +24,21 @@ from gpt4o_jax.parallel import constrain
 CACHED_TOKENS = 64  # that go through the cache at once
 
 
-def cached_documents(cache: TokenCache, tokenizer: Tokenizer) -> Iterable[np.ndarray]:
-    """Each document of a token cache as ids from <bos> on, without <eos>."""
+# Ids from <bos> on; where not all count, a pair of them and of whether each does.
+Document = np.ndarray | tuple[np.ndarray, np.ndarray]
+
+
+def cached_documents(cache: TokenCache, tokenizer: Tokenizer) -> Iterable[Document]:
+    """Each document of a token cache, without <eos>."""
     for d in range(cache.documents):
-        ids = np.asarray(cache.document(d), np.int32)
-        yield ids[:-1] if ids[-1] == tokenizer.symbols.eos[0] else ids
+        ids, counts = np.asarray(cache.document(d), np.int32), cache.counted(d)
+        end = len(ids) - (ids[-1] == tokenizer.symbols.eos[0])
+        yield ids[:end] if counts is None else (ids[:end], np.asarray(counts[:end]))
+
+
+def holdouts(corpus: Corpus) -> dict[str, list[Document]]:
+    """The held-out documents of each member of a corpus by its name."""
+    return {m.name: list(cached_documents(m.holdout, corpus.tokenizer)) for m in corpus.members}
 
 
 def text_document(text: str, tokenizer: Tokenizer) -> np.ndarray:
@@ -84,7 +95,7 @@ def _through_cache(model: GPT, params, inputs):
 def evaluate(
     model: GPT,
     params,
-    documents: Iterable[np.ndarray],
+    documents: Iterable[Document],
     tokenizer: Tokenizer,
     stride: int | None = None,
     batch_size: int = 16,
@@ -92,11 +103,12 @@ def evaluate(
     max_tokens: int | None = None,
     through_cache: bool = False,
 ) -> dict[str, float]:
-    """Scores documents (ids from <bos> on); needs the mesh in force.
+    """Scores documents; needs the mesh in force.
 
     Windows of T = context_length, starting every `stride` tokens (None: T / 2), so that every
     target but a document's first few sees at least T - stride tokens of context. Every text
-    token counts once, <bos> and <eos> never; bytes are the UTF-8 bytes of the scored tokens.
+    token that counts does so once, <bos> and <eos> never; bytes are the UTF-8 bytes of the scored tokens.
+    max_tokens: reads no further document after so many.
     through_cache: as generation reads a prompt, keys and values as the model's cache keeps them.
     Returns loss (nats a token), perplexity, bits_per_byte, accuracy, tokens, bytes. Raises RunError
     where stride > T.
@@ -108,7 +120,7 @@ def evaluate(
     score = scorer(model, loss_chunk, through_cache)
     lengths_V = byte_lengths(tokenizer)
     nats = correct = 0.0
-    tokens = text_bytes = 0
+    read = tokens = text_bytes = 0
     waiting: list[tuple] = []
 
     def flush():
@@ -120,13 +132,15 @@ def evaluate(
             correct += float(np.sum(sums[1], dtype=np.float64))
             waiting.clear()
 
-    for ids in documents:
-        if max_tokens is not None and tokens >= max_tokens:
+    for document in documents:
+        if max_tokens is not None and read >= max_tokens:
             break
-        tokens += len(ids) - 1
-        text_bytes += int(lengths_V[ids[1:]].sum())
-        for window in windows(ids, T, stride):
-            waiting.append(window)
+        ids, counts = document if isinstance(document, tuple) else (document, np.ones(len(document), np.uint8))
+        read += len(ids) - 1
+        tokens += int(np.count_nonzero(counts[1:]))
+        text_bytes += int(lengths_V[ids[1:]][counts[1:] > 0].sum())
+        for window, (counted, *_) in zip(windows(ids, T, stride), windows(counts, T, stride), strict=True):
+            waiting.append((*window, counted))
             if len(waiting) == batch_size:
                 flush()
     flush()
@@ -141,16 +155,41 @@ def evaluate(
     }
 
 
+def evaluate_each(
+    model: GPT, params, groups: Mapping[str, Sequence[Document]], *how, max_tokens: int | None = None, **more
+) -> dict[str, float]:
+    """evaluate() of all groups of documents together; of several also "NAME/bits_per_byte" of each. max_tokens: in all."""
+    each = None if max_tokens is None else max(max_tokens // len(groups), 1)
+    parts = {name: evaluate(model, params, documents, *how, max_tokens=each, **more) for name, documents in groups.items()}
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    tokens, text_bytes = (sum(p[key] for p in parts.values()) for key in ("tokens", "bytes"))
+    mean = lambda key, over, total: sum(p[key] * p[over] for p in parts.values()) / max(total, 1)
+    loss = mean("loss", "tokens", tokens)
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bits_per_byte": mean("bits_per_byte", "bytes", text_bytes),
+        "accuracy": mean("accuracy", "tokens", tokens),
+        "tokens": tokens,
+        "bytes": text_bytes,
+        **{f"{name}/bits_per_byte": p["bits_per_byte"] for name, p in parts.items()},
+    }
+
+
 def window_batch(rows: list[tuple], T: int) -> Batch:
-    """Batch [B, T] of what `windows` yields: (T + 1 tokens, how many are real, targets scored from)."""
+    """Batch [B, T] of what `windows` yields: (T + 1 tokens, how many are real, targets scored from), and, where not all do,
+    whether each token counts.
+    """
     ids = np.stack([r[0] for r in rows]).astype(np.int32)
     index = np.arange(T)
     real = np.array([r[1] for r in rows])[:, None]
     scored_from = np.array([r[2] for r in rows])[:, None]
+    counts = np.stack([r[3] if len(r) > 3 else np.ones(T + 1, np.uint8) for r in rows])[:, 1:] > 0
     return Batch(
         tokens=ids[:, :-1],
         targets=ids[:, 1:],
-        weights=((index >= scored_from) & (index < real - 1)).astype(np.float32),
+        weights=((index >= scored_from) & (index < real - 1) & counts).astype(np.float32),
         positions=np.broadcast_to(index.astype(np.int32), ids[:, 1:].shape),
         segments=(index < real).astype(np.int32),
     )

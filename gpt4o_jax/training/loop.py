@@ -21,7 +21,8 @@ from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.length import in_epochs, row_numbers, tokens_before, total_steps
 from gpt4o_jax.model import flops, gpt, lora
 from gpt4o_jax.training import guards
-from gpt4o_jax.training.metrics import Ledger, MetricsWriter
+from gpt4o_jax.training.best import STOPPED, Best
+from gpt4o_jax.training.metrics import Ledger, MetricsWriter, read_metrics
 from gpt4o_jax.training.optimizer import eval_params
 from gpt4o_jax.training.peak import peak_flops
 from gpt4o_jax.training.program import build
@@ -80,8 +81,11 @@ def train(
         if config.lora.rank:
             state = state.replace(base=initial_params(model))
         start = start or 0
-    if start == last_step:
-        say(f"nothing left to train: {workdir} is at its last step, {last_step}")
+        before = parallel.share("records", lambda: [r for r in read_metrics(workdir) if r["step"] <= start])
+        best = Best(config.checkpoint.best, config.train.patience, before)
+    if start == last_step or best.stopped:
+        why = f"no better {best.metric} after step {best.step}" if best.stopped else f"its last step, {last_step}"
+        say(f"nothing left to train: {workdir} is at step {start}, {why}")
         return state
 
     # ------------------------------------------------------------ compile
@@ -114,9 +118,7 @@ def train(
             while True:
                 peers.at("data")
                 with ledger.time("data"):
-                    step, batch = next(batches, (None, None))
-                    if batch is None:
-                        break
+                    step, batch = next(batches)
                     batch = jax.make_array_from_process_local_data(program.batch_sharding, batch, (K, B, T))
                 if profile and leads and not tracing and step > profile[0]:
                     jax.profiler.start_trace(str(workdir / "profile"))
@@ -138,6 +140,7 @@ def train(
                 due = lambda every: last or (every and step % every == 0)
                 agreed = peers.stop_at(step, K, stop.received if stop is not None else None)
                 stopping = agreed is not None and step >= agreed[0]
+                improved = False
                 if due(config.eval.every) or due(config.sample.every) or due(config.checkpoint.every) or stopping:
                     with ledger.time("step"):
                         logger.flush()
@@ -146,7 +149,15 @@ def train(
                     if due(config.eval.every):
                         peers.at(f"the evaluation of step {step}", times=10)
                         with ledger.time("eval"):
-                            logger.write("eval", step, evaluate(model, params, last))
+                            values = evaluate(model, params, last and not best.metric)
+                            improved = best.take(step, values)
+                            given_up = best.exhausted and not last
+                            if given_up:
+                                say(f"stopping: no better {best.metric} in {config.train.patience} evaluations")
+                            last |= given_up
+                            if last and best.metric:  # compared like the ones before, told of the whole hold-out
+                                values = evaluate(model, params, True) | ({STOPPED: 1} if given_up else {})
+                            logger.write("eval", step, values)
                     if due(config.sample.every):
                         peers.at(f"the samples of step {step}", times=10)
                         with ledger.time("sample"):
@@ -154,13 +165,13 @@ def train(
                             if leads:
                                 (workdir / "samples").mkdir(parents=True, exist_ok=True)
                                 (workdir / "samples" / f"{step}.txt").write_text(text)
-                    if due(config.checkpoint.every) or stopping:
+                    if due(config.checkpoint.every) or stopping or improved:
                         peers.at(f"the checkpoint of step {step}")
                         with ledger.time("checkpoint"):
                             for text in corpus.in_lanes:
                                 text.keep(workdir / "lanes", jax.process_index())
                             logger.keep()
-                            save_state(store, step, state, averaged, corpus, kept)
+                            save_state(store, step, state, averaged, corpus, (kept or {}) | best.kept)
                 if stopping and not last:
                     with ledger.time("checkpoint"):
                         store.close()
@@ -168,6 +179,9 @@ def train(
                         f"stopped by {agreed[1]} at step {step} of {last_step}, saved; run the same command again to continue",
                         ExitCode.SIGNAL,
                     )
+                if last:
+                    batches.close()
+                    break
             peers.at("the last checkpoint")
             with ledger.time("checkpoint"):
                 store.close()

@@ -14,7 +14,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """*.txt (one document a line), x.jsonl, x.parquet and tfds/numbered_texts with TEXTS."""
+    """*.txt (one document a line), x.jsonl, x.parquet and tfds/numbered_texts with TEXTS; chats.jsonl, questions about them."""
     tfds = pytest.importorskip("tensorflow_datasets")
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -23,6 +23,8 @@ def folder(tmp_path_factory):
     for i in range(3):
         (path / f"{i}.txt").write_text("\n".join(TEXTS[50 * i : 50 * i + 50]))
     (path / "x.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
+    turns = lambda i, t: [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": t[:40]}]
+    (path / "chats.jsonl").write_text("".join(json.dumps({"messages": turns(i, t)}) + "\n" for i, t in enumerate(TEXTS)))
     pq.write_table(pa.table({"text": TEXTS}), path / "x.parquet", row_group_size=13)
     tfds.disable_progress_bar()
     _builder(tfds)(data_dir=path / "tfds", file_format="array_record").download_and_prepare()

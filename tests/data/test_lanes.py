@@ -114,7 +114,7 @@ def test_each_epoch_has_every_document_once_in_another_order(n_lanes):
 
 def test_hold_out_and_training_text_are_those_of_a_cache(config_of):
     in_lanes, cached = corpus.prepare(config_of()), corpus.prepare(config_of(lanes=0))
-    np.testing.assert_array_equal(in_lanes.holdout.tokens, cached.holdout.tokens)
+    np.testing.assert_array_equal(in_lanes.members[0].holdout.tokens, cached.members[0].holdout.tokens)
     (mine,), (theirs,) = in_lanes.members, cached.members
     for size in ("token_count", "documents", "text_bytes"):
         assert getattr(mine.training, size) == getattr(theirs.training, size)

@@ -93,7 +93,7 @@ def test_the_builder_is_not_needed_to_read_and_neither_is_tensorflow(data_dir, t
         "from gpt4o_jax.data import corpus\n"
         f"data = dict(source='tfds', path='bottle_songs/green:train', tfds_dir={str(data_dir)!r}, cache_dir={str(tmp_path)!r})\n"
         "made = corpus.prepare(freeze(dict(tokenizer=dict(kind='byte'), data=data | dict(shingle_bytes=0))))\n"
-        "print(made.members[0].training.documents + made.holdout.documents, 'tensorflow' in sys.modules)\n"
+        "print(made.members[0].training.documents + made.members[0].holdout.documents, 'tensorflow' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(N), "False"]

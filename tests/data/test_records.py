@@ -101,7 +101,7 @@ def test_the_split_and_the_tokens_are_those_of_the_same_documents_in_memory(sour
         "tokenizer": {"kind": "byte"}, "data": {"source": source, "path": str(path), "cache_dir": str(tmp_path / "cache"),
         "holdout": holdout, "shingle_bytes": knobs.shingle_bytes, "shingle_share": 0.9},
     }))  # fmt: skip
-    for cache, texts in zip((made.members[0].training, made.holdout), expected, strict=True):
+    for cache, texts in zip((made.members[0].training, made.members[0].holdout), expected, strict=True):
         decoded = [made.tokenizer.decode(cache.document(d)) for d in range(cache.documents)]
         assert decoded == texts and cache.text_bytes == sum(len(t.encode()) for t in texts)
 

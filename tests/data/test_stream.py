@@ -13,8 +13,8 @@ from gpt4o_jax.errors import RunError
 T, K, B = 32, 2, 4
 
 
-SOURCES = ("text", "jsonl", "parquet", "tfds", "mixture")
-PATHS = {"text": "*.txt", "jsonl": "x.jsonl", "parquet": "x.parquet"}
+SOURCES = ("text", "jsonl", "parquet", "tfds", "conversations", "mixture")
+PATHS = {"text": "*.txt", "jsonl": "x.jsonl", "parquet": "x.parquet", "conversations": "chats.jsonl"}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,8 @@ def rows_of(folder):
         if source == "tfds":
             data["path"] = "numbered_texts:train"
         if source == "mixture":
-            data |= {"path": "", "mixture": (f"text:{folder}/*.txt=0.3", f"parquet:{folder}/x.parquet=0.7")}
+            members = (f"text:{folder}/*.txt=0.3", f"parquet:{folder}/x.parquet=0.5", f"conversations:{folder}/chats.jsonl=0.2")
+            data |= {"path": "", "mixture": members}
         data |= {"separator": "\n", "rows": kind, "shingle_bytes": 0, "cache_dir": str(folder / "cache")}
         config = freeze({"seed": 5, "model": {"context_length": T}, "tokenizer": {"kind": "byte"}, "data": data})
         return corpus.training_rows(config, corpus.prepare(config))

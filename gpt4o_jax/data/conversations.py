@@ -1,0 +1,151 @@
+"""Conversations as documents: texts to whoever splits, compares and counts documents, turns to whoever tokenises them.
+
+They come from JSONL files, from datasets through a reader (tasks/readers.py), and from the worlds that tasks/ makes up.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gpt4o_jax.config import DataConfig
+from gpt4o_jax.data import mixture
+from gpt4o_jax.data.tokenizer import Tokenizer
+from gpt4o_jax.errors import RunError, data_error, did_you_mean
+from gpt4o_jax.tasks import chat
+from gpt4o_jax.tasks.item import Item
+from gpt4o_jax.tasks.worlds import WORLDS, World
+
+SEED = 0  # of the items of worlds: a run's own seed moves their order, not the items, so that they are tokenised once
+
+
+class Conversation(str):
+    """What its turns say, a line each. `item` knows who says what."""
+
+    item: Item
+
+    def __new__(cls, item: Item):
+        self = super().__new__(cls, "\n".join(m.text for m in item.messages))
+        self.item = item
+        return self
+
+
+def are_documents_of(data: DataConfig) -> bool:
+    """Whether the documents of a source (not a mixture) are conversations."""
+    return data.source in ("conversations", "world") or bool(data.reader)
+
+
+def template_name(data: DataConfig, tokenizer: Tokenizer) -> str:
+    """How conversations are written: as said, as the tokenizer's model was trained, or as ours."""
+    return data.template or tokenizer.template or "own"
+
+
+def trained_template(data: DataConfig, tokenizer: Tokenizer) -> str:
+    """How a model writes conversations that was trained on `data`; "" where it knows none."""
+    talks = any(are_documents_of(alone) for _, alone in mixture.members(data))
+    return template_name(data, tokenizer) if talks else tokenizer.template
+
+
+def encoder(data: DataConfig, tokenizer: Tokenizer) -> Callable[[Conversation], tuple[list[int], list[bool]]] | None:
+    """document -> (ids, whether the loss counts each), where the documents of a source are conversations.
+
+    Raises RunError where the tokenizer lacks symbols of the template.
+    """
+    if not are_documents_of(data):
+        return None
+    template = chat.template_for(template_name(data, tokenizer), tokenizer)
+
+    def encode(document: Conversation) -> tuple[list[int], list[bool]]:
+        ids, counts = chat.encode(template.render(document.item.messages, False), tokenizer)
+        return ids, [True] * len(ids) if data.loss_on == "all" else counts
+
+    return encode
+
+
+def digest_parts(data: DataConfig) -> tuple[str, ...]:
+    """What the conversations of a source and their tokens depend on beside its files; () for texts."""
+    if not are_documents_of(data):
+        return ()
+    made = ()
+    if data.source == "world":  # whatever it is made by: another program would hardly begin with the same items
+        made = (str(data.world_items), *(repr(c.item) for held in (False, True) for c in WorldItems(data.path, 64, held)))
+    elif data.reader:
+        from gpt4o_jax.tasks import readers
+
+        made = (Path(readers.__file__).read_text(encoding="utf-8"), data.reader)
+    return (*made, data.template, data.loss_on)
+
+
+# ---------------------------------------------------------------- where they come from
+
+
+def world(name: str) -> World:
+    """The world of that name. Raises RunError where there is none."""
+    if name not in WORLDS:
+        raise RunError(f"world {name!r} does not exist{did_you_mean(name, WORLDS)}; there are {', '.join(WORLDS)}")
+    return WORLDS[name]
+
+
+class WorldItems(Sequence[Conversation]):
+    """The first items of a world, each made when it is asked for."""
+
+    def __init__(self, name: str, size: int, held_out: bool, seed: int = SEED):
+        self._world, self._size, self._how = world(name), size, (held_out, seed)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, i: int) -> Conversation:
+        if not 0 <= i < self._size:
+            raise IndexError(i)
+        held_out, seed = self._how
+        return Conversation(self._world.item(seed, i, held_out))
+
+
+def taker(data: DataConfig) -> Callable[[dict, str], Conversation] | None:
+    """(record of a file, where it stands) -> its conversation, where the records of a source are such. Raises RunError."""
+    if not are_documents_of(data):
+        return None
+    read = _reader(data.reader) if data.reader else conversation_item
+
+    def take(record: dict, where: str) -> Conversation:
+        try:
+            document = Conversation(read(record))
+            document.encode()
+        except RunError as e:
+            raise data_error(f"{where}: {e}") from None
+        except UnicodeEncodeError as e:  # JSON can write what no UTF-8 text holds
+            raise data_error(f"{where}: not valid Unicode: lone surrogate U+{ord(document[e.start]):04X}; leave it out") from None
+        return document
+
+    return take
+
+
+def _reader(name: str) -> Callable[[dict], Item]:
+    from gpt4o_jax.tasks.readers import READERS
+
+    if name not in READERS:
+        hint = did_you_mean(name, READERS)
+        raise RunError(f"config.data.reader={name!r} does not exist{hint}; there are {', '.join(READERS)}")
+    return READERS[name]
+
+
+def conversation_item(record: dict) -> Item:
+    """{"messages": [{"role": ..., "content": ...}, ...]}, and where there are: "references", a list of acceptable answers in
+    the place of the last message, and "slice". Raises RunError that names the field.
+    """
+    stored = record.get("messages")
+    if not isinstance(stored, list) or not stored:
+        keys = ", ".join(map(repr, list(record)[:8])) or "no keys"
+        raise data_error(f"messages: expected a list of turns, got {stored!r:.40} (there are {keys})")
+    try:
+        messages = tuple(chat.read_messages(stored))
+    except RunError as e:
+        raise data_error(f"messages: {e}") from None
+    last = messages[-1]
+    if last.role != "assistant":
+        raise data_error(f"messages: the last is of role {last.role}, expected assistant: its words are what is learned")
+    references, row = record.get("references", [last.text]), record.get("slice", "")
+    if not isinstance(references, list) or not references or not all(isinstance(r, str) for r in references):
+        raise data_error(f"references: expected a list of texts, got {references!r:.40}")
+    if not isinstance(row, str):
+        raise data_error(f"slice: expected a text, got {row!r:.40}")
+    return Item(messages, tuple(references), row)

@@ -1,0 +1,54 @@
+"""The best evaluation of a run so far, and when to give up waiting for a better one.
+
+All of it follows from the records of metrics.jsonl up to a step, so that a run that goes on decides as one never stopped.
+"""
+
+import math
+from collections.abc import Iterable
+
+from gpt4o_jax.errors import RunError, did_you_mean
+
+LESS_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "wer", "cer")
+STOPPED = "stopped_early"  # stands in the record of the last evaluation of a run that gave up
+
+
+class Best:
+    """metric: name of a number of evaluations, "" for none; patience: evaluations without a better one, 0 for no end."""
+
+    def __init__(self, metric: str, patience: int, records: Iterable[dict] = ()):
+        """records: of a run up to the step where it goes on."""
+        self.metric, self._patience = metric, patience
+        self.step: int | None = None
+        self.value: float | None = None
+        self._since, self.stopped = 0, False
+        for r in records:
+            if r["kind"] == "eval" and metric in r:
+                self.take(r["step"], r)
+                self.stopped |= STOPPED in r
+
+    def take(self, step: int, values: dict) -> bool:
+        """Takes an evaluation in; whether it is better than all before. Raises RunError where it has no such number."""
+        if not self.metric:
+            return False
+        if self.metric not in values:
+            raise RunError(
+                f"config.checkpoint.best={self.metric}: no such number in an evaluation{did_you_mean(self.metric, values)};"
+                f" there are {', '.join(values)}"
+            )
+        value = values[self.metric]
+        less = self.metric.rpartition("/")[2] in LESS_IS_BETTER
+        better = math.isfinite(value) and (self.value is None or (value < self.value if less else value > self.value))
+        self._since = 0 if better else self._since + 1
+        if better:
+            self.step, self.value = step, value
+        return better
+
+    @property
+    def kept(self) -> dict:
+        """What a checkpoint says of it: which one stays (checkpoint/store.py)."""
+        return {} if self.step is None else {"best": self.step}
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it is time to give up."""
+        return 0 < self._patience <= self._since

@@ -1,0 +1,290 @@
+"""The loss counts what the assistant says and what ends it, in every kind of row; broken conversations are told by place."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gpt4o_jax.config import DataConfig, freeze
+from gpt4o_jax.data import conversations, corpus, corpus_report, sources, token_cache
+from gpt4o_jax.data.batches import make_batch
+from gpt4o_jax.data.rows import ROWS
+from gpt4o_jax.data.tokenizer import byte_lengths, byte_tokenizer
+from gpt4o_jax.errors import ExitCode, RunError
+from gpt4o_jax.evaluation.perplexity import cached_documents, holdouts, window_batch, windows
+from gpt4o_jax.tasks.worlds import WORLDS
+
+T = 80
+BYTES = byte_tokenizer()
+END = BYTES.special("<|end_of_turn|>")
+
+
+def turns(i: int) -> list[tuple[str, str]]:
+    """One to three exchanges, after a system text or not; every answer is unlike any other."""
+    said = [("system", "count")] if i % 3 == 0 else []
+    for n in range(1 + i % 3):
+        said += [("user", f"{i}.{n}?" * (1 + i % 2)), ("assistant", f"É{i:03}{n}")]
+    return said
+
+
+TURNS = [turns(i) for i in range(120)]
+ANSWERS = [text for said in TURNS for role, text in said if role == "assistant"]
+
+
+def write(path, talks):
+    lines = ({"messages": [{"role": role, "content": text} for role, text in said]} for said in talks)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def made(tmp_path):
+    """knobs -> the config and corpus of TURNS."""
+    write(tmp_path / "talks.jsonl", TURNS)
+
+    def make(model=T, **data):
+        data = {"source": "conversations", "path": str(tmp_path / "talks.jsonl"), "cache_dir": str(tmp_path / "cache")} | data
+        data = {"shingle_bytes": 0, "rows": "first_fit", "holdout_fraction": 0.2} | data
+        config = freeze({"model": {"context_length": model}, "tokenizer": {"kind": "byte"}, "data": data})
+        return config, corpus.prepare(config)
+
+    return make
+
+
+def refusal(call, *args, code=ExitCode.DATA) -> str:
+    with pytest.raises(RunError) as e:
+        call(*args)
+    assert e.value.code == code and "\n" not in str(e.value)
+    return str(e.value)
+
+
+# ---------------------------------------------------------------- what the loss counts
+
+
+def counted_texts(batch) -> list[str]:
+    """The runs of counted targets, which must end with a turn."""
+    found = []
+    for targets, weights in zip(batch.targets, batch.weights, strict=True):
+        ids = []
+        for target, weight in zip(targets.tolist(), weights.tolist(), strict=True):
+            if weight and target == END:
+                found.append(BYTES.decode(ids))
+                ids = []
+            elif weight:
+                ids.append(target)
+        assert not ids
+    return found
+
+
+def test_the_loss_counts_answers_and_what_ends_them_once_an_epoch(made):
+    config, found = made()
+    rows = corpus.training_rows(config, found)
+    batch = make_batch([rows[i] for i in range(rows.rows_per_epoch)])
+    held = [d.item for d in sources.split(sources.load(config.data), config.data)[1]]
+    kept = sorted(set(ANSWERS) - {m.text for item in held for m in item.messages if m.role == "assistant"})
+    assert held and sorted(counted_texts(batch)) == kept
+    counted_bytes = (byte_lengths(BYTES)[batch.targets] * batch.weights).sum()
+    assert counted_bytes == sum(len(a.encode()) for a in kept), "bytes of the tokens that count, and of no others"
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_every_kind_of_row_counts_the_same_tokens(made, kind):
+    config, found = made(rows=kind)
+    rows, cache = corpus.training_rows(config, found), found.members[0].training
+    counts = {tuple(cache.tokens[i : i + 9].tolist()): int(cache.counts[i + 8]) for i in range(cache.token_count - 8)}
+    batch = make_batch([rows[i] for i in range(40)])
+    checked = 0
+    for tokens, targets, weights, segments in zip(batch.tokens, batch.targets, batch.weights, batch.segments, strict=True):
+        for t in range(8, T - 1):
+            if segments[t - 7] == segments[t] == segments[t + 1] != 0:
+                checked += 1
+                assert weights[t] == counts[(*tokens[t - 7 : t + 1].tolist(), int(targets[t]))]
+    assert checked > 1000 and 0 < batch.weights.sum() < batch.weights.size / 2
+
+
+def test_all_tokens_count_where_that_is_asked_for(made):
+    config, found = made(loss_on="all")
+    rows = corpus.training_rows(config, found)
+    batch = make_batch([rows[i] for i in range(rows.rows_per_epoch)])
+    assert batch.weights.sum() == found.members[0].training.token_count - found.members[0].training.documents  # all but <bos>
+
+
+def test_texts_and_conversations_in_one_batch(made, tmp_path):
+    (tmp_path / "x.txt").write_text("\n".join(f"plain text number {i} {i * i}" for i in range(200)))
+    path = tmp_path / "talks.jsonl"
+    config, found = made(
+        source="mixture", path="", separator="\n", mixture=(f"text:{tmp_path}/x.txt=1", f"conversations:{path}=1")
+    )
+    rows = corpus.training_rows(config, found)
+    assert [len(m[0]) for m in rows.members] == [2, 3]
+    for i in range(20):
+        batch, member = make_batch([rows[i]]), rows.locate(i)[0]
+        inside = (batch.segments[:, 1:] == batch.segments[:, :-1]) & (batch.segments[:, 1:] > 0)
+        assert (batch.weights[:, :-1] == inside).all() == (member == 0)
+    named = holdouts(found)
+    assert list(named) == [f"text:{tmp_path}/x.txt", f"conversations:{path}"]
+    assert all(named.values())
+
+
+def test_held_out_answers_are_scored_and_nothing_else(made):
+    config, found = made()
+    held = [d.item for d in sources.split(sources.load(config.data), config.data)[1]]
+    documents = list(cached_documents(found.members[0].holdout, BYTES))
+    assert len(documents) == len(held) > 10
+    for (ids, counts), item in zip(documents, held, strict=True):
+        rows = [(*w, c) for w, (c, *_) in zip(windows(ids, 16, 8), windows(counts, 16, 8), strict=True)]
+        batch = window_batch(rows, 16)
+        scored = batch.targets[batch.weights > 0].tolist()
+        expected = [i for m in item.messages if m.role == "assistant" for i in (*BYTES.encode(m.text), END)]
+        assert scored == expected
+
+
+def test_a_conversation_too_long_loses_its_end_and_one_without_an_answer_in_reach_is_left_out(made, tmp_path):
+    talks = [
+        [("user", "a" * 10), ("assistant", "b" * 100)],
+        [("user", "c" * 100), ("assistant", "d")],
+        [("user", "e"), ("assistant", "f")],
+    ]
+    path = write(tmp_path / "long.jsonl", talks * 20)
+    config, found = made(path=str(path), rows="first_fit", holdout_fraction=0.5)
+    rows = corpus.training_rows(config, found)
+    told = {c for i in range(rows.rows_per_epoch) for c in BYTES.decode(rows[i][0].tolist()) if c.isalpha()}
+    trained = {d.item.messages[0].text[0] for d in sources.split(sources.load(config.data), config.data)[0]}
+    assert told == {letter for pair in ("ab", "ef") for letter in pair if pair[0] in trained}
+    path = write(tmp_path / "long.jsonl", [[("user", f"{i}" + "c" * 100), ("assistant", "d")] for i in range(40)])
+    config, found = made(path=str(path))
+    assert "within its first 81 tokens" in refusal(corpus.training_rows, config, found)
+
+
+# ---------------------------------------------------------------- worlds
+
+
+def test_the_hold_out_of_a_world_are_its_held_out_items(made):
+    config, found = made(source="world", path="numbers", world_items=300, model=256)
+    member, world = found.members[0], WORLDS["numbers"]
+    assert (member.training.documents, member.holdout.documents) == (300, 60)
+    encode = conversations.encoder(config.data, BYTES)
+    for cache, held_out in ((member.training, False), (member.holdout, True)):
+        for i in (0, 7, 59):
+            ids, counts = encode(conversations.Conversation(world.item(0, i, held_out)))
+            assert cache.document(i).tolist() == ids and cache.counted(i).tolist() == counts
+    report = corpus_report.report(config)["total"]
+    assert (report["documents"], report["near_duplicates_dropped"]) == (360, 0)
+
+
+def test_worlds_are_named_by_their_items(made):
+    names = [made(source="world", path=p, world_items=n)[1].name for p, n in (("numbers", 50), ("numbers", 60), ("numbers", 50))]
+    assert names[0] == names[2] != names[1]
+
+
+def test_text_that_repeats_held_out_items_is_dropped_but_no_items_for_their_form(made, tmp_path):
+    held = [conversations.Conversation(WORLDS["numbers"].item(0, i, True)) for i in range(10)]
+    texts = [str(d) for d in held if len(d) > 60] + [" ".join(str(i * i * j) for j in range(20)) for i in range(3, 43)]
+    (tmp_path / "x.txt").write_text("\n\n".join(texts))
+    _, found = made(
+        source="mixture", path="", separator="\n\n", shingle_bytes=50, world_items=200,
+        mixture=(f"text:{tmp_path}/x.txt=1", "world:numbers=1"),
+    )  # fmt: skip
+    text, world = found.members
+    assert world.training.documents == 200
+    said = [BYTES.decode(text.training.document(d)) for d in range(text.training.documents)]
+    assert said and not any("Translate" in s for s in said)
+
+
+# ---------------------------------------------------------------- where they come from
+
+
+def test_a_validation_split_may_be_held_out(made, tmp_path):
+    path = write(tmp_path / "validation.jsonl", [[("user", "v"), ("assistant", f"w{i}")] for i in range(5)])
+    _, found = made(holdout_path=str(path))
+    assert found.members[0].training.documents == len(TURNS) and found.members[0].holdout.documents == 5
+    other = write(tmp_path / "other.jsonl", [[("user", "v"), ("assistant", "x")]])
+    assert made(holdout_path=str(other))[1].name != found.name != made()[1].name
+
+
+def test_a_cache_is_opened_again_as_it_was_and_damage_is_told(made, tmp_path):
+    (first,), (again,) = made()[1].members, made()[1].members
+    np.testing.assert_array_equal(first.training.counts, again.training.counts)
+    (folder,) = (p for p in (tmp_path / "cache" / "tokens").iterdir() if p.name.endswith("training"))
+    (folder / "counts.bin").write_bytes(b"")
+    assert "damaged token cache" in refusal(token_cache.open_cache, folder)
+
+
+def test_conversations_are_told_apart_by_how_they_are_written_and_counted(made):
+    names = {made(**knobs)[1].name for knobs in ({}, {"template": "plain"}, {"loss_on": "all"}, {"template": "own"})}
+    assert len(names) == 4
+
+
+GOOD = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+BROKEN = [
+    ("{", ":2: not JSON"),
+    ("[]", ":2: a JSON list, expected an object with the key 'messages'"),
+    ("{}", ":2: messages: expected a list of turns, got None (there are no keys)"),
+    ('{"text": "x"}', "(there are 'text')"),
+    ('{"messages": []}', ":2: messages: expected a list of turns, got []"),
+    ('{"messages": ["x"]}', ":2: messages: message 0: role None"),
+    ('{"messages": [{"role": "usr", "content": "x"}]}', ":2: messages: message 0: role 'usr' (did you mean user?)"),
+    ('{"messages": [{"role": "user", "content": 3}]}', ":2: messages: message 0: content is 3; expected a text"),
+    (json.dumps({"messages": GOOD[:1]}), ":2: messages: the last is of role user, expected assistant"),
+    (json.dumps({"messages": GOOD, "references": []}), ":2: references: expected a list of texts, got []"),
+    (json.dumps({"messages": GOOD, "references": [1]}), ":2: references: expected a list of texts"),
+    (json.dumps({"messages": GOOD, "slice": 1}), ":2: slice: expected a text, got 1"),
+    ('{"messages": [{"role": "assistant", "content": "\\ud800"}]}', ":2: not valid Unicode: lone surrogate U+D800"),
+]
+
+
+@pytest.mark.parametrize(("line", "fragment"), BROKEN)
+def test_broken_conversations_are_told_by_file_line_and_field(tmp_path, line, fragment):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"messages": GOOD}) + "\n" + line + "\n")
+    message = refusal(lambda: list(sources.load(DataConfig(source="conversations", path=str(path)))))
+    assert str(path) in message and fragment in message
+
+
+def test_conversations_without_a_word_of_the_assistant(made, tmp_path):
+    path = write(tmp_path / "silent.jsonl", [[("user", f"{i}"), ("assistant", "")] for i in range(40)])
+    assert made(path=str(path)), "what ends an empty answer counts"
+    message = refusal(lambda: made(path=str(path), template="plain"))
+    assert "conversations has words of the assistant: nothing that the loss would count" in message
+
+
+CONFIGS = [
+    ({"reader": "squad"}, "data.reader=squad is for data.source=jsonl, parquet or tfds, got python_docs"),
+    ({"source": "mixture", "mixture": ("python_docs=1",), "reader": "squad"}, "write @reader:NAME behind the path of a member"),
+    ({"template": "own"}, "data.template=own does nothing without conversations"),
+    ({"loss_on": "all"}, "data.loss_on=all does nothing without conversations"),
+    ({"source": "world"}, "data.source=world needs it: --config.data.path=NAME"),
+    ({"source": "world", "path": "numbers", "lanes": 2, "shingle_bytes": 0}, "lanes read texts, and world gives conversations"),
+    ({"source": "conversations", "path": "x", "holdout": "tail", "shingle_bytes": 0}, "data.holdout=tail cuts documents"),
+    ({"source": "world", "path": "numbers", "holdout_path": "x"}, "data.source=world has hold-outs of its own"),
+    (
+        {"source": "text", "path": "x", "holdout_path": "y", "holdout": "tail", "shingle_bytes": 0},
+        "takes the place of data.holdout=tail",
+    ),
+    (
+        {"source": "text", "path": "x", "holdout_path": "y", "lanes": 2, "shingle_bytes": 0},
+        "data.holdout_path=y needs the whole text",
+    ),
+]
+
+
+@pytest.mark.parametrize(("data", "fragment"), CONFIGS)
+def test_knobs_that_do_not_go_together(data, fragment):
+    assert fragment in refusal(freeze, {"data": data}, code=ExitCode.USAGE)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "fragment"),
+    [
+        ({"source": "world", "path": "nubmers"}, "world 'nubmers' does not exist (did you mean numbers?)"),
+    ],
+)
+def test_names_that_do_not_exist(knobs, fragment):
+    assert fragment in refusal(
+        conversations.taker if "reader" in knobs else sources.load, DataConfig(**knobs), code=ExitCode.USAGE
+    )
+
+
+def test_a_template_that_the_tokenizer_cannot_write(made):
+    assert "chat template llama3 writes <|start_header_id|>" in refusal(lambda: made(template="llama3"))
+    assert "chat template 'lama3' (did you mean llama3?)" in refusal(lambda: made(template="lama3"))
