@@ -55,13 +55,13 @@ class Summary:
     def tokens_per_second(self) -> float | None:
         return float(np.median([r["tokens_per_second"] for r in self.train])) if self.train else None
 
-    def curve(self) -> tuple[list[float], list[float]]:
-        """(tokens, held-out bits per byte) of every evaluation."""
+    def curve(self, name: str = "bits_per_byte") -> tuple[list[float], list[float]]:
+        """(tokens, a held-out number) of every evaluation that has it."""
         if not self.train:
             return [], []
         steps, tokens = [r["step"] for r in self.train], [r["tokens"] for r in self.train]
-        points = [r for r in self.evals if "bits_per_byte" in r]
-        return list(np.interp([r["step"] for r in points], steps, tokens)), [r["bits_per_byte"] for r in points]
+        points = [r for r in self.evals if name in r]
+        return list(np.interp([r["step"] for r in points], steps, tokens)), [r[name] for r in points]
 
 
 def summarise(workdir) -> Summary:

@@ -163,7 +163,11 @@ class EvalConfig:
     every: int = knob(500, "Steps between evaluations on the hold-out; 0: only at the end.", low=0)
     max_tokens: int = knob(50_000, "Tokens of the hold-out that a periodic evaluation reads; the final one reads all.", low=1)
     stride: int | None = knob(None, "Tokens between the windows of an evaluation; None: half the context.", low=1)
-    batch_size: int = knob(16, "Windows in one evaluation call.", low=1)
+    batch_size: int = knob(16, "Windows, or prompts of tasks, in one evaluation call.", low=1)
+    tasks: tuple[str, ...] = knob(
+        (), "Answered greedily at each evaluation: applications and worlds (tasks/worlds), or holdout: held-out conversations."
+    )
+    task_items: int = knob(50, "Items of each slice of a task, in an evaluation while training.", low=1)
 
 
 @dataclasses.dataclass(frozen=True)

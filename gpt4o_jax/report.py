@@ -1,10 +1,10 @@
-"""report.md of a run, finished or not, with loss.png and training.png."""
+"""report.md of a run, finished or not, with loss.png, training.png and, where there are tasks, tasks.png."""
 
 import statistics
 
 from etils import epath
 
-from gpt4o_jax import comparison
+from gpt4o_jax import comparison, task_report
 from gpt4o_jax.comparison import Summary
 from gpt4o_jax.config import base_config, flatten, to_dict
 from gpt4o_jax.model import flops
@@ -17,6 +17,8 @@ def write(workdir: epath.Path) -> dict:
     run = comparison.summarise(workdir)
     (run.workdir / "loss.png").write_bytes(plot_loss(run))
     (run.workdir / "training.png").write_bytes(plot_training(run))
+    if task_report.curves(run):
+        (run.workdir / "tasks.png").write_bytes(task_report.plot_curves(run))
     (run.workdir / "report.md").write_text(_markdown(run))
     return {
         "workdir": str(run.workdir),
@@ -76,6 +78,7 @@ def _markdown(run: Summary) -> str:
             "",
             *([] if run.finished else [f"Not finished: {run.state}.", ""]),
             *_held_out(run),
+            *_tasks(run),
             *_training(run),
             "## Config, where it differs from the defaults",
             "",
@@ -102,6 +105,14 @@ def _held_out(run: Summary) -> list[str]:
         f"| tokens, bytes scored | {final['tokens']:,}, {final['bytes']:,} |",
         "",
     ]
+
+
+def _tasks(run: Summary) -> list[str]:
+    scores = {name: values[-1] for name, (_, values) in task_report.curves(run).items()}
+    if not scores:
+        return []
+    rows = [f"| {name} | {value:.1f} |" for name, value in scores.items()]
+    return [f"| task, step {run.evals[-1]['step']:,} | |", "|---|---|", *rows, "", "![tasks](tasks.png)", ""]
 
 
 def _training(run: Summary) -> list[str]:

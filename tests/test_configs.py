@@ -18,6 +18,7 @@ from gpt4o_jax.length import total_steps
 from gpt4o_jax.model import flops, gpt
 from gpt4o_jax.model.families import ARTICLE, GEMMA2, GEMMA3, GPT2, GPT4O, LLAMA, MISTRAL, MIXTRAL, OLMO2, QWEN2, QWEN3
 from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.tasks.worlds import WORLDS
 from gpt4o_jax.training.loop import train
 from gpt4o_jax.training.metrics import read_metrics
 from gpt4o_jax.training.optimizer import decay_mask
@@ -35,9 +36,20 @@ FAMILIES = {
     "mixtral": MIXTRAL,
     "olmo2": OLMO2,
 }
+DATASETS = (
+    "squad",
+    "wmt14_translate/de-en",
+    "wmt16_translate/ro-en",
+    "cnn_dailymail",
+    "xsum",
+    "samsum",
+    "billsum",
+)
 ARGUMENTS = {name: tuple(sizes) for name, sizes in FAMILIES.items()} | {
     "gpt4o": tuple(GPT4O),
     "shakespeare": ("char_cpu", "char_cpu_fast", "char_gpu"),
+    "finetune": (*WORLDS, *DATASETS),
+    "applications": ("pretrain", "tune"),
 }
 FILES = sorted(CONFIGS.glob("*.py"))
 SWEEPS = sorted((CONFIGS / "ablations").glob("*.py"))
@@ -45,14 +57,15 @@ SWEEPS = sorted((CONFIGS / "ablations").glob("*.py"))
 SPECS = [
     f"{path.name}:{a}" if a else path.name for path in FILES if path.stem != "from_run" for a in ARGUMENTS.get(path.stem, ("",))
 ]
-# Shrunk, the sizes of a published family are one model: the smallest stands for all.
-STEPPED = [spec for spec in SPECS if (stem := spec.split(".py")[0]) not in FAMILIES or spec.endswith(f":{ARGUMENTS[stem][0]}")]
+# Shrunk, the sizes of a published family are one model: the smallest stands for all. So are the tasks of fine-tuning.
+ONE = {*FAMILIES, "finetune"}
+STEPPED = [spec for spec in SPECS if (stem := spec.split(".py")[0]) not in ONE or spec.endswith(f":{ARGUMENTS[stem][0]}")]
 NOMINAL = {"nano": 4e6, "moe_nano": 10e6, "tiny": 25e6, "small": 124e6, "medium": 350e6, "large": 1.3e9, "xl": 8e9, "xxl": 70e9}
 
 
 def read(spec: str, **overrides: str):
     given = {name.replace("__", "."): value for name, value in overrides.items()}
-    return config_file.read(str(CONFIGS / spec), {"data.path": "unused.txt"} | given)
+    return config_file.read(str(CONFIGS / spec), ({"data.path": "unused.txt"} if "shakespeare" in spec else {}) | given)
 
 
 def shrunk(spec: str, text: Path):
@@ -62,6 +75,10 @@ def shrunk(spec: str, text: Path):
         spec,
         data__source="text",
         data__path=str(text),
+        data__mixture="()",
+        data__reader="",
+        data__holdout_path="",
+        data__loss_on="answers",
         data__cache_dir=str(text.parent / "cache"),
         data__separator="\n\n",
         data__holdout_fraction="0.3",
@@ -84,7 +101,9 @@ def shrunk(spec: str, text: Path):
         train__accumulate="2" if read(spec).train.accumulate > 1 else "1",
         train__steps_per_dispatch="1",
         train__length="1 steps",
+        train__patience="0",
         eval__stride="None",
+        checkpoint__best="",
         log__tensorboard="false",
     )
 
@@ -137,7 +156,9 @@ def test_sweep_varies_what_its_base_leaves_alone(path, tmp_path):
     assert len({total_steps(job.config, 1) * job.config.train.batch_size * job.config.model.context_length for job in jobs}) == 1
 
 
-@pytest.mark.parametrize("spec", ["gpt4o.py:smal", "shakespeare.py:char", "article.py:big", "llama.py:2b"])
+@pytest.mark.parametrize(
+    "spec", ["gpt4o.py:smal", "shakespeare.py:char", "article.py:big", "llama.py:2b", "finetune.py:squat", "applications.py:tuen"]
+)
 def test_unknown_argument_is_one_line(spec):
     with pytest.raises(RunError) as error:
         read(spec)

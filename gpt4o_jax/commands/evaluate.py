@@ -1,4 +1,4 @@
-"""scores a run: loss and bits per byte of its hold-out or any text; multiple choice; tasks of lm-evaluation-harness"""
+"""scores a run: loss and bits per byte of its hold-out or any text; tasks answered in words; multiple choice; lm-eval"""
 
 from gpt4o_jax.commands.flags import Flag
 from gpt4o_jax.commands.ready_flags import check_ready
@@ -12,11 +12,24 @@ FLAGS = (
     Flag("kv_cache", str, "", "score them again through a cache in float32, bfloat16 or int8, as generate --kv_cache has it"),
     Flag("stride", int, None, "tokens between windows; the run's eval.stride if not given", low=1),
     Flag("choice", str, "", "JSONL of multiple-choice questions (question, choices, answer) to score instead"),
-    Flag("tasks", str, "", "NAME[,NAME] of lm-evaluation-harness to score instead (requirements-eval.txt)"),
-    Flag("task_dir", str, "", "for --tasks: folder with task YAML files; with it, nothing is downloaded"),
-    Flag("num_fewshot", int, None, "for --choice, --tasks: solved examples before each question", low=0),
-    Flag("limit", int, None, "for --choice, --tasks: only the first so many questions", low=1),
+    Flag(
+        "tasks",
+        str,
+        "",
+        "NAME[,NAME] to score instead: applications (qa, translation, ...), worlds, holdout (held-out conversations"
+        " of the run's own data), or tasks of lm-evaluation-harness (requirements-eval.txt)",
+    ),
+    Flag("task_dir", str, "", "for tasks of lm-eval: folder with their YAML files; with it, nothing is downloaded"),
+    Flag("num_fewshot", int, None, "for --choice, tasks of lm-eval: solved examples before each question", low=0),
+    Flag(
+        "limit",
+        int,
+        None,
+        "for --choice, --tasks: only the first so many questions, of each slice of a task; of ours 200 if not given",
+        low=1,
+    ),
 )
+ITEMS = 200  # of each slice of a task
 _FOR = {
     "stride": ("text", ""),
     "weights": ("text", ""),
@@ -101,7 +114,41 @@ def _choice(flags: dict):
 
 
 def _tasks(flags: dict):
-    from gpt4o_jax.evaluation import harness
+    from gpt4o_jax import run as runs
+    from gpt4o_jax.evaluation import generation, harness
 
     names = [name for name in flags["tasks"].split(",") if name]
-    return lambda run: {"tasks": harness.evaluate(run, names, flags["task_dir"], flags["num_fewshot"], flags["limit"])}
+    others = [name for name in names if not generation.known(name)]
+    for name in () if others else ("task_dir", "num_fewshot"):
+        if flags[name] not in (None, ""):
+            raise RunError(f"evaluate: --{name}={flags[name]} is for tasks of lm-evaluation-harness; leave it out")
+    data = runs.read_config(flags["workdir"]).data
+    asked = generation.tasks([name for name in names if name not in others], data, flags["limit"] or ITEMS)
+
+    def score(run) -> dict:
+        scores = _answered(run, asked) if asked else {}
+        if others:
+            scores |= harness.evaluate(run, others, flags["task_dir"], flags["num_fewshot"], flags["limit"], generation.names())
+        return {"tasks": scores}
+
+    return score
+
+
+def _answered(run, asked) -> dict:
+    """Scores of our own tasks; told as a table, and saved in the run folder with every answer."""
+    import sys
+
+    from gpt4o_jax import task_report
+    from gpt4o_jax.data import conversations
+    from gpt4o_jax.evaluation import generation
+    from gpt4o_jax.tasks import metrics
+
+    template = conversations.template_of(run.config.data, run.tokenizer)
+    found = []
+    for task in asked:
+        said = generation.answer(run.model, run.params, run.tokenizer, template, task.items, run.config.eval.batch_size)
+        found.append(task_report.Answered(task, said, metrics.table(task.metrics, said, task.items)))
+    folder = run.workdir / "evaluations" / str(run.step)
+    task_report.save(folder, found)
+    print(f"{task_report.text_table(found)}\nanswers and scores.png in {folder}", file=sys.stderr)
+    return {a.task.name: a.numbers for a in found}

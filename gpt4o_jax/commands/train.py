@@ -3,7 +3,7 @@
 import os
 
 from gpt4o_jax.commands.flags import Flag
-from gpt4o_jax.errors import RunError
+from gpt4o_jax.errors import RunError, did_you_mean
 
 FLAGS = (
     Flag("config", str, "", "FILE[:ARG], a Python file with get_config()", required=True),
@@ -42,7 +42,8 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers) -> dict |
 
     from gpt4o_jax import origin, parallel, report, run
     from gpt4o_jax.console import say
-    from gpt4o_jax.evaluation import perplexity
+    from gpt4o_jax.data import conversations
+    from gpt4o_jax.evaluation import generation, perplexity
     from gpt4o_jax.sampling.logits import Sampling
     from gpt4o_jax.sampling.text import complete
     from gpt4o_jax.training.guards import StopSignal
@@ -53,13 +54,19 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers) -> dict |
         parallel.share("Weights & Biases", lambda: check_wandb(config))  # told before anything is written or compiled
     workdir = epath.Path(workdir).expanduser()
     mesh = parallel.make_mesh(config.mesh)
+    asked = generation.tasks(config.eval.tasks, config.data, config.eval.task_items, seed=1)  # not the items of `evaluate`
+    best, known = config.checkpoint.best, ("loss", "perplexity", "bits_per_byte", "accuracy", *generation.numbers(asked))
+    if best and best not in known and not best.endswith("/bits_per_byte"):
+        raise RunError(f"config.checkpoint.best={best}: no such number{did_you_mean(best, known)}; there are {', '.join(known)}")
     config, corpus = parallel.leader_first("run folder", lambda: run.open_folder(workdir, config, mesh))
     held_out = perplexity.holdouts(corpus)
+    template = conversations.template_of(config.data, corpus.tokenizer) if asked else None
 
     def evaluate(model, params, whole: bool) -> dict:
         limit = None if whole else config.eval.max_tokens
         how = (config.eval.stride, config.eval.batch_size, config.train.loss_chunk)
-        return perplexity.evaluate_each(model, params, held_out, corpus.tokenizer, *how, max_tokens=limit)
+        scores = perplexity.evaluate_each(model, params, held_out, corpus.tokenizer, *how, max_tokens=limit)
+        return scores | generation.evaluate(model, params, corpus.tokenizer, template, asked, config.eval.batch_size)
 
     def sample(model, params) -> str:
         prompts, how = config.sample.prompts, Sampling(config.sample.temperature)

@@ -44,6 +44,11 @@ def trained_template(data: DataConfig, tokenizer: Tokenizer) -> str:
     return template_name(data, tokenizer) if talks else tokenizer.template
 
 
+def template_of(data: DataConfig, tokenizer: Tokenizer) -> chat.Template:
+    """The same; plain text in turns where it knows none."""
+    return chat.template_for(trained_template(data, tokenizer) or "plain", tokenizer)
+
+
 def encoder(data: DataConfig, tokenizer: Tokenizer) -> Callable[[Conversation], tuple[list[int], list[bool]]] | None:
     """document -> (ids, whether the loss counts each), where the documents of a source are conversations.
 

@@ -83,11 +83,18 @@ def _settings(given: dict) -> tuple[list[str], int, Sampling]:
     return until, int(lengths[0]) if lengths else MAX_GEN_TOKS, sampling
 
 
-def evaluate(run: Run, tasks: Sequence[str], task_dir: str = "", shots: int | None = None, limit: int | None = None) -> dict:
+def evaluate(
+    run: Run,
+    tasks: Sequence[str],
+    task_dir: str = "",
+    shots: int | None = None,
+    limit: int | None = None,
+    known: Sequence[str] = (),
+) -> dict:
     """Runs tasks by name and returns {task: {metric: value}}; needs the mesh in force.
 
     task_dir: folder of task YAML files; with one, nothing is asked of the network. shots None: what each task says.
-    Raises RunError where lm-eval is not installed, or a task is not known.
+    known: tasks that are none of lm-eval's, for messages. Raises RunError where lm-eval is not installed, or a task is not known.
     """
     if task_dir:
         if not Path(task_dir).is_dir():
@@ -99,7 +106,8 @@ def evaluate(run: Run, tasks: Sequence[str], task_dir: str = "", shots: int | No
         from lm_eval.api.model import LM
         from lm_eval.tasks import TaskManager
     except ImportError as e:
-        raise RunError(f"--tasks needs lm-eval ({e}): pip install -r requirements-eval.txt") from None
+        hint = f"; without it there are {', '.join(known)}" if known else ""
+        raise RunError(f"--tasks={','.join(tasks)} needs lm-eval ({e}): pip install -r requirements-eval.txt{hint}") from None
 
     class Model(Harness, LM):
         def __init__(self, run: Run, batch_size: int):
@@ -109,7 +117,8 @@ def evaluate(run: Run, tasks: Sequence[str], task_dir: str = "", shots: int | No
     manager = TaskManager(include_path=task_dir or None)
     for name in tasks:
         if name not in manager.all_tasks:
-            raise data_error(f"--tasks: lm-eval has no task {name!r}{did_you_mean(name, manager.all_tasks)}; see --task_dir")
+            hint = did_you_mean(name, [*known, *manager.all_tasks])
+            raise data_error(f"--tasks: lm-eval has no task {name!r}{hint}; see --task_dir, or take one of {', '.join(known)}")
     model = Model(run, run.config.eval.batch_size)
     found = lm_eval.simple_evaluate(
         model=model, tasks=list(tasks), num_fewshot=shots, limit=limit, task_manager=manager, bootstrap_iters=0, log_samples=False

@@ -72,12 +72,19 @@ def score(name: str, predictions: Sequence[str], items: Sequence[Item], resample
 
 
 def each(name: str, predictions: Sequence[str], items: Sequence[Item]) -> list[float]:
-    """The score of every item alone, to stand beside its text."""
+    """The score of every item alone, to stand beside its text. Raises RunError for items that it cannot score."""
     metric = lookup(name)
     return [float(metric.value(counts_K)) for counts_K in metric.counts(predictions, items)]
 
 
-def table(names: Sequence[str], predictions: Sequence[str], items: Sequence[Item]) -> dict[str, dict[str, Score]]:
+def can_score(name: str, item: Item) -> bool:
+    """Whether an item has what the metric needs."""
+    return _has(item, lookup(name).needs)
+
+
+def table(
+    names: Sequence[str], predictions: Sequence[str], items: Sequence[Item], resamples: int = 1000
+) -> dict[str, dict[str, Score]]:
     """Slice -> metric -> score; last the row "all". A metric stands where items have what it needs.
 
     Raises RunError where there is no item, or none that a metric can score.
@@ -89,7 +96,7 @@ def table(names: Sequence[str], predictions: Sequence[str], items: Sequence[Item
         for row in rows if metric.of_slices else ("all",):
             chosen = [(p, i) for p, i in able if row in ("all", i.slice)]
             if chosen or row == "all":
-                rows[row][name] = score(name, [p for p, _ in chosen], [i for _, i in chosen])
+                rows[row][name] = score(name, [p for p, _ in chosen], [i for _, i in chosen], resamples)
     return rows
 
 

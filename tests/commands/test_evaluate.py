@@ -1,4 +1,4 @@
-"""evaluate --choice and --tasks from the outside."""
+"""evaluate --choice and --tasks, and tasks while training, from the outside."""
 
 import json
 
@@ -42,6 +42,8 @@ def test_multiple_choice_is_scored(byte_run, questions, command):
         (ExitCode.USAGE, "--stride=3 is for --text", ("--stride=3", "--tasks=b")),
         (ExitCode.DATA, "nowhere.jsonl: cannot read (No such file", ("--choice=nowhere.jsonl",)),
         (ExitCode.USAGE, "--task_dir=nowhere: no such folder", ("--tasks=a", "--task_dir=nowhere")),
+        (ExitCode.USAGE, "--num_fewshot=2 is for tasks of lm-evaluation-harness", ("--tasks=numbers", "--num_fewshot=2")),
+        (ExitCode.USAGE, "task holdout: the run was trained on no conversations of files", ("--tasks=holdout",)),
     ],
 )
 def test_flags_that_do_not_go_together(byte_run, refused, code, fragment, args):
@@ -50,4 +52,48 @@ def test_flags_that_do_not_go_together(byte_run, refused, code, fragment, args):
 
 def test_tasks_need_lm_eval(byte_run, refused, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
-    refused(ExitCode.USAGE, "--tasks needs lm-eval", "evaluate", f"--workdir={byte_run}", "--tasks=a")
+    refused(ExitCode.USAGE, "--tasks=a needs lm-eval", "evaluate", f"--workdir={byte_run}", "--tasks=a")
+
+
+def test_worlds_are_scored_and_every_answer_is_kept(byte_run, command):
+    result, told = command("evaluate", f"--workdir={byte_run}", "--tasks=translation", "--limit=1")
+    scores = result["tasks"]["numbers"]
+    assert scores["all"]["exact_match"] == {"value": 0.0, "low": 0.0, "high": 0.0, "items": 6} and len(scores) == 7
+    assert "| numbers | all | 6 | exact_match | 0.0 [0.0, 0.0] |" in told
+    lines = (byte_run / "evaluations" / "10" / "numbers.jsonl").read_text().splitlines()
+    assert len(lines) == 6 and json.loads(lines[0])["prompt"][0]["content"].startswith("Translate into German")
+
+
+WORLD = (
+    "--config.data.source=world", "--config.data.path=numbers", "--config.data.world_items=200", "--config.data.rows=first_fit",
+    "--config.tokenizer.kind=byte", "--config.model.context_length=192", "--config.train.length=10 steps", "--config.eval.every=10",
+    "--config.eval.tasks=('numbers',)", "--config.eval.task_items=1", "--config.checkpoint.best=numbers/exact_match",
+    "--config.sample.prompts=('',)",
+)  # fmt: skip
+
+
+def test_tasks_are_scored_while_training_and_stand_in_the_report(train_args, tmp_path, command):
+    command(*train_args(tmp_path / "run", *WORLD))
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (scores,) = (r for r in records if r["kind"] == "eval")
+    assert scores["numbers/exact_match"] == 0 and scores["numbers/en-de/exact_match"] == 0 and scores["tokens"] > 0
+    assert "| numbers/exact_match | 0.0 |" in (tmp_path / "run" / "report.md").read_text()
+    assert (tmp_path / "run" / "tasks.png").read_bytes().startswith(b"\x89PNG")
+    result, told = command("evaluate", f"--workdir={tmp_path / 'run'}", "--tasks=numbers", "--limit=1")
+    assert "all" in result["tasks"]["numbers"]
+
+
+@pytest.mark.parametrize(
+    ("fragment", "arg"),
+    [
+        ("task 'nubmers' does not exist (did you mean numbers?)", "--config.eval.tasks=('nubmers',)"),
+        (
+            "config.checkpoint.best=numbers/exact: no such number (did you mean numbers/exact_match?)",
+            "--config.checkpoint.best=numbers/exact",
+        ),
+        ("world 'nubmers' does not exist (did you mean numbers?)", "--config.data.path=nubmers"),
+    ],
+)
+def test_names_that_training_does_not_know(train_args, tmp_path, refused, fragment, arg):
+    refused(ExitCode.USAGE, fragment, *train_args(tmp_path / "run", *WORLD, arg))
+    assert not (tmp_path / "run").exists()

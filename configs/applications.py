@@ -1,0 +1,44 @@
+"""One model for four applications and chat: `pretrain` on the embedded corpus and all worlds, then `tune` on the worlds' answers.
+
+Hardware: 2 CPU cores.
+Time: not measured yet; meant to be less than 90 minutes together.
+Expected: not measured yet.
+Command: bash launch/applications.sh, or
+    python -m gpt4o_jax train --config=configs/applications.py:pretrain --workdir=runs/base
+    python -m gpt4o_jax train --config=configs/applications.py:tune --workdir=runs/tuned --config.init.from=runs/base
+    python -m gpt4o_jax evaluate --workdir=runs/tuned --tasks=qa,translation,summarisation,generation,chat
+
+pretrain counts every token, questions and passages too: copying has to emerge before questions can be answered. tune counts
+answers alone, and keeps a part of the text, so that the language model stays.
+"""
+
+from gpt4o_jax.config import base_config
+from gpt4o_jax.errors import RunError, did_you_mean
+from gpt4o_jax.tasks.worlds import APPLICATIONS, WORLDS
+
+# stage: (share of the rows that are text, what the loss counts, length, peak learning rates of AdamW and Muon)
+STAGES = {"pretrain": (0.5, "all", "8000 steps", 3e-3, 0.02), "tune": (0.1, "answers", "8000 steps", 2e-3, 0.01)}
+
+
+def get_config(stage="pretrain"):
+    if stage not in STAGES:
+        raise RunError(
+            f"configs/applications.py:{stage}: no such stage{did_you_mean(stage, STAGES)}; stages: {', '.join(STAGES)}"
+        )
+    text, loss_on, length, peak_lr, muon_lr = STAGES[stage]
+    c = base_config()
+    c.model.update(n_layers=6, scan_unroll=6, d_model=256, n_heads=4, context_length=256)
+    c.init.model = True
+    c.tokenizer.vocab_size = 1024
+    worlds = tuple(f"world:{name}={(1 - text) / len(WORLDS):g}" for name in WORLDS)
+    c.data.update(source="mixture", mixture=(f"python_docs={text}", *worlds), rows="first_fit", loss_on=loss_on)
+    c.optimizer.update(name="muon", peak_lr=peak_lr, muon_lr=muon_lr, schedule="wsd", decay_fraction=0.5)
+    c.optimizer.update(end_lr_fraction=0.0, warmup_steps=50)
+    c.train.update(length=length, batch_size=16)
+    c.eval.update(every=1000, batch_size=32)
+    c.sample.update(every=1000, prompts=("", "Return a "))
+    c.checkpoint.every = 1000
+    if stage == "tune":
+        c.eval.tasks = tuple(APPLICATIONS)
+        c.eval.task_items = 20
+    return c

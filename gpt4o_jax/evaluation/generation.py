@@ -1,0 +1,140 @@
+"""Tasks that are answered in words: questions, translations, summaries, chats; greedily, in batches, and scored.
+
+B rows in a call
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+from gpt4o_jax.config import DataConfig
+from gpt4o_jax.data import conversations, mixture, sources
+from gpt4o_jax.data.tokenizer import Tokenizer
+from gpt4o_jax.errors import RunError, data_error, did_you_mean
+from gpt4o_jax.model.gpt import GPT
+from gpt4o_jax.sampling.generate import generate
+from gpt4o_jax.sampling.logits import Sampling
+from gpt4o_jax.tasks import metrics
+from gpt4o_jax.tasks.chat import Template, encode, symbol_id
+from gpt4o_jax.tasks.item import Item
+from gpt4o_jax.tasks.worlds import APPLICATIONS, WORLDS
+
+HOLDOUT = "holdout"  # the task of answering the held-out conversations that a run's own data has
+_SUMMARY = ("rouge_l", "rouge_1", "rouge_2")
+_METRICS = {  # of conversations by their reader
+    "": ("exact_match", "chrf"),
+    "squad": ("squad_f1", "squad_em"),
+    "translation": ("bleu", "chrf"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Items to answer, and the names of metrics (tasks/metrics.py) that say how well; the first counts."""
+
+    name: str
+    items: Sequence[Item]
+    metrics: tuple[str, ...]
+
+
+def known(name: str) -> bool:
+    """Whether a task of that name is one of ours."""
+    return name in names()
+
+
+def names() -> list[str]:
+    """Every task of ours."""
+    return [*APPLICATIONS, *WORLDS, HOLDOUT]
+
+
+def tasks(asked: Sequence[str], data: DataConfig, limit: int, seed: int = 0) -> list[Task]:
+    """The tasks that are asked for: worlds, applications (all their worlds), or "holdout", of a run that is trained on `data`.
+
+    limit: held-out items of each slice of a world, and of the hold-out. Raises RunError where there is no such task.
+    """
+    found: dict[str, Task] = {}
+    for name in asked:
+        if not known(name):
+            raise RunError(f"task {name!r} does not exist{did_you_mean(name, names())}; there are {', '.join(names())}")
+        if name == HOLDOUT:
+            found[name] = _holdout(data, limit)
+            continue
+        for world in APPLICATIONS.get(name, (name,)):
+            w = WORLDS[world]
+            items = conversations.WorldItems(world, limit * len(w.slices), held_out=True, seed=seed)
+            found[world] = Task(world, [d.item for d in items], w.metrics)
+    for task in found.values():
+        for metric in task.metrics:  # told now where a library is missing, and not when all is answered
+            metrics.each(metric, [""], [next(item for item in task.items if metrics.can_score(metric, item))])
+    return list(found.values())
+
+
+def numbers(asked: Sequence[Task]) -> list[str]:
+    """What `evaluate` gives of these tasks: "TASK/METRIC", and "TASK/SLICE/METRIC" of the first metric."""
+    whole = [f"{task.name}/{metric}" for task in asked for metric in task.metrics]
+    rows = ((task, row) for task in asked for row in dict.fromkeys(item.slice for item in task.items) if row)
+    return whole + [f"{task.name}/{row}/{task.metrics[0]}" for task, row in rows]
+
+
+def _holdout(data: DataConfig, limit: int) -> Task:
+    """The first held-out conversations of the first source that has some, but for worlds, which are tasks of their own."""
+    for _, alone in mixture.members(data):
+        if conversations.are_documents_of(alone) and alone.source != "world":
+            own = sources.apart(alone)
+            if own is None:
+                own = (d for d in sources.load(alone) if d.strip() and sources.is_held(d, alone.holdout_fraction))
+            items = [d.item for d in itertools.islice(own, limit)]
+            if not items:
+                raise data_error(f"task {HOLDOUT}: no conversation of {alone.path} is held out; raise data.holdout_fraction")
+            return Task(HOLDOUT, items, _METRICS.get(alone.reader, _SUMMARY))
+    raise RunError(f"task {HOLDOUT}: the run was trained on no conversations of files; expected one of {', '.join(names()[:-1])}")
+
+
+# ---------------------------------------------------------------- answers
+
+
+def answer(model: GPT, params, tokenizer: Tokenizer, template: Template, items: Sequence[Item], batch_size: int) -> list[str]:
+    """What the model says to the prompt of each item, greedily; "" where the prompt does not fit. Needs the mesh in force.
+
+    Twice the tokens of the longest reference, and 8, are the most: what is longer is wrong.
+    """
+    ends = (*tokenizer.symbols.eos, symbol_id(template.end, tokenizer))
+    symbols = dataclasses.replace(tokenizer.symbols, eos=tuple(dict.fromkeys(ends)))
+    prompts = [encode(template.render(item.prompt, True), tokenizer)[0] for item in items]
+    most = [2 * max(len(tokenizer.encode(text)) for text in item.references) + 8 for item in items]
+    fitting = [i for i in range(len(items)) if len(prompts[i]) < model.config.context_length]
+    said = [""] * len(items)
+    order = sorted(fitting, key=lambda i: (len(prompts[i]), most[i]))
+    for begin in range(0, len(order), batch_size):
+        chosen = order[begin : begin + batch_size]
+        rows = chosen + chosen[-1:] * (batch_size - len(chosen))  # one shape, one compilation
+        done = generate(
+            model,
+            params,
+            [prompts[i] for i in rows],
+            max(most[i] for i in rows),
+            Sampling(temperature=0.0),
+            should_stop=lambda row, ids: len(ids) if len(ids) >= most[rows[row]] else None,
+            vocab_size=tokenizer.vocab_size,
+            symbols=symbols,
+        )
+        for i, completion in zip(chosen, done, strict=False):
+            said[i] = tokenizer.decode(completion.ids)
+    return said
+
+
+# ---------------------------------------------------------------- scores
+
+
+def evaluate(
+    model: GPT, params, tokenizer: Tokenizer, template: Template, asked: Sequence[Task], batch_size: int
+) -> dict[str, float]:
+    """Scores of tasks by the names of `numbers`. Needs the mesh in force."""
+    found = {}
+    for task in asked:
+        said = answer(model, params, tokenizer, template, task.items, batch_size)
+        *slices, (_, whole) = metrics.table(task.metrics, said, task.items, resamples=1).items()
+        found |= {f"{task.name}/{name}": score.value for name, score in whole.items()}
+        first = task.metrics[0]
+        found |= {f"{task.name}/{row}/{first}": scores[first].value for row, scores in slices if row and first in scores}
+    return found

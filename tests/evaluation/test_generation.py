@@ -1,0 +1,157 @@
+"""Tasks are answered as greedy decoding answers each prompt alone, scored by slice, and told apart by name."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from gpt4o_jax import parallel, task_report
+from gpt4o_jax.config import DataConfig, ModelConfig
+from gpt4o_jax.data import sources
+from gpt4o_jax.data.tokenizer import byte_tokenizer
+from gpt4o_jax.errors import ExitCode, RunError
+from gpt4o_jax.evaluation import generation
+from gpt4o_jax.evaluation.generation import Task
+from gpt4o_jax.model import gpt
+from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.tasks import metrics
+from gpt4o_jax.tasks.chat import say, template
+from gpt4o_jax.tasks.item import Item, exchange
+from gpt4o_jax.tasks.worlds import APPLICATIONS, WORLDS
+
+TOKENIZER, OWN = byte_tokenizer(), template("own")
+CONFIG = ModelConfig(vocab_size=288, context_length=64, n_layers=2, d_model=32, n_heads=2, compute_dtype="float32")
+MODEL = gpt.GPT(CONFIG, Compute("cpu", "float32"))
+QUESTIONS = ["a", "what?", "a longer question than that", "é", "x" * 80]  # the last one does not fit
+ITEMS = [exchange(q, ("yes" * (1 + n % 2), "no"), f"slice {n % 2}") for n, q in enumerate(QUESTIONS)]
+
+
+def refusal(call, *args, code=ExitCode.USAGE) -> str:
+    with pytest.raises(RunError) as e:
+        call(*args)
+    assert e.value.code == code and "\n" not in str(e.value)
+    return str(e.value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def params():
+    with jax.set_mesh(parallel.make_mesh(devices=jax.devices()[:1])):
+        yield jax.tree.map(lambda x: 3 * x, gpt.init(MODEL, jax.random.key(0)))
+
+
+# ---------------------------------------------------------------- answers
+
+
+def alone(params, item) -> str:
+    """What comes after bos, user, question, end, assistant, up to the end of the turn, by itself."""
+    special = TOKENIZER.special
+    prompt = [
+        1,
+        special("<|user|>"),
+        *TOKENIZER.encode(item.prompt[0].text),
+        special("<|end_of_turn|>"),
+        special("<|assistant|>"),
+    ]
+    most = 2 * max(len(r) for r in item.references) + 8
+    if len(prompt) >= CONFIG.context_length:
+        return ""
+    ids = []
+    while len(ids) < min(most, CONFIG.context_length - len(prompt)):
+        tokens = np.array([prompt + ids])
+        index = np.arange(tokens.shape[1])[None]
+        hidden, _, _ = MODEL.apply({"params": params}, tokens, index, np.ones_like(index))
+        logits = np.array(gpt.unembed(MODEL, params, hidden)[0, -1], np.float64)
+        ends = [2, special("<|end_of_turn|>")]
+        logits[[i for i in range(32) if i not in ends]] = -np.inf
+        if logits.argmax() in ends:
+            break
+        ids.append(int(logits.argmax()))
+    return TOKENIZER.decode(ids)
+
+
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_answers_are_those_of_each_prompt_alone(params, batch_size):
+    said = generation.answer(MODEL, params, TOKENIZER, OWN, ITEMS, batch_size)
+    assert said == [alone(params, item) for item in ITEMS]
+    assert said[-1] == "" and all(said[:-1])
+
+
+# ---------------------------------------------------------------- scores
+
+
+def answering(monkeypatch, right):
+    """Replaces the model by one that says item.answer where right(item), else nothing of worth."""
+    monkeypatch.setattr(generation, "answer", lambda *a: [i.answer if right(i) else "?" for i in a[4]])
+
+
+def test_scores_of_a_world_by_slice(monkeypatch):
+    (task,) = generation.tasks(["numbers"], DataConfig(), 5)
+    assert [i.slice for i in task.items] == list(WORLDS["numbers"].slices) * 5
+    assert list(task.items) == [WORLDS["numbers"].item(0, i, True) for i in range(30)], "held-out items"
+    answering(monkeypatch, lambda item: item.slice != "en-de")
+    found = generation.evaluate(None, None, None, None, [task], 8)
+    assert found["numbers/exact_match"] == pytest.approx(100 * 5 / 6) and found["numbers/en-de/exact_match"] == 0
+    assert found["numbers/de-en/exact_match"] == 100
+    assert list(found) == generation.numbers([task])
+
+
+def test_training_is_not_scored_by_the_items_of_the_last_evaluation():
+    of = lambda seed: {str(i.messages) for i in generation.tasks(["numbers"], DataConfig(), 20, seed)[0].items}
+    assert len(of(0) & of(1)) < 10
+
+
+def test_answers_and_scores_are_saved_side_by_side(tmp_path, monkeypatch):
+    items = [*ITEMS[:3], Item((say("system", "s"), say("user", "u"), say("assistant", "yes")), ("yes",), "slice 1", {"json": 1})]
+    task = Task("mine", items, ("exact_match", "json_right", "bleu"))
+    said = ["yes", "no", "wrong", "1"]
+    answered = task_report.Answered(task, said, metrics.table(task.metrics, said, items))
+    task_report.save(epath.Path(tmp_path / "out"), [answered])
+    lines = [json.loads(line) for line in (tmp_path / "out" / "mine.jsonl").read_text().splitlines()]
+    assert [line["answer"] for line in lines] == said and [line["exact_match"] for line in lines] == [100, 100, 0, 0]
+    assert ["json_right" in line for line in lines] == [False, False, False, True] and lines[3]["json_right"] == 100
+    assert lines[3]["prompt"] == [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())["mine"]
+    assert scores["all"]["exact_match"]["value"] == 50 and scores["slice 1"]["exact_match"]["items"] == 2
+    assert "| mine | all | 4 | exact_match | 50.0 [" in (tmp_path / "out" / "scores.md").read_text()
+    assert (tmp_path / "out" / "scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---------------------------------------------------------------- which tasks there are
+
+
+def test_an_application_is_its_worlds():
+    for name, worlds in APPLICATIONS.items():
+        assert [t.name for t in generation.tasks([name, *worlds], DataConfig(), 1)] == list(worlds)
+
+
+@pytest.mark.parametrize("reader", ["", "holdout_path"])
+def test_held_out_conversations_are_a_task(tmp_path, reader):
+    write = lambda path, n, more: path.write_text(
+        "".join(
+            json.dumps({"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i}!"}]} | more)
+            + "\n"
+            for i in range(n)
+        )
+    )
+    write(tmp_path / "x", 200, {})
+    write(tmp_path / "y", 20, {"references": ["one", "two"], "slice": "s"})
+    data = DataConfig(source="conversations", path=str(tmp_path / "x"), holdout_path=str(tmp_path / "y") if reader else "")
+    (task,) = generation.tasks(["holdout"], data, 7)
+    if reader:
+        assert len(task.items) == 7 and task.items[0].references == ("one", "two") and task.items[0].slice == "s"
+    else:
+        assert [i.messages for i in task.items] == [d.item.messages for d in sources.split(sources.load(data), data)[1]][:7]
+
+
+def test_tasks_that_cannot_be():
+    tasks = lambda *names: generation.tasks(names, DataConfig(), 1)
+    assert "task 'nubmers' does not exist (did you mean numbers?); there are" in refusal(tasks, "nubmers")
+    assert "task holdout: the run was trained on no conversations of files" in refusal(tasks, "holdout")
+
+
+def test_a_missing_library_is_told_before_anything_is_answered(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "sacrebleu.metrics", None)
+    monkeypatch.setitem(metrics.METRICS, "chrf", metrics._sacrebleu("CHRF"))
+    assert "pip install -r requirements-eval.txt" in refusal(lambda: generation.tasks(["numbers"], DataConfig(), 1))
