@@ -66,8 +66,9 @@ def test_worlds_are_scored_and_every_answer_is_kept(byte_run, command):
 
 WORLD = (
     "--config.data.source=world", "--config.data.path=numbers", "--config.data.world_items=200", "--config.data.rows=first_fit",
-    "--config.tokenizer.kind=byte", "--config.model.context_length=192", "--config.train.length=10 steps", "--config.eval.every=10",
-    "--config.eval.tasks=('numbers',)", "--config.eval.task_items=1", "--config.checkpoint.best=numbers/exact_match",
+    "--config.tokenizer.kind=byte", "--config.model.context_length=192", "--config.train.length=10 steps",
+    "--config.eval.every=10", "--config.eval.tasks=('numbers',)", "--config.eval.task_items=1",
+    "--config.checkpoint.best=numbers/exact_match",
     "--config.sample.prompts=('',)",
 )  # fmt: skip
 
@@ -79,7 +80,7 @@ def test_tasks_are_scored_while_training_and_stand_in_the_report(train_args, tmp
     assert scores["numbers/exact_match"] == 0 and scores["numbers/en-de/exact_match"] == 0 and scores["tokens"] > 0
     assert "| numbers/exact_match | 0.0 |" in (tmp_path / "run" / "report.md").read_text()
     assert (tmp_path / "run" / "tasks.png").read_bytes().startswith(b"\x89PNG")
-    result, told = command("evaluate", f"--workdir={tmp_path / 'run'}", "--tasks=numbers", "--limit=1")
+    result, _ = command("evaluate", f"--workdir={tmp_path / 'run'}", "--tasks=numbers", "--limit=1")
     assert "all" in result["tasks"]["numbers"]
 
 

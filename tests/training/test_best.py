@@ -6,7 +6,7 @@ import jax
 import pytest
 from etils import epath
 
-from gpt4o_jax import parallel, report, run
+from gpt4o_jax import origin, parallel, report, run
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.config import freeze
 from gpt4o_jax.errors import ExitCode, RunError
@@ -119,7 +119,7 @@ def test_the_best_checkpoint_stays_and_training_ends_after_so_many_without_a_bet
     assert evals(workdir) == [(s, v, s == 10) for s, v in SCORES.items() if s <= 10] and wholes == [10]
     assert Store(workdir / "checkpoints").steps() == [4, 10], "the best one and the last"
     assert run.open_run(workdir).step == 4 and run.open_run(workdir, 10).step == 10
-    assert run.origin(str(workdir))[1] == 4
+    assert origin.find(str(workdir)).step == 4
     before = sorted(p.name for p in (workdir / "checkpoints").iterdir())
     trained(f"patience{len(stops)}", (), **{"train.patience": 3})  # the same command again: nothing left
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == before and wholes == [10]
