@@ -43,6 +43,13 @@ def exchange(question: str, references: tuple[str, ...], slice: str, checks: Map
     return Item((say("user", question), say("assistant", references[0])), references, slice, checks or {})
 
 
+def conversation(passage: str, asked: Mapping[str, str], slice: str) -> Item:
+    """An item of questions and answers about one passage; the last is scored."""
+    turns = [message for question, answer in asked.items() for message in (say("user", question), say("assistant", answer))]
+    turns[0] = say("user", ask_about(passage, turns[0].text))
+    return Item(tuple(turns), (turns[-1].text,), slice)
+
+
 def ask_about(passage: str, question: str) -> str:
     return f"{passage}\n{question}"
 

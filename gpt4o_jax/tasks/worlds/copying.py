@@ -1,10 +1,10 @@
 """Random letters, to be copied: what answering questions over names never seen before rests on.
 
-repeat: write the same words again. lookup: which word belongs to this one? Held out: every word of an item, by a hash. No
-bar of its own: a lever, to be mixed into the training of worlds that copy.
+repeat: write the same words again. lookup: which word belongs to this one? (In training several questions in a row.) Held
+out: every word of an item, by a hash. No bar of its own: a lever, to be mixed into the training of worlds that copy.
 """
 
-from gpt4o_jax.tasks.item import Item, ask_about, exchange
+from gpt4o_jax.tasks.item import Item, conversation, exchange
 from gpt4o_jax.tasks.worlds.world import World, generator, letters
 
 _SLICES = ("repeat", "lookup")
@@ -19,9 +19,9 @@ def _item(seed: int, index: int, held_out: bool) -> Item:
     pairs: dict[str, str] = {}
     for _ in range(rng.randint(2, 5)):
         pairs[letters(rng, held_out)] = letters(rng, held_out)
-    asked = rng.choice(list(pairs))
     passage = " ".join(f"{a} has {b}." for a, b in pairs.items())
-    return exchange(ask_about(passage, f"What does {asked} have?"), (pairs[asked],), wanted)
+    asked = rng.sample(list(pairs), 1 if held_out else rng.randint(1, len(pairs)))
+    return conversation(passage, {f"What does {a} have?": pairs[a] for a in asked}, wanted)
 
 
 COPYING = World("copying", _item, _SLICES, ("exact_match",))

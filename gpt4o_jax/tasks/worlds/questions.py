@@ -1,8 +1,9 @@
 """Questions about short passages, in the form of SQuAD 2.0: the answer is a span of the passage, or there is none.
 
-one_hop: one sentence holds the answer. two_hop: of "Ben's sister", whom another sentence names. unseen_names: one hop over
+one_hop: one sentence holds the answer. two_hop: of "Ben's neighbour", whom another sentence names. unseen_names: one hop over
 persons whose names are random letters. unanswerable: a person, a place, a thing that the passage is silent about, asked in
-the same words. Half of the unanswerable ones are over random letters too, so that names do not tell the kinds apart.
+the same words. Half of the unanswerable ones are over random letters too, so that names do not tell the kinds apart. In
+training up to three other questions come first, as a conversation, so that a passage teaches more than one answer.
 
 Held out: a quarter of all facts (person, relation, value), by a hash; a training passage holds none of them and a held-out
 passage no others, so no sentence of one stands in the other. Names of random letters are held out by a hash of their own.
@@ -12,7 +13,7 @@ questions have no answer.
 
 import random
 
-from gpt4o_jax.tasks.item import NO_ANSWER, Item, ask_about, exchange
+from gpt4o_jax.tasks.item import NO_ANSWER, Item, conversation
 from gpt4o_jax.tasks.worlds.words import ANIMALS, CITIES, FOODS, JOBS, NAMES
 from gpt4o_jax.tasks.worlds.world import World, draw, generator, letters
 
@@ -26,7 +27,7 @@ _RELATIONS = {
     "animal": (ANIMALS, ("{p} has a {v}.", "A {v} belongs to {p}."), "Which animal does {p} have?", "Who has a {v}?"),
     "food": (FOODS, ("{p} likes {v}.", "{p} often eats {v}."), "What does {p} like?", "Who likes {v}?"),
 }
-_LINKS = "friend sister brother cousin boss neighbour".split()
+_LINKS = "friend cousin boss neighbour partner rival".split()
 
 _Fact = tuple[str, str, str]  # person, relation or link, value or other person
 
@@ -39,17 +40,25 @@ def _item(seed: int, index: int, held_out: bool) -> Item:
     facts: list[_Fact] = []
     for person in [*names[:2], *rng.choices(names, k=rng.randint(0, 2))]:
         facts.append(_fact(rng, person, facts, held_out))
-    if wanted == "two_hop":
-        _, relation, answer = rng.choice([f for f in facts if f[0] == link[2]])
-        question = _RELATIONS[relation][2].format(p=f"{link[0]}'s {link[1]}")
-    elif wanted == "unanswerable":
-        question, answer = _silent(rng, names, facts, link), NO_ANSWER
-    else:
-        question, answer = _stated(rng, facts, link)
     sentences = [rng.choice(_RELATIONS[relation][1]).format(p=person, v=value) for person, relation, value in facts]
     sentences.append(rng.choice(("{0}'s {1} is {2}.", "{2} is the {1} of {0}.")).format(*link))
     rng.shuffle(sentences)
-    return exchange(ask_about(" ".join(sentences), question), (answer,), wanted)
+    asked: dict[str, str] = {}
+    for kind in [*([] if held_out else rng.choices(_SLICES, k=rng.randint(0, 3))), wanted]:
+        question, answer = _question(rng, kind, names, facts, link)
+        asked.pop(question, None)  # once, and the last one last
+        asked[question] = answer
+    return conversation(" ".join(sentences), asked, wanted)
+
+
+def _question(rng: random.Random, kind: str, names: list[str], facts: list[_Fact], link: _Fact) -> tuple[str, str]:
+    """(a question of that kind, its answer)."""
+    if kind == "unanswerable":
+        return _silent(rng, names, facts, link), NO_ANSWER
+    if kind == "two_hop":
+        _, relation, answer = rng.choice([f for f in facts if f[0] == link[2]])
+        return _RELATIONS[relation][2].format(p=f"{link[0]}'s {link[1]}"), answer
+    return _stated(rng, facts, link)
 
 
 def _persons(rng: random.Random, strange: bool, held_out: bool) -> tuple[list[str], _Fact]:

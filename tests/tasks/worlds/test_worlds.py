@@ -82,7 +82,7 @@ def triple(english):
 
 
 def facts(item):
-    passage = item.prompt[-1].text.partition("\n")[0]
+    passage = item.messages[0].text.partition("\n")[0]
     return set(re.findall(r"[^.]+\.", passage))
 
 
@@ -107,7 +107,7 @@ def tool(item):
 
 
 def words(item):
-    return set(re.findall(r"\b[A-Z][a-z]{3,4}\b", item.prompt[-1].text.partition("\n")[0])) - {"Repeat"}
+    return set(re.findall(r"\b[A-Z][a-z]{3,4}\b", item.messages[0].text.partition("\n")[0])) - {"Repeat"}
 
 
 def operands(item):
@@ -154,7 +154,7 @@ def test_applications_name_worlds():
 
 def test_answers_to_questions_stand_in_the_passage():
     for item in items(WORLDS["questions"], False, 400):
-        passage = item.prompt[-1].text.partition("\n")[0]
+        passage = item.messages[0].text.partition("\n")[0]
         assert (item.slice == "unanswerable") == (item.answer == NO_ANSWER)
         assert item.answer == NO_ANSWER or re.search(rf"\b{item.answer}\b", passage)
 
@@ -199,7 +199,10 @@ def answer(passage, question):
 def test_questions_are_answered_as_a_second_reader_answers():
     for held_out in (False, True):
         for item in items(WORLDS["questions"], held_out, 800):
-            assert answer(*item.prompt[-1].text.split("\n")) == item.answer
+            passage, first = item.messages[0].text.split("\n")
+            questions = [first, *(m.text for m in item.messages[2::2])]
+            assert [answer(passage, q) for q in questions] == [m.text for m in item.messages[1::2]]
+            assert not (held_out and len(questions) > 1)
 
 
 # ---------------------------------------------------------------- arithmetic
