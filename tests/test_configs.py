@@ -12,13 +12,13 @@ from etils import epath
 
 from gpt4o_jax import parallel, run
 from gpt4o_jax.commands import config_file, sweep
+from gpt4o_jax.data.sources import WORLD_NAMES
 from gpt4o_jax.data.tokenizer import RESERVED
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.length import total_steps
 from gpt4o_jax.model import flops, gpt
 from gpt4o_jax.model.families import ARTICLE, GEMMA2, GEMMA3, GPT2, GPT4O, LLAMA, MISTRAL, MIXTRAL, OLMO2, QWEN2, QWEN3
 from gpt4o_jax.ops.compute import Compute
-from gpt4o_jax.tasks.worlds import WORLDS
 from gpt4o_jax.training.loop import train
 from gpt4o_jax.training.metrics import read_metrics
 from gpt4o_jax.training.optimizer import decay_mask
@@ -48,7 +48,7 @@ DATASETS = (
 ARGUMENTS = {name: tuple(sizes) for name, sizes in FAMILIES.items()} | {
     "gpt4o": tuple(GPT4O),
     "shakespeare": ("char_cpu", "char_cpu_fast", "char_gpu"),
-    "finetune": (*WORLDS, *DATASETS),
+    "finetune": (*WORLD_NAMES, *DATASETS),
     "applications": ("pretrain", "tune"),
 }
 FILES = sorted(CONFIGS.glob("*.py"))

@@ -147,7 +147,11 @@ def _answered(run, asked) -> dict:
     found = []
     for task in asked:
         said = generation.answer(run.model, run.params, run.tokenizer, template, task.items, run.config.eval.batch_size)
-        found.append(task_report.Answered(task, said, metrics.table(task.metrics, said, task.items)))
+        scores = metrics.table(task.metrics, said, task.items)
+        if task.baseline:
+            alone = [task.baseline(item) for item in task.items]
+            scores = {"baseline": metrics.table(task.metrics, alone, task.items)["all"]} | scores
+        found.append(task_report.Answered(task, said, scores))
     folder = run.workdir / "evaluations" / str(run.step)
     task_report.save(folder, found)
     print(f"{task_report.text_table(found)}\nanswers and scores.png in {folder}", file=sys.stderr)

@@ -10,9 +10,9 @@ from gpt4o_jax.config import DataConfig
 from gpt4o_jax.data import mixture
 from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import RunError, data_error, did_you_mean
-from gpt4o_jax.tasks import chat
+from gpt4o_jax.tasks import chat, readers
 from gpt4o_jax.tasks.item import Item
-from gpt4o_jax.tasks.worlds import WORLDS, World
+from gpt4o_jax.tasks.worlds import World
 
 SEED = 0  # of the items of worlds: a run's own seed moves their order, not the items, so that they are tokenised once
 
@@ -66,34 +66,21 @@ def encoder(data: DataConfig, tokenizer: Tokenizer) -> Callable[[Conversation], 
 
 
 def digest_parts(data: DataConfig) -> tuple[str, ...]:
-    """What the conversations of a source and their tokens depend on beside its files; () for texts."""
+    """What the conversations of a source and their tokens depend on beside where they come from; () for texts."""
     if not are_documents_of(data):
         return ()
-    made = ()
-    if data.source == "world":  # whatever it is made by: another program would hardly begin with the same items
-        made = (str(data.world_items), *(repr(c.item) for held in (False, True) for c in WorldItems(data.path, 64, held)))
-    elif data.reader:
-        from gpt4o_jax.tasks import readers
-
-        made = (Path(readers.__file__).read_text(encoding="utf-8"), data.reader)
-    return (*made, data.template, data.loss_on)
+    read = (Path(readers.__file__).read_text(encoding="utf-8"), data.reader) if data.reader else ()
+    return (*read, data.template, data.loss_on)
 
 
 # ---------------------------------------------------------------- where they come from
 
 
-def world(name: str) -> World:
-    """The world of that name. Raises RunError where there is none."""
-    if name not in WORLDS:
-        raise RunError(f"world {name!r} does not exist{did_you_mean(name, WORLDS)}; there are {', '.join(WORLDS)}")
-    return WORLDS[name]
-
-
 class WorldItems(Sequence[Conversation]):
     """The first items of a world, each made when it is asked for."""
 
-    def __init__(self, name: str, size: int, held_out: bool, seed: int = SEED):
-        self._world, self._size, self._how = world(name), size, (held_out, seed)
+    def __init__(self, world: World, size: int, held_out: bool, seed: int = SEED):
+        self._world, self._size, self._how = world, size, (held_out, seed)
 
     def __len__(self) -> int:
         return self._size
@@ -125,12 +112,10 @@ def taker(data: DataConfig) -> Callable[[dict, str], Conversation] | None:
 
 
 def _reader(name: str) -> Callable[[dict], Item]:
-    from gpt4o_jax.tasks.readers import READERS
-
-    if name not in READERS:
-        hint = did_you_mean(name, READERS)
-        raise RunError(f"config.data.reader={name!r} does not exist{hint}; there are {', '.join(READERS)}")
-    return READERS[name]
+    if name not in readers.READERS:
+        hint = did_you_mean(name, readers.READERS)
+        raise RunError(f"config.data.reader={name!r} does not exist{hint}; there are {', '.join(readers.READERS)}")
+    return readers.READERS[name]
 
 
 def conversation_item(record: dict) -> Item:

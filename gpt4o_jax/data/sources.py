@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import glob
 import hashlib
 import itertools
@@ -12,7 +13,8 @@ from pathlib import Path
 
 from gpt4o_jax.config import DataConfig
 from gpt4o_jax.data import conversations, prepared, python_docs, records
-from gpt4o_jax.errors import RunError, data_error
+from gpt4o_jax.errors import RunError, data_error, did_you_mean
+from gpt4o_jax.tasks.worlds import WORLDS, World, docstrings
 
 
 def load(config: DataConfig) -> Sequence[str]:
@@ -24,7 +26,9 @@ def load(config: DataConfig) -> Sequence[str]:
         "parquet": lambda: records.parquet(text_files(config.path), config.field, conversations.taker(config)),
         "tfds": lambda: prepared.documents(config.path, config.tfds_dir, config.field, conversations.taker(config)),
         "conversations": lambda: records.jsonl(text_files(config.path), "messages", conversations.taker(config)),
-        "world": lambda: conversations.WorldItems(config.path, config.world_items, held_out=False),
+        "world": lambda: conversations.WorldItems(
+            world(config.path, config.holdout_fraction), config.world_items, held_out=False
+        ),
     }[config.source]()
     if not any(d.strip() for d in documents):
         raise data_error(f"data.source={config.source}: no text found" + (f" in {config.path}" if config.path else ""))
@@ -34,8 +38,25 @@ def load(config: DataConfig) -> Sequence[str]:
 def apart(config: DataConfig) -> Sequence[str] | None:
     """The hold-out of a source that has one of its own: held-out items of a world, or data.holdout_path."""
     if config.source == "world":
-        return conversations.WorldItems(config.path, math.ceil(config.world_items * config.holdout_fraction), held_out=True)
+        size = math.ceil(config.world_items * config.holdout_fraction)
+        return conversations.WorldItems(world(config.path, config.holdout_fraction), size, held_out=True)
     return load(dataclasses.replace(config, path=config.holdout_path)) if config.holdout_path else None
+
+
+WORLD_NAMES = (*WORLDS, docstrings.NAME)
+
+
+@functools.cache
+def world(name: str, held_share: float = DataConfig.holdout_fraction) -> World:
+    """The world of that name; that of docstrings withholds the documents that python_docs does. Raises RunError."""
+    if name == docstrings.NAME:
+        parts: dict[bool, list[str]] = {False: [], True: []}
+        for document in python_docs.documents():
+            parts[is_held(document, held_share)].append(document)
+        return docstrings.world(parts[False], parts[True])
+    if name not in WORLDS:
+        raise RunError(f"world {name!r} does not exist{did_you_mean(name, WORLD_NAMES)}; there are {', '.join(WORLD_NAMES)}")
+    return WORLDS[name]
 
 
 def _text(config: DataConfig) -> list[str]:

@@ -5,7 +5,7 @@ B rows in a call
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gpt4o_jax.config import DataConfig
 from gpt4o_jax.data import conversations, mixture, sources
@@ -14,18 +14,12 @@ from gpt4o_jax.errors import RunError, data_error, did_you_mean
 from gpt4o_jax.model.gpt import GPT
 from gpt4o_jax.sampling.generate import generate
 from gpt4o_jax.sampling.logits import Sampling
-from gpt4o_jax.tasks import metrics
+from gpt4o_jax.tasks import metrics, readers
 from gpt4o_jax.tasks.chat import Template, encode, symbol_id
 from gpt4o_jax.tasks.item import Item
-from gpt4o_jax.tasks.worlds import APPLICATIONS, WORLDS
+from gpt4o_jax.tasks.worlds import APPLICATIONS, docstrings
 
 HOLDOUT = "holdout"  # the task of answering the held-out conversations that a run's own data has
-_SUMMARY = ("rouge_l", "rouge_1", "rouge_2")
-_METRICS = {  # of conversations by their reader
-    "": ("exact_match", "chrf"),
-    "squad": ("squad_f1", "squad_em"),
-    "translation": ("bleu", "chrf"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +29,7 @@ class Task:
     name: str
     items: Sequence[Item]
     metrics: tuple[str, ...]
+    baseline: Callable[[Item], str] | None = None  # an answer that needs no model
 
 
 def known(name: str) -> bool:
@@ -44,7 +39,7 @@ def known(name: str) -> bool:
 
 def names() -> list[str]:
     """Every task of ours."""
-    return [*APPLICATIONS, *WORLDS, HOLDOUT]
+    return [*APPLICATIONS, *sources.WORLD_NAMES, HOLDOUT]
 
 
 def tasks(asked: Sequence[str], data: DataConfig, limit: int, seed: int = 0) -> list[Task]:
@@ -59,10 +54,10 @@ def tasks(asked: Sequence[str], data: DataConfig, limit: int, seed: int = 0) -> 
         if name == HOLDOUT:
             found[name] = _holdout(data, limit)
             continue
-        for world in APPLICATIONS.get(name, (name,)):
-            w = WORLDS[world]
-            items = conversations.WorldItems(world, limit * len(w.slices), held_out=True, seed=seed)
-            found[world] = Task(world, [d.item for d in items], w.metrics)
+        for world in map(sources.world, APPLICATIONS.get(name, (name,))):
+            items = conversations.WorldItems(world, limit * len(world.slices), held_out=True, seed=seed)
+            baseline = docstrings.lead if world.name == docstrings.NAME else None
+            found[world.name] = Task(world.name, [d.item for d in items], world.metrics, baseline)
     for task in found.values():
         for metric in task.metrics:  # told now where a library is missing, and not when all is answered
             metrics.each(metric, [""], [next(item for item in task.items if metrics.can_score(metric, item))])
@@ -86,7 +81,7 @@ def _holdout(data: DataConfig, limit: int) -> Task:
             items = [d.item for d in itertools.islice(own, limit)]
             if not items:
                 raise data_error(f"task {HOLDOUT}: no conversation of {alone.path} is held out; raise data.holdout_fraction")
-            return Task(HOLDOUT, items, _METRICS.get(alone.reader, _SUMMARY))
+            return Task(HOLDOUT, items, readers.METRICS.get(alone.reader, ("exact_match", "chrf")))
     raise RunError(f"task {HOLDOUT}: the run was trained on no conversations of files; expected one of {', '.join(names()[:-1])}")
 
 

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from gpt4o_jax.config import DataConfig, freeze
-from gpt4o_jax.data import conversations, corpus, corpus_report, sources, token_cache
+from gpt4o_jax.data import conversations, corpus, corpus_report, python_docs, sources, token_cache
 from gpt4o_jax.data.batches import make_batch
 from gpt4o_jax.data.rows import ROWS
 from gpt4o_jax.data.tokenizer import byte_lengths, byte_tokenizer
 from gpt4o_jax.errors import ExitCode, RunError
+from gpt4o_jax.evaluation import generation
 from gpt4o_jax.evaluation.perplexity import cached_documents, holdouts, window_batch, windows
+from gpt4o_jax.tasks.readers import READERS
 from gpt4o_jax.tasks.worlds import WORLDS
 
 T = 80
@@ -172,6 +174,15 @@ def test_the_hold_out_of_a_world_are_its_held_out_items(made):
     assert (report["documents"], report["near_duplicates_dropped"]) == (360, 0)
 
 
+def test_docstrings_are_withheld_as_their_documents_are(made):
+    data = DataConfig(source="world", path="docstrings", world_items=300)
+    held = [d for d in python_docs.documents() if sources.is_held(d, data.holdout_fraction)]
+    of = lambda items: {d.item.answer for d in items}
+    training, apart = of(sources.load(data)), of(sources.apart(data))
+    assert apart and not training & apart
+    assert all(any(document.startswith(answer) for document in held) for answer in apart)
+
+
 def test_worlds_are_named_by_their_items(made):
     names = [made(source="world", path=p, world_items=n)[1].name for p, n in (("numbers", 50), ("numbers", 60), ("numbers", 50))]
     assert names[0] == names[2] != names[1]
@@ -189,6 +200,86 @@ def test_text_that_repeats_held_out_items_is_dropped_but_no_items_for_their_form
     assert world.training.documents == 200
     said = [BYTES.decode(text.training.document(d)) for d in range(text.training.documents)]
     assert said and not any("Translate" in s for s in said)
+
+
+# ---------------------------------------------------------------- datasets, by a reader
+
+SQUAD = [
+    {
+        "id": str(i), "title": "t", "context": f"Passage {i} tells of {i * i} things.", "question": f"How many, in {i}?",
+        "answers": {"text": [f"{i * i}", f"{i * i} things"] if i % 4 else [], "answer_start": [17, 17] if i % 4 else []},
+    }
+    for i in range(40)
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def squad(tmp_path_factory):
+    """x.jsonl, x.parquet and, as TFDS prepares it, numbered_squad: records of SQuAD's features."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    class NumberedSquad(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            f = tfds.features
+            features = {name: f.Text() for name in ("id", "title", "context", "question")}
+            features["answers"] = f.Sequence({"text": f.Text(), "answer_start": np.int32})
+            return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, features=f.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(0, 30), "validation": self._generate_examples(30, 40)}
+
+        def _generate_examples(self, first, end):
+            for i in range(first, end):
+                yield i, SQUAD[i]
+
+    path = tmp_path_factory.mktemp("squad")
+    (path / "x.jsonl").write_text("".join(json.dumps(r) + "\n" for r in SQUAD[:30]))
+    (path / "v.jsonl").write_text("".join(json.dumps(r) + "\n" for r in SQUAD[30:]))
+    pq.write_table(pa.Table.from_pylist(SQUAD[:30]), path / "x.parquet", row_group_size=7)
+    pq.write_table(pa.Table.from_pylist(SQUAD[30:]), path / "v.parquet")
+    tfds.disable_progress_bar()
+    NumberedSquad(data_dir=path, file_format="array_record").download_and_prepare()
+    return path
+
+
+@pytest.mark.parametrize("source", ["jsonl", "parquet", "tfds"])
+def test_records_of_a_dataset_are_conversations(squad, source):
+    paths = (
+        [f"{squad}/{name}.{source}" for name in "xv"]
+        if source != "tfds"
+        else [f"numbered_squad:{s}" for s in ("train", "validation")]
+    )
+    data = DataConfig(source=source, path=paths[0], holdout_path=paths[1], reader="squad", tfds_dir=str(squad))
+    expected = [READERS["squad"](record) for record in SQUAD]
+    assert [d.item for d in sources.load(data)] == expected[:30] and [d.item for d in sources.apart(data)] == expected[30:]
+    (task,) = generation.tasks(["holdout"], data, 5)
+    assert task.items == expected[30:35] and task.metrics[0] == "squad_f1"
+
+
+def test_a_member_of_a_mixture_names_its_reader(squad, made):
+    members = (
+        f"jsonl:{squad}/x.jsonl@reader:squad=1",
+        f"parquet:{squad}/x.parquet@question=1",
+        f"jsonl:{squad}/v.jsonl@context=2",
+    )
+    _, found = made(source="mixture", path="", mixture=members, model=96)
+    assert [m.data.reader for m in found.members] == ["squad", "", ""]
+    assert [m.training.counts is None for m in found.members] == [False, True, True]
+    assert found.members[0].name == f"jsonl:{squad}/x.jsonl@squad"
+
+
+def test_records_that_are_none_of_the_dataset_are_told_by_place_and_field(squad, tmp_path):
+    (tmp_path / "x.jsonl").write_text(json.dumps(SQUAD[0]) + "\n" + json.dumps(SQUAD[1] | {"question": 3}) + "\n")
+    data = DataConfig(source="jsonl", path=str(tmp_path / "x.jsonl"), reader="squad")
+    assert f"{tmp_path}/x.jsonl:2: question: got 3, expected a text" in refusal(lambda: list(sources.load(data)))
+    data = DataConfig(source="parquet", path=f"{squad}/x.parquet", reader="xsum")
+    assert "x.parquet: row 0 of row group 0: document: missing" in refusal(lambda: list(sources.load(data)))
+    data = DataConfig(source="tfds", path="squad/v1.1:train", reader="squad", tfds_dir=str(tmp_path))
+    assert f"python -m gpt4o_jax data prepare --tfds=squad/v1.1 --data_dir={tmp_path}" in refusal(lambda: sources.load(data))
 
 
 # ---------------------------------------------------------------- where they come from
@@ -277,6 +368,7 @@ def test_knobs_that_do_not_go_together(data, fragment):
     ("knobs", "fragment"),
     [
         ({"source": "world", "path": "nubmers"}, "world 'nubmers' does not exist (did you mean numbers?)"),
+        ({"source": "jsonl", "path": "x", "reader": "sqad"}, "config.data.reader='sqad' does not exist (did you mean squad?)"),
     ],
 )
 def test_names_that_do_not_exist(knobs, fragment):
