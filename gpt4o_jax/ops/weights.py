@@ -94,6 +94,8 @@ def dense(w: Weight) -> jax.Array:
 
 def rows(w: Weight, indices: jax.Array) -> jax.Array:
     """What the outputs of these indices multiply: an embedding's rows, [*indices.shape, K], float32."""
+    # Tied to the indices, or XLA:CPU would widen a table of bfloat16 before a loop that looks rows of it up.
+    w, indices = jax.lax.optimization_barrier((w, indices))
     values, scales = jax.tree.map(lambda x: x[indices.ravel()], (w.values, w.scales))
     taken = Weight(values, scales, w.format, w.summed, ())
     return dense(taken)[:, : math.prod(w.summed)].astype(jnp.float32).reshape(*indices.shape, -1)
