@@ -4,7 +4,7 @@ import os
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # warnings of XLA are looked at
 # Half the time to compile, where the fast suite spends its time; the programs stay the same but for LLVM's passes.
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
 _CACHE = os.environ.setdefault("GPT4O_JAX_TEST_CACHE", os.path.join(tempfile.gettempdir(), f"gpt4o_jax_test_cache_{os.getuid()}"))
