@@ -44,7 +44,7 @@ def get_config(task="numbers"):
     c.eval.update(every=500, tasks=("holdout",))
     c.checkpoint.every = 500
     if task not in DATASETS:
-        c.data.update(source="world", path=task)
+        c.data.update(source="world", path=task, world_items=300_000)
         c.eval.tasks, c.checkpoint.best = (task,), f"{task}/{world(task).metrics[0]}"
         return c
     reader, path, holdout = DATASETS[task]

@@ -377,6 +377,12 @@ def test_names_that_do_not_exist(knobs, fragment):
     )
 
 
+def test_a_run_talks_as_it_was_trained():
+    trained = lambda **knobs: conversations.trained_template(freeze({"data": knobs}).data, BYTES)
+    assert trained() == "" and trained(source="world", path="numbers") == "own"
+    assert trained(source="mixture", mixture=("python_docs=1", "world:numbers=1"), template="plain") == "plain"
+
+
 def test_a_template_that_the_tokenizer_cannot_write(made):
     assert "chat template llama3 writes <|start_header_id|>" in refusal(lambda: made(template="llama3"))
     assert "chat template 'lama3' (did you mean llama3?)" in refusal(lambda: made(template="lama3"))
