@@ -55,11 +55,12 @@ class Summary:
     def tokens_per_second(self) -> float | None:
         return float(np.median([r["tokens_per_second"] for r in self.train])) if self.train else None
 
-    def curve(self, name: str = "bits_per_byte") -> tuple[list[float], list[float]]:
-        """(tokens, a held-out number) of every evaluation that has it."""
+    def curve(self, name: str = "") -> tuple[list[float], list[float]]:
+        """(tokens, a held-out number) of every evaluation that has it. name: empty for what the objective is measured by."""
         if not self.train:
             return [], []
         steps, tokens = [r["step"] for r in self.train], [r["tokens"] for r in self.train]
+        name = name or self.config.objective.measure
         points = [r for r in self.evals if name in r]
         return list(np.interp([r["step"] for r in points], steps, tokens)), [r[name] for r in points]
 
@@ -167,13 +168,13 @@ def draw_curves(axes, groups: dict[str, Sequence[Summary]]) -> None:
     for i, (name, runs) in enumerate(groups.items()):
         label = name
         for run in runs:
-            training = [r["bits_per_byte"] for r in run.train]
+            training = [r[run.config.objective.measure] for r in run.train]
             axes.plot([r["tokens"] for r in run.train], training, lw=0.7, alpha=0.3, color=palette(i))
             tokens, values = run.curve()
             axes.plot(tokens, values, "o-", ms=3, lw=1.2, color=palette(i), label=label)
             label = None  # one entry in the legend for a group
             shown += values + training[len(training) // 5 :]
-    if finite(shown):
+    if len(set(finite(shown))) > 1:
         axes.set_ylim(min(finite(shown)) * 0.97, max(finite(shown)) * 1.02)
         beside = dict(loc="upper left", bbox_to_anchor=(1, 1)) if len(groups) > 8 else {}
         axes.legend(fontsize=8, **beside)

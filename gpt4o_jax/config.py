@@ -12,7 +12,7 @@ import types
 import typing
 from typing import Any
 
-from gpt4o_jax.config_finetune import LoraConfig
+from gpt4o_jax.config_finetune import LoraConfig, ObjectiveConfig
 from gpt4o_jax.config_mesh import MeshConfig
 from gpt4o_jax.config_mixture import SOURCES
 from gpt4o_jax.config_model import ModelConfig, knob
@@ -213,6 +213,7 @@ class RunConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     init: InitConfig = dataclasses.field(default_factory=InitConfig)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
 
 
 # ---------------------------------------------------------------- to and from plain dicts

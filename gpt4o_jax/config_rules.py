@@ -83,12 +83,7 @@ def validate(c) -> None:
                 f"config.{name}={every} is not a multiple of train.steps_per_dispatch={k};"
                 f" nearest: {name}={_nearest_multiple(every, k)}"
             )
-    if c.lora.rank and not c.init.from_:
-        raise RunError(
-            f"config.lora.rank={c.lora.rank}: adapters belong to the weights of a run; set init.from to its folder, or rank=0"
-        )
-    if c.lora.rank and not c.lora.targets:
-        raise RunError("config.lora.targets=(): expected at least one pattern; ('*',) gives every hidden matrix an adapter")
+    _validate_finetuning(c)
     _validate_data(c.data)
     sizes = c.mesh.wanted()
     if sum(v == -1 for v in sizes.values()) > 1:
@@ -295,8 +290,8 @@ def _validate_moments(o) -> None:
     given = "config.optimizer.moment_dtype=bfloat16"
     averages = {"adamw": ("b1", "b2"), "muon": ("b1", "b2", "muon_momentum"), "lion": ("b2",)}
     if o.name not in averages:
-        raise RunError(f"{given} does nothing with optimizer.name={o.name}; set it to float32, or take {', '.join(averages)}")
-    for name in averages[o.name]:
+        raise RunError(f"{given} does nothing with optimizer.name={o.method}; set it to float32, or take {', '.join(averages)}")
+    for name in averages[o.method]:
         if getattr(o, name) > MOST_DECAY:
             raise RunError(
                 f"{given}: of 8 bits a step of 1 - {name} = {1 - getattr(o, name):.2g} is rounded away; nearest:"
@@ -314,6 +309,33 @@ def parse_length(text: str) -> tuple[float, str]:
     except (ValueError, IndexError):
         raise RunError(f"config.train.length={text!r}: expected 'N steps', 'N tokens' or 'N epochs', N above 0") from None
     return number, unit
+
+
+def _validate_finetuning(c) -> None:
+    if c.lora.rank and not c.init.from_:
+        raise RunError(
+            f"config.lora.rank={c.lora.rank}: adapters belong to the weights of a run; set init.from to its folder, or rank=0"
+        )
+    if c.lora.rank and not c.lora.targets:
+        raise RunError("config.lora.targets=(): expected at least one pattern; ('*',) gives every hidden matrix an adapter")
+    o, sources = c.objective, {"dpo": ("conversations", "world"), "grpo": ("world",)}.get(c.objective.method)
+    if sources is None:
+        return
+    given = f"config.objective.method={o.method}"
+    if not c.init.from_:
+        raise RunError(f"{given} goes on from a model that answers already; set init.from to the folder of its run")
+    if c.data.source not in sources:
+        what = {"dpo": "pairs of answers", "grpo": "questions whose answers can be checked"}[o.method]
+        raise RunError(f"{given} needs {what}: data.source={' or '.join(sources)}, got {c.data.source}")
+    if o.method == "grpo" and c.train.batch_size % o.group:
+        raise RunError(
+            f"config.objective.group={o.group} does not divide train.batch_size={c.train.batch_size}; nearest:"
+            f" group={_nearest_divisor(o.group, c.train.batch_size)}"
+        )
+    if o.method == "grpo" and parse_length(c.train.length)[1] == "epochs":
+        raise RunError(f"{given}: train.length={c.train.length!r}: questions never end; give steps, such as '200 steps'")
+    if o.method == "grpo" and c.train.batch_warmup_steps:
+        raise RunError(f"{given} samples whole batches; set train.batch_warmup_steps=0")
 
 
 def _validate_data(d) -> None:

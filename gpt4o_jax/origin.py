@@ -31,7 +31,7 @@ def find(folder: str) -> Origin:
         raise data_error(f"config.init.from={folder}: no finished checkpoint there; expected the folder of a run")
     step = store.chosen()
     manifest.verify(store.path(step))
-    if store.meta(step).get("base"):
+    if (store.meta(step).get("base") or {}).get("rank"):
         raise data_error(
             f"config.init.from={folder}: a run of adapters, not of weights; make weights of it first:"
             f" convert merge --workdir={folder} --to=FOLDER"

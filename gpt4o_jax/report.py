@@ -25,17 +25,18 @@ def write(workdir: epath.Path) -> dict:
         "step": run.step,
         "parameters": flops.parameter_count(run.config.model),
         "tokens": run.last("tokens"),
-        **{name: run.held_out(name) for name in ("loss", "perplexity", "bits_per_byte", "accuracy")},
+        **{name: run.held_out(name) for name in run.config.objective.scores},
     }
 
 
 def plot_loss(run: Summary) -> bytes:
-    """Training and held-out bits per byte over tokens, as a PNG."""
+    """What tells how good the model is, in training and held out, over tokens, as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), dpi=120)
     axes = figure.subplots()
-    training = [r["bits_per_byte"] for r in run.train]
+    measure = run.config.objective.measure
+    training = [r[measure] for r in run.train]
     axes.plot([r["tokens"] for r in run.train], training, lw=1, color="tab:blue", alpha=0.6, label="training")
     tokens, held_out = run.curve()
     axes.plot(tokens, held_out, "o-", color="tab:orange", label="held out")
@@ -43,12 +44,12 @@ def plot_loss(run: Summary) -> bytes:
         where = dict(textcoords="offset points", xytext=(0, 8), ha="center")
         axes.annotate(f"{held_out[-1]:.3f}", (tokens[-1], held_out[-1]), **where)
     values = comparison.finite(training)
-    if values:
+    if values and measure == "bits_per_byte":
         # The first few per cent fall from the loss of knowing nothing: the rest would be a flat line below them.
         top = sorted(values)[int(0.97 * (len(values) - 1))]
         axes.set_ylim(min(comparison.finite([*values, *held_out])) * 0.9, top * 1.05)
     axes.set_xlabel("training tokens")
-    axes.set_ylabel("bits per byte")
+    axes.set_ylabel(measure.replace("_", " "))
     axes.grid(alpha=0.3)
     axes.legend()
     return comparison.png(figure)
@@ -95,6 +96,10 @@ def _held_out(run: Summary) -> list[str]:
     if not run.evals:
         return []
     final = run.evals[-1]
+    if run.config.objective.method != "next_token":
+        named = {name: value for name, value in final.items() if name not in ("kind", "step", "time")}
+        rows = [f"| {name.replace('_', ' ')} | {value:.4g} |" for name, value in named.items()]
+        return [f"| held out, step {final['step']:,} | |", "|---|---|", *rows, ""]
     return [
         f"| held out, step {final['step']:,} | |",
         "|---|---|",

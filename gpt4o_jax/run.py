@@ -9,6 +9,7 @@ With a published tokenizer: tokenizer.extra.json, and tokenizer.json in the plac
 import dataclasses
 import functools
 import json
+from collections.abc import Callable
 
 import jax
 from etils import epath
@@ -111,9 +112,12 @@ def _weights(store: Store, step: int) -> str:
     return "ema" if store.has(step, "ema") else "params"
 
 
-def open_folder(workdir: epath.Path, config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[RunConfig, Corpus]:
+def open_folder(
+    workdir: epath.Path, config: RunConfig, mesh: jax.sharding.Mesh, prepare: Callable = corpora.prepare
+) -> tuple[RunConfig, Corpus]:
     """Makes a run folder, or opens one to go on in it. Returns the config with nothing left open, and the corpus.
 
+    prepare(config, tokenizer or None): makes what it is trained on.
     Raises RunError where the folder holds something else or a run of another config or text, and,
     before anything is written, where config, text, tokenizer and mesh do not fit together.
     """
@@ -127,7 +131,7 @@ def open_folder(workdir: epath.Path, config: RunConfig, mesh: jax.sharding.Mesh)
         stored, tokenizer = read_config(workdir), tokenizers.load(workdir)
         config = _resolved(config, tokenizer, platform, stored)
         _check_same(stored, config, workdir)
-        corpus = corpora.prepare(config, tokenizer)
+        corpus = prepare(config, tokenizer)
         _check_fit(config, corpus, mesh)
         _check_corpus(workdir, corpus)
         return config, corpus
@@ -135,7 +139,7 @@ def open_folder(workdir: epath.Path, config: RunConfig, mesh: jax.sharding.Mesh)
     if config.init.from_:
         start = origin.find(config.init.from_)
         origin_tokenizer = start.store.meta(start.step)["tokenizer"]
-    corpus = corpora.prepare(config)
+    corpus = prepare(config)
     if origin_tokenizer not in (None, corpus.tokenizer.digest):
         raise data_error(
             f"config.init.from={config.init.from_}: its weights were trained with another tokenizer (digest {origin_tokenizer},"
@@ -179,7 +183,7 @@ def _check_fit(config: RunConfig, corpus: Corpus, mesh: jax.sharding.Mesh) -> No
     compute = Compute(mesh.devices.flat[0].platform, m.compute_dtype)
     # Raises where attention cannot be had as asked.
     implementation(m, compute, m.context_length, m.dropout > 0, mesh.shape["context"])
-    corpora.training_rows(config, corpus)  # raises where the text is too short
+    corpus.rows(config)  # raises where the text is too short
     for prompt in config.sample.prompts:
         tokens = len(corpus.tokenizer.prompt(prompt))
         if tokens >= m.context_length:

@@ -53,9 +53,10 @@ ARGUMENTS = {name: tuple(sizes) for name, sizes in FAMILIES.items()} | {
 }
 FILES = sorted(CONFIGS.glob("*.py"))
 SWEEPS = sorted((CONFIGS / "ablations").glob("*.py"))
-# from_run.py takes the folder of a run: tests/commands/test_commands.py trains with it.
+# These take the folder of a run: tests/commands/test_commands.py and test_finetune.py train with them.
+OF_RUNS = ("from_run", "preference", "reinforced")
 SPECS = [
-    f"{path.name}:{a}" if a else path.name for path in FILES if path.stem != "from_run" for a in ARGUMENTS.get(path.stem, ("",))
+    f"{path.name}:{a}" if a else path.name for path in FILES if path.stem not in OF_RUNS for a in ARGUMENTS.get(path.stem, ("",))
 ]
 # Shrunk, the sizes of a published family are one model: the smallest stands for all. So are the tasks of fine-tuning.
 ONE = {*FAMILIES, "finetune"}

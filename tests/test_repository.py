@@ -32,7 +32,9 @@ def documented_commands() -> list[str]:
 @pytest.mark.parametrize("line", documented_commands())
 def test_documented_command_is_understood(line, monkeypatch, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    for folder in re.findall(r"(?:from_run\.py:|--config\.init\.from=)(\S+)", line):  # the run that a command before it has made
+    for folder in re.findall(
+        r"(?:(?:from_run|preference|reinforced)\.py:|--config\.init\.from=)(\S+)", line
+    ):  # the run that a command before it has made
         (tmp_path / folder).mkdir(parents=True)
         run.write_config(tmp_path / folder, RunConfig(model=ModelConfig(vocab_size=300)))
     monkeypatch.chdir(tmp_path)

@@ -49,24 +49,30 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers) -> dict |
     from gpt4o_jax.training.guards import StopSignal
     from gpt4o_jax.training.loop import train
     from gpt4o_jax.training.metrics import check_wandb
+    from gpt4o_jax.training.objective import Objective
 
     if config.log.wandb:
         parallel.share("Weights & Biases", lambda: check_wandb(config))  # told before anything is written or compiled
     workdir = epath.Path(workdir).expanduser()
     mesh = parallel.make_mesh(config.mesh)
     asked = generation.tasks(config.eval.tasks, config.data, config.eval.task_items, seed=1)  # not the items of `evaluate`
-    best, known = config.checkpoint.best, ("loss", "perplexity", "bits_per_byte", "accuracy", *generation.numbers(asked))
+    best, known = config.checkpoint.best, (*config.objective.scores, *generation.numbers(asked))
     if best and best not in known and not best.endswith("/bits_per_byte"):
         raise RunError(f"config.checkpoint.best={best}: no such number{did_you_mean(best, known)}; there are {', '.join(known)}")
-    config, corpus = parallel.leader_first("run folder", lambda: run.open_folder(workdir, config, mesh))
-    held_out = perplexity.holdouts(corpus)
+    method = _method(config)
+    prepare = (method.prepare,) if method else ()
+    config, corpus = parallel.leader_first("run folder", lambda: run.open_folder(workdir, config, mesh, *prepare))
+    held_out = None if method else perplexity.holdouts(corpus)
     template = conversations.template_of(config.data, corpus.tokenizer) if asked else None
 
-    def evaluate(model, params, whole: bool) -> dict:
+    def score_text(model, params, whole: bool) -> dict:
         limit = None if whole else config.eval.max_tokens
         how = (config.eval.stride, config.eval.batch_size, config.train.loss_chunk)
-        scores = perplexity.evaluate_each(model, params, held_out, corpus.tokenizer, *how, max_tokens=limit)
-        return scores | generation.evaluate(model, params, corpus.tokenizer, template, asked, config.eval.batch_size)
+        return perplexity.evaluate_each(model, params, held_out, corpus.tokenizer, *how, max_tokens=limit)
+
+    def evaluate(model, params, whole: bool) -> dict:
+        tasks = generation.evaluate(model, params, corpus.tokenizer, template, asked, config.eval.batch_size)
+        return score(model, params, whole) | tasks
 
     def sample(model, params) -> str:
         prompts, how = config.sample.prompts, Sampling(config.sample.temperature)
@@ -78,12 +84,29 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers) -> dict |
         say(f"weights from {start.folder} at step {start.step}")
         return run.load_params(start.store, start.step, model, mesh)
 
-    base = origin.base_of(workdir, config) if config.lora.rank else None
-    kept = {"base": base.reference} if base else None
+    base = origin.base_of(workdir, config) if config.lora.rank or method else None
+    kept = {"base": base.reference | {"rank": config.lora.rank}} if base else None
     start_from = initial_params if config.init.from_ else None
+    objective, score = Objective(), score_text
+    if method:
+        objective, score = method.begin(config, corpus, workdir, mesh, initial_params)
     with StopSignal(say) as stop:
-        train(config, workdir, corpus, mesh, evaluate, sample, start_from, profile, stop, peers, kept)
+        train(config, workdir, corpus, mesh, evaluate, sample, start_from, profile, stop, peers, kept, objective)
     return report.write(workdir) if parallel.is_leader() else None
+
+
+def _method(config):
+    """The module that prepares the data of an objective and begins its runs; None: that of ordinary training."""
+    if config.objective.method == "next_token":
+        return None
+
+    import jax
+
+    from gpt4o_jax.finetuning import preference, reinforced
+
+    if jax.process_count() > 1:
+        raise RunError(f"config.objective.method={config.objective.method} runs in one process so far, got {jax.process_count()}")
+    return {"dpo": preference, "grpo": reinforced}[config.objective.method]
 
 
 def _profile(text: str) -> tuple[int, int] | None:

@@ -25,6 +25,7 @@ class Batch:
     weights: jax.Array  # float32, 1 where the loss counts
     positions: jax.Array  # int32
     segments: jax.Array  # int32
+    beside: dict[str, jax.Array] = dataclasses.field(default_factory=dict)  # float32, what an objective reads of each target
 
 
 def make_batch(rows: list[Row], symbols: Symbols = Symbols()) -> Batch:
@@ -48,12 +49,12 @@ def stack(batches: list[Batch]) -> Batch:
     return jax.tree.map(lambda *x: np.stack(x), *batches)
 
 
-def build(rows, numbers: Sequence[Sequence[int | None]], symbols: Symbols = Symbols()) -> Batch:
-    """Batch [K, B, T] of the rows with these numbers, for each of K steps; None: an empty row.
+def build(rows, numbers: Sequence[Sequence[int | None]], symbols: Symbols = Symbols(), make=make_batch) -> Batch:
+    """Batch [K, B, T] of the rows with these numbers, for each of K steps; None: an empty row. make: of rows, a step's Batch.
 
     A row depends on its number alone, so a process of several may build its part of each step's.
     """
-    return stack([make_batch(_rows_of(rows, step), symbols) for step in numbers])
+    return stack([make(_rows_of(rows, step), symbols) for step in numbers])
 
 
 def _rows_of(rows, numbers: Sequence[int | None]) -> list[Row]:
@@ -72,12 +73,13 @@ def dispatches(
     workers: int = 1,
     symbols=Symbols(),
     places: Sequence[int] | None = None,
+    make=make_batch,
 ):
     """Yields (step after the dispatch, Batch [K, B, T]) from first_step to last_step, the same for any prefetch and workers.
 
     rows: a row function of data/rows.py. numbers: step -> which of its rows stand in the B places, None for an empty one
     (length.row_numbers); without it row i of step s is rows[s * B + i]. places: those of the B that this process builds
-    (parallel.places), in order; the batches then hold no others. None: all.
+    (parallel.places), in order; the batches then hold no others. None: all. make: as for `build`.
     Up to `prefetch` dispatches are built ahead, by `workers` threads. Threads, not processes: a row takes microseconds to
     build, and sending it from one process to another takes longer; where it is tokenised first, SentencePiece lets others run.
     """
@@ -89,7 +91,7 @@ def dispatches(
 
     starts = iter(range(first_step, last_step, K))
     pool = concurrent.futures.ThreadPoolExecutor(workers, "batches")
-    submit = lambda step: (step, pool.submit(build, rows, [share(s) for s in range(step, step + K)], symbols))
+    submit = lambda step: (step, pool.submit(build, rows, [share(s) for s in range(step, step + K)], symbols, make))
     try:
         waiting = [submit(step) for step in itertools.islice(starts, prefetch)]
         while waiting:

@@ -61,6 +61,10 @@ class Corpus:
         """Training text that is tokenised as it is read."""
         return [m.training for m in self.members if isinstance(m.training, lanes.Chunks)]
 
+    def rows(self, config: RunConfig):
+        """`training_rows`."""
+        return training_rows(config, self)
+
 
 def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     """Opens the corpus of a run, making what is not in the cache yet.

@@ -54,13 +54,16 @@ def capped_logits(hidden_BTD, unembed_DV, compute: Compute, softcap: float) -> j
 def token_scores(
     hidden_BTD, unembed_DV, targets_BT, chunk: int, compute: Compute, softcap: float = 0.0, vocab_axis: str | None = None
 ):
-    """Per position: negative log-likelihood of the target in nats, and whether it ranks first. [B, T] each."""
+    """Per position: negative log-likelihood of the target in nats, and whether it ranks first. [B, T] each.
+
+    A gradient through the first computes the logits of a chunk again, so that none of a whole batch are kept.
+    """
 
     def scores(h_BcD, y_Bc):
         logits_BcV = capped_logits(h_BcD, unembed_DV, compute, softcap)
         # First among equals is the one with the smallest id.
-        V = logits_BcV.shape[-1]
-        best_Bc, top_Bc = jnp.argmax(logits_BcV, axis=-1) + _first_id(V, vocab_axis), jnp.max(logits_BcV, axis=-1)
+        fixed_BcV, V = jax.lax.stop_gradient(logits_BcV), logits_BcV.shape[-1]
+        best_Bc, top_Bc = jnp.argmax(fixed_BcV, axis=-1) + _first_id(V, vocab_axis), jnp.max(fixed_BcV, axis=-1)
         if vocab_axis is not None:
             best_Bc = jnp.where(top_Bc == jax.lax.pmax(top_Bc, vocab_axis), best_Bc, jnp.iinfo(jnp.int32).max)
             best_Bc = jax.lax.pmin(best_Bc, vocab_axis)
@@ -68,7 +71,7 @@ def token_scores(
 
     chunk = min(chunk, hidden_BTD.shape[1])
     chunks = (_chunks(hidden_BTD, chunk), _chunks(targets_BT, chunk))
-    nll, first = jax.lax.map(lambda c: scores(*c), chunks)
+    nll, first = jax.lax.map(jax.checkpoint(lambda c: scores(*c), prevent_cse=False), chunks)
     T = targets_BT.shape[1]
     return _join(nll)[:, :T], _join(first)[:, :T]
 
@@ -84,7 +87,7 @@ class _Parts(NamedTuple):
 
 
 def _parts(logits_BcV, y_Bc, vocab_axis) -> _Parts:
-    top_Bc = jnp.max(logits_BcV, axis=-1)
+    top_Bc = jax.lax.stop_gradient(jnp.max(logits_BcV, axis=-1))  # it changes no result, only what rounds away
     top_Bc = top_Bc if vocab_axis is None else jax.lax.pmax(top_Bc, vocab_axis)
     # Written once, read twice: XLA:CPU would compute the exponentials again inside the sum, and there ten times slower.
     exp_BcV = jax.lax.optimization_barrier(jnp.exp(logits_BcV - top_Bc[..., None]))

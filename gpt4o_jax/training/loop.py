@@ -15,7 +15,7 @@ from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.config import RunConfig
 from gpt4o_jax.console import Progress, say
 from gpt4o_jax.data.batches import dispatches
-from gpt4o_jax.data.corpus import Corpus, training_rows
+from gpt4o_jax.data.corpus import Corpus
 from gpt4o_jax.data.tokenizer import byte_lengths
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.length import in_epochs, row_numbers, tokens_before, total_steps
@@ -23,6 +23,7 @@ from gpt4o_jax.model import flops, gpt, lora
 from gpt4o_jax.training import guards
 from gpt4o_jax.training.best import STOPPED, Best
 from gpt4o_jax.training.metrics import Ledger, MetricsWriter, read_metrics
+from gpt4o_jax.training.objective import Objective
 from gpt4o_jax.training.optimizer import eval_params
 from gpt4o_jax.training.peak import peak_flops
 from gpt4o_jax.training.program import build
@@ -41,23 +42,25 @@ def train(
     stop: guards.StopSignal | None = None,
     peers: parallel.Peers | None = None,
     kept: dict | None = None,
+    objective: Objective = Objective(),
 ) -> TrainState:
     """Trains from the newest intact checkpoint in `workdir`, or from the start, to the end.
 
     config: with model.vocab_size and compute_dtype resolved. evaluate(model, params, whole) and
     sample(model, params) are called at their cadences and at the end, where whole is True.
     initial_params(model): weights to start a fresh run from; those that adapters belong to, at every start. profile: steps
-    (first, last) to trace. kept: what the manifests of checkpoints say beside the step, by name.
+    (first, last) to trace. kept: what the manifests of checkpoints say beside the step, by name. corpus: a Corpus, or what its
+    `objective` learns from in the place of one, with the same name, tokenizer, size, in_lanes and rows().
     stop: once it has received a signal, the dispatch in hand is finished and saved; peers: by all processes, at the same step.
     Returns the final state. Raises RunError: diverged (4), storage (5), stopped by a signal (75).
     """
     ledger, peers, leads = Ledger(), peers or parallel.Peers(), parallel.is_leader()
     with jax.set_mesh(mesh), ledger.time("init"):
         # ------------------------------------------------------------ model, optimizer, data
-        program = build(config, mesh)
+        program = build(config, mesh, objective)
         model, optimizer, shardings = program.model, program.optimizer, program.shardings
         K, B, T = config.train.steps_per_dispatch, config.train.batch_size, config.model.context_length
-        rows = training_rows(config, corpus)
+        rows = corpus.rows(config)
         for text in corpus.in_lanes:
             text.take(workdir / "lanes")
         last_step = total_steps(config, rows.tokens_per_epoch if in_epochs(config) else 0)
@@ -102,8 +105,7 @@ def train(
     say(
         f"model {flops.parameter_count(config.model):,} parameters{active}, {config.model.compute_dtype} products, attention by"
         f" {program.attention}, on {mesh.devices.size} {mesh.devices.flat[0].device_kind} device(s){staged};"
-        f" {last_step} steps of {B} x {T} tokens; {corpus.size},"
-        f" rows {rows.fill:.1%} full"
+        f" {last_step} steps of {B} x {T} tokens; {corpus.size}" + (f", rows {rows.fill:.1%} full" if rows.fill else "")
     )
 
     # ------------------------------------------------------------ the loop
@@ -114,7 +116,10 @@ def train(
             numbers = functools.partial(row_numbers, config.train)
             feed, symbols = config.data, corpus.tokenizer.symbols
             mine = parallel.places(program.batch_sharding, (K, B, T), axis=1)  # of several processes each builds its own rows
-            batches = dispatches(rows, start, last_step, K, B, feed.prefetch, numbers, feed.workers, symbols, mine)
+            if objective.batches is None:
+                batches = dispatches(rows, start, last_step, K, B, feed.prefetch, numbers, feed.workers, symbols, mine)
+            else:
+                batches = objective.batches(program, lambda: state, start, last_step)
             while True:
                 peers.at("data")
                 with ledger.time("data"):
@@ -203,11 +208,16 @@ def _newest(store: Store, workdir: epath.Path) -> int | None:
     return start
 
 
+# What a step tells beside the parts of its loss, of which the mean by weight is told.
+_COUNTED = ("weight", "bytes", "grad_norm", "update_norm", "lr_factor", "skipped_steps", "skipped_in_a_row")
+
+
 class _Logger:
     """Turns device metrics into records, one dispatch late."""
 
     def __init__(self, config, workdir, start, last_step, peak, mesh, ledger):
         self._config, self._last_step, self._ledger = config, last_step, ledger
+        self._measure = config.objective.measure
         self._writer = MetricsWriter(workdir, start, config) if parallel.is_leader() else None
         if self._writer is not None:
             ledger.add(self._writer.spent)
@@ -235,16 +245,14 @@ class _Logger:
         if self._writer is None or (step % self._config.log.every and step != self._last_step):
             return
         total = lambda name: float(np.sum(m[name] * m["weight"]))
-        nats, weight = total("loss"), max(float(m["weight"].sum()), 1.0)
+        weight = max(float(m["weight"].sum()), 1.0)
         tokens = tokens_before(self._config, step)
         (seen, busy_then), busy_now = self._window, self._ledger.so_far("step", "data")
         self._window = (tokens, busy_now)
         tokens_per_second = (tokens - seen) / max(busy_now - busy_then, 1e-9)
         record = {
-            "loss": nats / weight,
-            **{name: total(name) / weight for name in m if name.endswith("_loss")},  # what else is minimised
+            **{name: total(name) / weight for name in m if name not in _COUNTED and not name.startswith("expert")},
             **{name: float(m[name].mean()) for name in m if name.startswith("expert")},  # load of a mixture of experts
-            "bits_per_byte": nats / math.log(2) / max(float(m["bytes"].sum()), 1.0),
             "grad_norm": float(m["grad_norm"].mean()),
             "update_norm": float(m["update_norm"].mean()),
             "learning_rate": float(m["lr_factor"][-1]) * self._config.optimizer.peak_lr,
@@ -253,6 +261,8 @@ class _Logger:
             "seconds": round(self._ledger.total(), 2),
             "skipped_steps": int(m["skipped_steps"][-1]),
         }
+        if self._config.objective.method == "next_token":
+            record["bits_per_byte"] = total("loss") / math.log(2) / max(float(m["bytes"].sum()), 1.0)
         record["tokens_per_second"] = tokens_per_second
         if self._peak:
             record["mfu"] = tokens_per_second * self._flops_per_token / self._peak
@@ -262,7 +272,7 @@ class _Logger:
         self._progress.update(tokens, note)
         if not self._progress.on_terminal:
             say(
-                f"step {step}/{self._last_step}  {note}  {record['bits_per_byte']:.3f} bits/byte"
+                f"step {step}/{self._last_step}  {note}  {record[self._measure]:.3f} {self._measure.replace('_', ' ')}"
                 f"  {record['tokens_per_second']:,.0f} tokens/s"
             )
 

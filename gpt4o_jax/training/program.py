@@ -22,6 +22,7 @@ from gpt4o_jax.model import gpt, lora
 from gpt4o_jax.model.attention import implementation
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.parallel.pipeline import Schedule, schedule
+from gpt4o_jax.training.objective import Objective
 from gpt4o_jax.training.optimizer import make_optimizer
 from gpt4o_jax.training.state import HOST_MEMORY, TrainState, create, state_shardings
 from gpt4o_jax.training.step import make_step
@@ -40,6 +41,7 @@ class Program:
     shapes: TrainState
     shardings: TrainState
     batch_sharding: jax.sharding.NamedSharding
+    objective: Objective
 
     def fresh(self, key: jax.Array) -> TrainState:
         """A random state, every leaf born in its shards."""
@@ -47,7 +49,7 @@ class Program:
 
     def lower(self, last_step: int, byte_lengths: np.ndarray) -> jax.stages.Lowered:
         """The step over K batches, (state, Batch [K, B, T]) -> (state, metrics [K] each), state donated; `.compile()` it."""
-        step = make_step(self.model, self.optimizer, self.config, last_step, byte_lengths)
+        step = make_step(self.model, self.optimizer, self.config, last_step, byte_lengths, self.objective.loss)
         whole = jax.sharding.NamedSharding(self.mesh, jax.P())
         jitted = jax.jit(
             step,
@@ -58,7 +60,7 @@ class Program:
         train = self.config.train
         shape = (train.steps_per_dispatch, train.batch_size, self.config.model.context_length)
         ints, floats = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.float32))
-        return jitted.lower(self.shapes, Batch(ints, ints, floats, ints, ints))
+        return jitted.lower(self.shapes, Batch(ints, ints, floats, ints, ints, dict.fromkeys(self.objective.beside, floats)))
 
     def compile(self, last_step: int, byte_lengths: np.ndarray) -> jax.stages.Compiled:
         """`lower`, compiled; what the compiler leaves behind (half a gigabyte for 12 layers) is given back where glibc can."""
@@ -77,7 +79,7 @@ class Program:
         return create(adapters, self.optimizer, key, ema=c.optimizer.ema_decay > 0).replace(base=base)
 
 
-def build(config: RunConfig, mesh: jax.sharding.Mesh) -> Program:
+def build(config: RunConfig, mesh: jax.sharding.Mesh, objective: Objective = Objective()) -> Program:
     """config: with model.vocab_size and compute_dtype resolved. Raises RunError where attention cannot be had as asked."""
     m = config.model
     compute = Compute(mesh.devices.flat[0].platform, m.compute_dtype)
@@ -91,7 +93,7 @@ def build(config: RunConfig, mesh: jax.sharding.Mesh) -> Program:
         optimizer = make_optimizer(config.optimizer, axes, compute.operand, m.width_ratio)
         batch_sharding = jax.sharding.NamedSharding(mesh, parallel.spec((None, "batch", "seq")))
         order = schedule(config.train.batch_size // config.train.accumulate, *model.pipeline)
-        program = Program(config, mesh, model, attention, order, optimizer, None, None, batch_sharding)
+        program = Program(config, mesh, model, attention, order, optimizer, None, None, batch_sharding, objective)
         shapes = jax.eval_shape(lambda: program._create(jax.random.key(0)))  # no array: the devices may not be here
         shardings = state_shardings(shapes, axes, mesh, config.optimizer.offload, base)
     return dataclasses.replace(program, shapes=shapes, shardings=shardings)

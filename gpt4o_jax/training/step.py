@@ -5,6 +5,7 @@ K steps per dispatch, A micro-batches per step, B rows, T positions
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 import optax
 
 from gpt4o_jax import parallel
-from gpt4o_jax.config import RunConfig
+from gpt4o_jax.config import RunConfig, TrainConfig
 from gpt4o_jax.data.batches import Batch
 from gpt4o_jax.length import micro_batches
 from gpt4o_jax.model import lora, moe
@@ -68,6 +69,12 @@ def loss_sum(
     return total, parts
 
 
+def next_token(model: GPT, params, batch: Batch, t: TrainConfig, key=None):
+    """`loss_sum` with the weights that the config gives its parts: the objective of ordinary training."""
+    extra = dict(z_loss=t.z_loss, mtp_weight=t.mtp_weight, balance_loss=t.balance_loss, router_z_loss=t.router_z_loss)
+    return loss_sum(model, params, batch, t.loss_chunk, key, **extra)
+
+
 def targets_ahead(batch: Batch, k: int):
     """(targets, weights) [B, T] of the k-th head of multi-token prediction: those k places on, within the document."""
     later = lambda x: jnp.pad(x[:, k:], [(0, 0), (0, k)])
@@ -75,23 +82,29 @@ def targets_ahead(batch: Batch, k: int):
 
 
 def gradients(
-    model: GPT, params, batch: Batch, config: RunConfig, key: jax.Array, count: jax.Array | None = None, base: dict | None = None
+    model: GPT,
+    params,
+    batch: Batch,
+    config: RunConfig,
+    key: jax.Array,
+    count: jax.Array | None = None,
+    base: dict | None = None,
+    loss: Callable = next_token,
 ):
     """(mean parts of the loss per weighted target, gradient of the whole, sum of weights), over train.accumulate micro-batches.
 
     The weights are divided by their sum over the whole batch first: unevenly padded micro-batches count by their tokens,
     and no pass over the gradient is needed afterwards.
     count: compute only so many micro-batches, the first; the rows of the others are empty. base: what params are adapters of.
+    loss: see training/objective.py.
     """
     A = config.train.accumulate
     weight = jnp.sum(batch.weights)
     batch = dataclasses.replace(batch, weights=batch.weights / jnp.maximum(weight, 1))
     # Row i goes to micro-batch i % A, so that every micro-batch has rows of every data shard.
     micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, A, *x.shape[1:]), 1, 0), batch)
-    t = config.train
-    extra = dict(z_loss=t.z_loss, mtp_weight=t.mtp_weight, balance_loss=t.balance_loss, router_z_loss=t.router_z_loss)
     whole = lambda p: lora.beside(base, p, config.lora.scale)
-    grad = jax.grad(lambda p, b, k: loss_sum(model, whole(p), b, t.loss_chunk, k, **extra), has_aux=True)
+    grad = jax.grad(lambda p, b, k: loss(model, whole(p), b, config.train, k), has_aux=True)
 
     def add(carry, xs):
         index, part = xs
@@ -113,7 +126,12 @@ def gradients(
 
 
 def make_step(
-    model: GPT, optimizer: optax.GradientTransformationExtraArgs, config: RunConfig, total_steps: int, byte_lengths: np.ndarray
+    model: GPT,
+    optimizer: optax.GradientTransformationExtraArgs,
+    config: RunConfig,
+    total_steps: int,
+    byte_lengths: np.ndarray,
+    loss: Callable = next_token,
 ):
     """The function that training compiles: (state, Batch [K, B, T]) -> (state, metrics [K] each)."""
     bytes_V = np.asarray(byte_lengths, np.float32)
@@ -121,14 +139,14 @@ def make_step(
     def one_step(state: TrainState, batch: Batch):
         count = micro_batches(config.train, state.step) if config.train.batch_warmup_steps else None
         key = jax.random.fold_in(state.rng, state.step)
-        losses, grads, weight = gradients(model, state.params, batch, config, key, count, state.base)
+        losses, grads, weight = gradients(model, state.params, batch, config, key, count, state.base, loss)
         grad_norm = global_norm(grads)
         factor = schedule_factor(config.optimizer, total_steps, state.step)
         load = losses.pop("load", None)
 
         def apply(params, updates):
             new = optax.apply_updates(params, updates)
-            balancing = config.model.router_bias and state.base is None
+            balancing = config.model.router_bias and load is not None and state.base is None
             return moe.rebalanced(new, params, load, config.train.router_bias_rate) if balancing else new
 
         # A non-finite step changes nothing but the counters: the data moves on. Conditions, and not a choice between old and

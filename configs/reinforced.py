@@ -1,0 +1,31 @@
+"""GRPO: a run that answers a world's questions, if often wrongly, learns from the exact score of its own answers.
+
+Hardware: 2 CPU cores for the models of configs/finetune.py.
+Time: not measured yet.
+Expected: not measured yet. Learning rate, clip and beta are starting points.
+Command: python -m gpt4o_jax train --config=configs/reinforced.py:runs/arithmetic --workdir=runs/rewarded
+    --config.data.path=NAME for another world than arithmetic; --config.lora.rank=16 trains adapters
+    The other run must stay where it is: it is what the KL divergence is taken to.
+
+A dispatch samples 4 batches of 8 questions with 8 answers each, then learns from them in 4 steps.
+"""
+
+from gpt4o_jax.config import base_config
+from gpt4o_jax.errors import RunError
+
+
+def get_config(folder=""):
+    if not folder:
+        raise RunError(
+            "--config=configs/reinforced.py: expected the folder of a run after a colon: reinforced.py:runs/arithmetic"
+        )
+    c = base_config()
+    c.init.update({"from": folder, "model": True})
+    c.objective.update(method="grpo", beta=0.02, group=8, answer_tokens=8)
+    c.data.update(source="world", path="arithmetic")
+    c.optimizer.update(peak_lr=1e-4, b2=0.99, schedule="constant", warmup_steps=10, weight_decay=0.0)
+    c.train.update(length="400 steps", batch_size=64, steps_per_dispatch=4)
+    c.log.every = 4
+    c.eval.every = c.sample.every = c.checkpoint.every = 40
+    c.checkpoint.best = "reward"
+    return c

@@ -1,0 +1,29 @@
+"""How probable a model finds the tokens of its batch, place by place: what preferences and rewards are learned through.
+
+B rows, T positions
+"""
+
+import functools
+
+import jax
+
+from gpt4o_jax.data.batches import Batch
+from gpt4o_jax.model.gpt import GPT
+from gpt4o_jax.model.vocabulary import head_scores
+
+
+def token_logprobs(model: GPT, params, batch: Batch, chunk: int, key: jax.Array | None = None) -> jax.Array:
+    """Log-probability of each target given what stands before it in its segment, [B, T], float32. key: enables dropout.
+
+    Logits exist for `chunk` positions of a row at a time, in the backward pass too.
+    """
+    train = key is not None and model.config.dropout > 0
+    inputs = (batch.tokens, batch.positions, batch.segments)
+    hidden_BTD, _, _ = model.apply({"params": params}, *inputs, train=train, rngs={"dropout": key} if train else {})
+    return -head_scores(model.config, model.compute, params, hidden_BTD, batch.targets, chunk)[0]
+
+
+@functools.lru_cache(maxsize=4)
+def scorer(model: GPT, chunk: int):
+    """jit: (params, Batch [B, T]) -> the same without a gradient."""
+    return jax.jit(lambda params, batch: token_logprobs(model, params, batch, chunk))

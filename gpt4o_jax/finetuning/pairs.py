@@ -1,0 +1,195 @@
+"""Preference pairs: a conversation with an answer that is preferred and one that is not, as rows of tokens.
+
+JSONL, a line each: {"messages": [turns up to the question], "chosen": text, "rejected": text}. Or made of a world: rejected
+is the answer to another question of the same slice.
+
+T row length in tokens (a row also holds the token after its last, as a target)
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+
+from gpt4o_jax.config import RunConfig
+from gpt4o_jax.console import say as tell
+from gpt4o_jax.data import conversations, packing, sources
+from gpt4o_jax.data import tokenizer as tokenizers
+from gpt4o_jax.data.batches import Batch, make_batch
+from gpt4o_jax.data.rows import shuffled
+from gpt4o_jax.data.tokenizer import Symbols, Tokenizer
+from gpt4o_jax.errors import RunError, data_error
+from gpt4o_jax.tasks import chat
+from gpt4o_jax.tasks.chat import Message
+from gpt4o_jax.tasks.worlds import World
+
+
+class Pair(NamedTuple):
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+
+
+class Encoded(NamedTuple):
+    """A pair as ids, with whether each is of the answer."""
+
+    chosen: tuple[list[int], list[bool]]
+    rejected: tuple[list[int], list[bool]]
+
+    @property
+    def length(self) -> int:
+        return len(self.chosen[0]) + len(self.rejected[0])
+
+
+# ---------------------------------------------------------------- where they come from
+
+
+def read(text: str, where: str) -> Iterator[Pair]:
+    """The pairs of a JSONL file; empty lines are passed over. Raises RunError with file:line and the field."""
+    for n, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            raise data_error(f"{where}:{n}: not JSON") from None
+        if not isinstance(record, dict) or not isinstance(record.get("messages"), list) or not record["messages"]:
+            raise data_error(f"{where}:{n}: messages: expected the turns up to the question, as a list")
+        try:
+            prompt = tuple(chat.read_messages(record["messages"]))
+        except RunError as e:
+            raise data_error(f"{where}:{n}: messages: {e}") from None
+        if prompt[-1].role == "assistant":
+            raise data_error(f"{where}:{n}: messages: the last is of role assistant; answers belong in chosen and rejected")
+        for name in ("chosen", "rejected"):
+            if not isinstance(record.get(name), str):
+                raise data_error(f"{where}:{n}: {name}: expected a text, got {record.get(name)!r:.40}")
+        if record["chosen"] == record["rejected"]:
+            raise data_error(f"{where}:{n}: chosen and rejected are the same text; nothing is preferred")
+        yield Pair(prompt, record["chosen"], record["rejected"])
+
+
+def of_world(world: World, size: int, held_out: bool) -> Iterator[Pair]:
+    """One pair for each of the first items of a world whose slice has another answer nearby."""
+    item = lambda i: world.item(conversations.SEED, i, held_out)
+    for i in range(size):
+        mine = item(i)
+        others = (item(i + n * len(world.slices)).answer for n in range(1, 20))
+        other = next((answer for answer in others if answer not in mine.references), None)
+        if other is not None:
+            yield Pair(mine.prompt, mine.answer, other)
+
+
+def load(config: RunConfig) -> tuple[list[Pair], list[Pair]]:
+    """(training pairs, held-out pairs). Those of a file are held out by a hash of the question. Raises RunError."""
+    data = config.data
+    if data.source == "world":
+        world = sources.world(data.path, data.holdout_fraction)
+        return list(of_world(world, data.world_items, False)), list(of_world(world, config.objective.held_out, True))
+    files = sources.text_files(data.path)
+    pairs = [pair for path in files for pair in read(sources.read_text(path), str(path))]
+    is_held = lambda pair: sources.is_held("\n".join(m.text for m in pair.prompt), data.holdout_fraction)
+    training, held = ([p for p in pairs if is_held(p) == wanted] for wanted in (False, True))
+    for kind, found in (("training", training), ("held-out", held)):
+        if not found:
+            raise data_error(f"{data.path}: {len(pairs)} pairs, and no {kind} one; give more, or another data.holdout_fraction")
+    return training, held
+
+
+# ---------------------------------------------------------------- as rows
+
+
+class PairRows:
+    """Whole pairs, as many as fit side by side in a row, in segments 2i + 1 (chosen) and 2i + 2 (rejected) the i-th of a row.
+
+    Each epoch the same rows in a new random order. `reference`, once it is known, holds for every target of every row, in
+    their first order, what the reference model gives it: [rows, T].
+    """
+
+    def __init__(self, pairs: Sequence[Encoded], T: int, seed: int):
+        self.T, self.seed, self.count = T, seed, len(pairs)
+        lengths = np.array([pair.length for pair in pairs])
+        row, self.rows_per_epoch = packing.first_fit(lengths, T + 1)
+        self._rows: list[list[Encoded]] = [[] for _ in range(self.rows_per_epoch)]
+        for r, pair in zip(row, pairs, strict=True):
+            self._rows[r].append(pair)
+        self.most = max(map(len, self._rows))  # pairs in a row
+        self.tokens_per_epoch = self.rows_per_epoch * T
+        self.fill = float(lengths.sum() / (self.rows_per_epoch * (T + 1)))
+        self.reference = np.zeros((self.rows_per_epoch, T), np.float32)
+        self._epoch = functools.lru_cache(maxsize=2)(lambda epoch: shuffled(seed, epoch, self.rows_per_epoch))
+
+    def __getitem__(self, row: int):
+        """Row number `row` of the run, as `at` gives it."""
+        epoch, row = divmod(row, self.rows_per_epoch)
+        return self.at(int(self._epoch(epoch)[row]))
+
+    def at(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(tokens, segments, weights [T + 1] each, reference [T]). The weights of a pair, as targets, add up to 1."""
+        tokens, segments = np.zeros((2, self.T + 1), np.int32)
+        weights = np.zeros(self.T + 1, np.float32)
+        at = 0
+        for i, pair in enumerate(self._rows[row]):
+            share = 1 / sum(sum(counts) for _, counts in pair)
+            for segment, (ids, counts) in zip((2 * i + 1, 2 * i + 2), pair, strict=True):
+                here = slice(at, at + len(ids))
+                tokens[here], segments[here], weights[here] = ids, segment, np.multiply(counts, share)
+                at += len(ids)
+        return tokens, segments, weights, self.reference[row]
+
+
+def pair_batch(rows: list[tuple], symbols: Symbols) -> Batch:
+    """Batch [B, T] of what PairRows gives (an empty row is two arrays of zeros), with "reference" beside."""
+    batch = make_batch([row[:2] for row in rows], symbols)
+    empty = np.zeros(batch.tokens.shape[1], np.float32)
+    weights = np.stack([row[2][1:] if len(row) > 2 else empty for row in rows])
+    reference = np.stack([row[3] if len(row) > 2 else empty for row in rows])
+    return dataclasses.replace(batch, weights=batch.weights * weights, beside={"reference": reference})
+
+
+@dataclasses.dataclass(frozen=True)
+class PairCorpus:
+    """What the training loop asks of a corpus, of pairs."""
+
+    name: str
+    tokenizer: Tokenizer
+    training: PairRows
+    held_out: PairRows
+    in_lanes: tuple = ()
+
+    @property
+    def size(self) -> str:
+        return f"{self.training.count:,} training pairs"
+
+    def rows(self, config: RunConfig) -> PairRows:
+        return self.training
+
+
+def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> PairCorpus:
+    """The pairs of a run. tokenizer: the run's own where it has one already. Raises RunError."""
+    tokenizer = tokenizer or tokenizers.load(epath.Path(config.tokenizer.path or config.init.from_).expanduser())
+    template = chat.template_for(conversations.template_name(config.data, tokenizer), tokenizer)
+    T, digest, made = config.model.context_length, hashlib.sha256(tokenizer.digest.encode()), []
+
+    def encode(pair: Pair, answer: str):
+        return chat.encode(template.render([*pair.prompt, chat.say("assistant", answer)], False), tokenizer)
+
+    for pairs in load(config):
+        encoded = [Encoded(encode(pair, pair.chosen), encode(pair, pair.rejected)) for pair in pairs]
+        fitting = [pair for pair in encoded if pair.length <= T + 1]
+        if not fitting:
+            shortest = min(pair.length for pair in encoded)
+            raise data_error(
+                f"{config.data.path}: none of {len(encoded)} pairs fits in a row of model.context_length={T}, which takes both"
+                f" answers, each behind its question; the shortest needs context_length={shortest - 1}"
+            )
+        if len(fitting) < len(encoded):
+            tell(f"{len(encoded) - len(fitting)} of {len(encoded)} pairs are longer than a row and left out")
+        digest.update(repr(fitting).encode())
+        made.append(PairRows(fitting, T, config.seed))
+    return PairCorpus(digest.hexdigest()[:16], tokenizer, *made)

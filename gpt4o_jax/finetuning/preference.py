@@ -1,0 +1,111 @@
+"""Learning from preferences: direct preference optimisation against cached log-probabilities of a reference.
+
+Source: Rafailov et al. 2023, arXiv:2305.18290, equation 7.
+
+B rows, T positions, P pairs in a row, S = 2P segments
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from gpt4o_jax.config import RunConfig
+from gpt4o_jax.console import say
+from gpt4o_jax.data.batches import Batch, dispatches
+from gpt4o_jax.data.tokenizer import Symbols
+from gpt4o_jax.finetuning.logprobs import scorer, token_logprobs
+from gpt4o_jax.finetuning.pairs import PairCorpus, PairRows, pair_batch, prepare
+from gpt4o_jax.length import row_numbers
+from gpt4o_jax.model.gpt import GPT
+from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.training.objective import Objective
+
+__all__ = ["begin", "prepare"]
+
+
+def dpo_loss(beta: float, pairs: int, model: GPT, params, batch: Batch, t, key):
+    """As Objective.loss: -log sigmoid(margin), a sum over pairs. pairs: the most in a row."""
+    return sums(*margins(beta, pairs, token_logprobs(model, params, batch, t.loss_chunk, key), batch))
+
+
+def margins(beta: float, pairs: int, logp_BT: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """(margin of each pair, its weight, 0 where there is none), [B, P] each.
+
+    The margin is beta times what log p(chosen) - log p(rejected) has gained over the reference.
+    """
+    gain_BT = jnp.where(batch.weights > 0, logp_BT - batch.beside["reference"], 0.0)
+    is_of_BTS = (batch.segments[..., None] == 1 + jnp.arange(2 * pairs)).astype(jnp.float32)
+    gain_BS, weight_BS = (jnp.einsum("BT,BTS->BS", x_BT, is_of_BTS) for x_BT in (gain_BT, batch.weights))
+    return beta * (gain_BS[:, 0::2] - gain_BS[:, 1::2]), weight_BS[:, 0::2] + weight_BS[:, 1::2]
+
+
+def sums(margin_BP: jax.Array, weight_BP: jax.Array) -> tuple[jax.Array, dict]:
+    """(the loss, its parts by name), sums over pairs by weight."""
+    total = -jnp.sum(weight_BP * jax.nn.log_sigmoid(margin_BP))
+    right = jnp.sum(weight_BP * (margin_BP > 0))
+    return total, {"loss": total, "preference_accuracy": right, "preference_margin": jnp.sum(weight_BP * margin_BP)}
+
+
+def begin(config: RunConfig, corpus: PairCorpus, workdir: epath.Path, mesh: jax.sharding.Mesh, reference: Callable):
+    """(Objective, evaluate(model, params, whole) -> scores of the held-out pairs by name) of a run.
+
+    reference(model): the weights that the run starts from. What they say of each pair is kept in `workdir`, so that they are
+    needed only once.
+    """
+    c, t, symbols = config.objective, config.train, corpus.tokenizer.symbols
+    _know_reference(config, corpus, workdir, mesh, reference)
+
+    def batches(program, state, start: int, last_step: int):
+        sizes, numbers = (t.steps_per_dispatch, t.batch_size), functools.partial(row_numbers, t)
+        feed = (config.data.prefetch, numbers, config.data.workers, symbols)
+        return dispatches(corpus.training, start, last_step, *sizes, *feed, make=pair_batch)
+
+    @functools.cache
+    def scores(model: GPT):
+        def of_batch(params, batch):
+            logp_BT = token_logprobs(model, params, batch, t.loss_chunk)
+            return sums(*margins(c.beta, corpus.held_out.most, logp_BT, batch))[1] | {"pairs": jnp.sum(batch.weights)}
+
+        return jax.jit(of_batch)
+
+    def evaluate(model: GPT, params, whole: bool) -> dict:
+        B = config.eval.batch_size
+        rows = None if whole else max(1, config.eval.max_tokens // corpus.held_out.T)
+        found = [jax.device_get(scores(model)(params, batch)) for batch in in_order(corpus.held_out, B, symbols, rows)]
+        total = {name: float(sum(part[name] for part in found)) for name in found[0]}
+        pairs = total.pop("pairs")
+        return {name: value / pairs for name, value in total.items()} | {"pairs": round(pairs)}
+
+    return Objective(functools.partial(dpo_loss, c.beta, corpus.training.most), ("reference",), batches), evaluate
+
+
+def in_order(rows: PairRows, B: int, symbols: Symbols, most: int | None = None) -> Iterator[Batch]:
+    """Batches [B, T] of the first `most` rows (None: all), the last one filled up with empty rows."""
+    count = min(rows.rows_per_epoch, most or rows.rows_per_epoch)
+    empty = (np.zeros(rows.T + 1, np.int32),) * 2
+    for first in range(0, count, B):
+        yield pair_batch([rows.at(r) if r < count else empty for r in range(first, first + B)], symbols)
+
+
+def _know_reference(config, corpus: PairCorpus, workdir: epath.Path, mesh, reference: Callable) -> None:
+    """Fills in what the reference model says of every target: from `workdir`, or computed and put there."""
+    params, B = None, config.train.batch_size
+    for name, rows in (("training", corpus.training), ("holdout", corpus.held_out)):
+        path = workdir / "reference" / f"{name}.npy"
+        if not path.exists():
+            say(f"log-probabilities of the reference, {rows.count:,} {name} pairs")
+            with jax.set_mesh(mesh):
+                model = GPT(config.model, Compute(mesh.devices.flat[0].platform, config.model.compute_dtype))
+                params = reference(model) if params is None else params
+                score = scorer(model, config.train.loss_chunk)
+                parts = [jax.device_get(score(params, batch)) for batch in in_order(rows, B, corpus.tokenizer.symbols)]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with (path.parent / f"{name}.tmp").open("wb") as f:
+                np.save(f, np.concatenate(parts)[: rows.rows_per_epoch])
+            (path.parent / f"{name}.tmp").replace(path)
+        with path.open("rb") as f:
+            rows.reference = np.load(f, allow_pickle=False)

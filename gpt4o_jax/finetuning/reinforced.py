@@ -1,0 +1,179 @@
+"""Learning from rewards that a program can check: group relative policy optimisation on the items of a world.
+
+Each dispatch begins with samples of the newest weights, `objective.group` for each of its prompts, scored by the world's
+first metric; its K steps learn from B of them each. What dispatch s samples is a function of (weights, seed, s) alone.
+
+Source: Shao et al. 2024, arXiv:2402.03300, equations 3 and 4 (outcome supervision).
+
+K steps, B rows, T positions
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from gpt4o_jax.config import RunConfig
+from gpt4o_jax.data import conversations, sources
+from gpt4o_jax.data import tokenizer as tokenizers
+from gpt4o_jax.data.batches import Batch, make_batch, stack
+from gpt4o_jax.data.rows import random_bits
+from gpt4o_jax.data.tokenizer import Tokenizer
+from gpt4o_jax.evaluation import generation
+from gpt4o_jax.finetuning.logprobs import scorer, token_logprobs
+from gpt4o_jax.model import lora
+from gpt4o_jax.model.gpt import GPT
+from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.sampling.generate import Completion, generate
+from gpt4o_jax.sampling.settings import Sampling
+from gpt4o_jax.tasks import chat, metrics
+from gpt4o_jax.tasks.item import Item
+from gpt4o_jax.tasks.worlds import World
+from gpt4o_jax.training.objective import Objective
+
+BESIDE = ("old", "reference", "advantage", "reward")  # what a batch holds for each target; log-probabilities are the first two
+
+
+# ---------------------------------------------------------------- the objective
+
+
+def grpo_loss(clip: float, beta: float, model: GPT, params, batch: Batch, t, key):
+    """As Objective.loss, sums over answers: each of them, whatever its length, weighs the same."""
+    logp_BT = token_logprobs(model, params, batch, t.loss_chunk, key)
+    b, weights = batch.beside, batch.weights
+    parts = per_token(jnp.where(weights > 0, logp_BT, b["old"]), b["old"], b["reference"], b["advantage"], clip, beta)
+    sums = {name: jnp.sum(weights * x_BT) for name, x_BT in (parts | {"reward": b["reward"]}).items()}
+    return sums["loss"], sums
+
+
+def per_token(logp, old, reference, advantage, clip: float, beta: float) -> dict[str, jax.Array]:
+    """Of each token: "loss", which is -min(ratio A, clipped ratio A) + beta KL; "kl", which is never negative, to the
+    reference: exp(d) - d - 1 with d = log reference - log p (Schulman's k3); and "clipped", whether clipping stops its gradient.
+    """
+    ratio = jnp.exp(logp - old)
+    held = jnp.clip(ratio, 1 - clip, 1 + clip)
+    d = reference - logp
+    kl = jnp.exp(d) - d - 1
+    gain = jnp.minimum(ratio * advantage, held * advantage)
+    return {"loss": beta * kl - gain, "kl": kl, "clipped": (held * advantage < ratio * advantage).astype(jnp.float32)}
+
+
+def advantages(rewards: np.ndarray) -> np.ndarray:
+    """Rewards [groups, group] less the mean of their group, over its standard deviation; 0 where all are the same."""
+    spread = rewards.std(axis=1, keepdims=True)
+    return (rewards - rewards.mean(axis=1, keepdims=True)) / np.maximum(spread, 1e-6)
+
+
+# ---------------------------------------------------------------- prompts, answers and their rewards
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """What the training loop asks of a corpus, of the questions of a world."""
+
+    name: str
+    tokenizer: Tokenizer
+    world: World
+    template: chat.Template
+    in_lanes: tuple = ()
+    fill: float | None = None  # of rows nothing can be told before they are sampled
+    tokens_per_epoch: int = 0
+
+    @property
+    def size(self) -> str:
+        return f"questions of the world {self.world.name}"
+
+    def rows(self, config: RunConfig) -> "Prompts":
+        return self
+
+    def ids(self, item: Item) -> list[int]:
+        return chat.encode(self.template.render(item.prompt, True), self.tokenizer)[0]
+
+    def rewards(self, texts: Sequence[str], items: Sequence[Item]) -> np.ndarray:
+        """From 0 to 1, by the first metric of the world."""
+        return np.array(metrics.each(self.world.metrics[0], texts, items), np.float32) / 100
+
+
+def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Prompts:
+    """The prompts of a run. tokenizer: the run's own where it has one already. Raises RunError."""
+    tokenizer = tokenizer or tokenizers.load(epath.Path(config.tokenizer.path or config.init.from_).expanduser())
+    world = sources.world(config.data.path, config.data.holdout_fraction)
+    name = conversations.template_name(config.data, tokenizer)
+    template = chat.template_for(name, tokenizer)
+    made = repr([world.item(config.seed, i, False) for i in range(64)])
+    digest = hashlib.sha256("\0".join((tokenizer.digest, name, world.name, made)).encode()).hexdigest()[:16]
+    return Prompts(digest, tokenizer, world, template)
+
+
+def answer_row(prompt: list[int], c: Completion, end: int, eos: int, T: int):
+    """(tokens, segments, weights [T + 1] each) of a prompt and its answer, with what ended it; weights add up to 1."""
+    ended = {"stop": [end], "eos": [eos]}.get(c.finished, [])
+    ids = [*prompt, *c.ids, *ended][: T + 1]
+    tokens, segments = np.zeros((2, T + 1), np.int32)
+    tokens[: len(ids)], segments[: len(ids)] = ids, 1
+    weights = np.zeros(T + 1, np.float32)
+    weights[len(prompt) : len(ids)] = 1 / (len(ids) - len(prompt))
+    return tokens, segments, weights
+
+
+# ---------------------------------------------------------------- a run
+
+
+def begin(config: RunConfig, prompts: Prompts, workdir: epath.Path, mesh: jax.sharding.Mesh, reference: Callable):
+    """(Objective, evaluate(model, params, whole) -> scores on held-out items by name) of a run.
+
+    reference(model): the weights that the run starts from. Under adapters they are there anyway; else they are kept too.
+    """
+    c, t = config.objective, config.train
+    loss = functools.partial(grpo_loss, c.clip, c.beta)
+    with jax.set_mesh(mesh):
+        model = GPT(config.model, Compute(mesh.devices.flat[0].platform, config.model.compute_dtype))
+        fixed = None if config.lora.rank or not c.beta else reference(model)
+
+    def batches(program, state: Callable, start: int, last_step: int):
+        for step in range(start, last_step, t.steps_per_dispatch):
+            now = state()
+            params = lora.beside(now.base, now.params, config.lora.scale)
+            yield step + t.steps_per_dispatch, rollout(config, prompts, program.model, params, now.base or fixed or params, step)
+
+    def evaluate(model: GPT, params, whole: bool) -> dict:
+        items = [prompts.world.item(config.seed, i, True) for i in range(c.held_out)]
+        texts = generation.answer(model, params, prompts.tokenizer, prompts.template, items, config.eval.batch_size)
+        rewards = prompts.rewards(texts, items)
+        rows = {item.slice: [r for r, i in zip(rewards, items, strict=True) if i.slice == item.slice] for item in items}
+        return {"reward": float(rewards.mean()), **{f"reward/{row}": float(np.mean(r)) for row, r in rows.items()}}
+
+    return Objective(loss, BESIDE, batches), evaluate
+
+
+def rollout(config: RunConfig, prompts: Prompts, model: GPT, params, reference, step: int) -> Batch:
+    """Batch [K, B, T] of the answers that `params` give to the questions of the dispatch that begins at `step`."""
+    c, t, T = config.objective, config.train, config.model.context_length
+    K, B = t.steps_per_dispatch, t.batch_size
+    each = B // c.group
+    items = [prompts.world.item(config.seed, step * each + i, False) for i in range(K * each)]
+    seed = int(random_bits(config.seed, step) >> np.uint64(33))
+    symbols, end = prompts.tokenizer.symbols, chat.symbol_id(prompts.template.end, prompts.tokenizer)
+    ids, sampling = [prompts.ids(item) for item in items], Sampling(stop_ids=(end,))
+    size = dict(vocab_size=prompts.tokenizer.vocab_size, symbols=symbols, num_samples=c.group)
+    found = generate(model, params, ids, c.answer_tokens, sampling, seed, **size)
+    texts = [prompts.tokenizer.decode(f.ids) for f in found]
+    rewards = prompts.rewards(texts, [item for item in items for _ in range(c.group)])
+    rows = [answer_row(ids[i // c.group], f, end, symbols.eos[0], T) for i, f in enumerate(found)]
+    gains = advantages(rewards.reshape(-1, c.group)).reshape(-1)
+    score, made = scorer(model, t.loss_chunk), []
+    for k in range(K):
+        mine = slice(k * B, (k + 1) * B)
+        batch = make_batch([row[:2] for row in rows[mine]], symbols)
+        weights = batch.weights * np.stack([row[2][1:] for row in rows[mine]])
+        batch = dataclasses.replace(batch, weights=weights)
+        whole = lambda x_B: np.where(weights > 0, x_B[:, None], 0).astype(np.float32)
+        old, fixed = (jax.device_get(score(p, batch)) for p in (params, reference))
+        beside = (old, fixed, whole(gains[mine]), whole(rewards[mine]))
+        made.append(dataclasses.replace(batch, beside=dict(zip(BESIDE, beside, strict=True))))
+    return stack(made)

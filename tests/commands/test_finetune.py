@@ -1,0 +1,119 @@
+"""DPO and GRPO as a user starts them: from a run that answers, to a run like any other; resumed to the bit."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from gpt4o_jax.__main__ import main
+from gpt4o_jax.checkpoint.store import Store
+from gpt4o_jax.errors import ExitCode
+from gpt4o_jax.run import open_run
+from tests.commands.conftest import FROM_RUN
+
+CONFIGS = {"dpo": FROM_RUN.with_name("preference.py"), "grpo": FROM_RUN.with_name("reinforced.py")}
+
+USAGE, DATA = ExitCode.USAGE, ExitCode.DATA
+WORLD = ("--config.data.source=world", "--config.data.path=numbers", "--config.data.separator=", "--config.data.world_items=60")
+WORLD += ("--config.data.rows=first_fit", "--config.model.context_length=256", "--config.sample.prompts=('a',)")
+
+
+@pytest.fixture(scope="session")
+def taught(train_args, as_on_a_laptop, tmp_path_factory):
+    """A run of conversations, which are what the others start from."""
+    workdir = tmp_path_factory.mktemp("taught") / "run"
+    with as_on_a_laptop():
+        assert main(train_args(workdir, *WORLD)) == 0
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def tuned_args(train_args, taught):
+    def arguments(workdir, method: str, *more: str, base=taught) -> list[str]:
+        knobs = {"method": method, "group": 2, "answer_tokens": 6, "held_out": 12, "beta": 0.1}
+        knobs = [f"--config.objective.{k}={v}" for k, v in knobs.items()]
+        rates = ("--config.optimizer.peak_lr=0.01", "--config.optimizer.warmup_steps=0", "--config.log.every=10")
+        return train_args(
+            workdir,
+            f"--config={CONFIGS[method]}:{base}",
+            *WORLD,
+            *knobs,
+            *rates,
+            "--config.checkpoint.best=",
+            "--config.train.steps_per_dispatch=10",
+            *more,
+        )
+
+    return arguments
+
+
+def records(workdir, kind: str) -> list[dict]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if r["kind"] == kind]
+
+
+def newest(workdir) -> list:
+    return [np.asarray(x) for x in jax.tree.leaves(open_run(workdir).params)]
+
+
+@pytest.mark.parametrize(("method", "more"), [("dpo", ()), ("grpo", ("--config.lora.rank=2",)), ("grpo", ())])
+def test_a_run_is_one_like_any_other(taught, tuned_args, tmp_path, command, method, more):
+    workdir = tmp_path / "tuned"
+    made, err = command(*tuned_args(workdir, method, *more))
+    assert f"weights from {taught} at step 20" in err and made["step"] == 20
+    train, (held,) = records(workdir, "train"), records(workdir, "eval")
+    if method == "dpo":
+        assert all(np.isfinite(r["loss"]) and 0 <= r["preference_accuracy"] <= 1 for r in train)
+        assert 0 <= held["preference_accuracy"] <= 1 and held["pairs"] == 12
+    else:
+        assert all(0 <= r["reward"] <= 1 and r["kl"] >= 0 for r in train) and 0 <= held["reward"] <= 1
+        assert {f"reward/{row}" for row in ("en-de", "es-en")} < held.keys()
+    assert all("bits_per_byte" not in r for r in train)
+    assert (workdir / "report.md").exists() and (workdir / "loss.png").exists()
+    assert Store(workdir / "checkpoints").meta(20)["base"]["step"] == 20
+    assert command("generate", f"--workdir={workdir}", "--prompt=a", "--max_new_tokens=2")[0]["samples"]
+    assert command("runs", tmp_path)[0]
+    shutil.rmtree(workdir / "checkpoints" / "20")
+    wanted = newest_of(command, tuned_args, workdir, method, more)
+    again = newest_of(command, tuned_args, tmp_path / "again", method, more)
+    for a, b in zip(wanted, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def newest_of(command, tuned_args, workdir, method, more) -> list:
+    command(*tuned_args(workdir, method, *more))
+    return newest(workdir)
+
+
+def test_preferences_come_from_files(tuned_args, tmp_path, command, refused):
+    file, workdir = tmp_path / "pairs.jsonl", tmp_path / "tuned"
+    ask = lambda text: {"messages": [{"role": "user", "content": text}], "chosen": "one", "rejected": f"two {text}"}
+    words = [a + b for a in "abdefghi" for b in "abdef"]
+    file.write_text("".join(json.dumps(ask(word)) + "\n" for word in words))
+    of_file = ("--config.data.source=conversations", f"--config.data.path={file}", "--config.data.world_items=100000")
+    _, err = command(*tuned_args(workdir, "dpo", *of_file))
+    held, train = records(workdir, "eval")[-1], records(workdir, "train")
+    assert held["preference_accuracy"] == 1 and held["preference_margin"] > 0.1 and train[-1]["loss"] < train[0]["loss"]
+    assert held["pairs"] + int(err.split(" training pairs")[0].split()[-1]) == 40
+    with file.open("a") as f:
+        f.write('{"messages": []}\n')
+    refused(DATA, f"{file}:41: messages: expected the turns", *tuned_args(tmp_path / "new", "dpo", *of_file))
+    file.write_text(json.dumps(ask("e" * 600)) + "\n")
+    refused(DATA, "pairs, and no", *tuned_args(tmp_path / "new", "dpo", *of_file))
+
+
+MISTAKES = [
+    ("goes on from a model that answers already", ("--config.init.from=",)),
+    ("objective.method=grpo needs questions whose answers can be checked", ("--config.data.source=conversations",)),
+    ("objective.group=3 does not divide train.batch_size=4; nearest: group=2", ("--config.objective.group=3",)),
+    ("questions never end; give steps", ("--config.train.length=1 epochs",)),
+    ("world 'nmbers' does not exist (did you mean numbers?)", ("--config.data.path=nmbers",)),
+]
+
+
+@pytest.mark.parametrize(("fragment", "more"), MISTAKES)
+def test_mistakes_are_one_line_and_nothing_is_written(tuned_args, tmp_path, refused, fragment, more):
+    refused(USAGE, fragment, *tuned_args(tmp_path / "new", "grpo", *more))
+    assert not (tmp_path / "new").exists()

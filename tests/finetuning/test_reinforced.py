@@ -1,0 +1,140 @@
+"""GRPO is its formula, token by token; samples become rows that say what was sampled, and what it was worth.
+
+B rows, T positions, V vocabulary
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt4o_jax.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from gpt4o_jax.config_finetune import ObjectiveConfig
+from gpt4o_jax.data import tokenizer as tokenizers
+from gpt4o_jax.data.batches import Batch
+from gpt4o_jax.finetuning import reinforced
+from gpt4o_jax.finetuning.logprobs import token_logprobs
+from gpt4o_jax.model import gpt
+from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.training.step import gradients
+from tests.parallel.meshes import batch as random_batch
+
+V, T = 48, 16
+SIZES = ModelConfig(vocab_size=V, context_length=T, n_layers=1, d_model=16, n_heads=4, init_std=0.3, output_init="scaled")
+MODEL = gpt.GPT(SIZES, Compute("cpu", "float32"))
+CONFIG = RunConfig(model=SIZES, train=TrainConfig(loss_chunk=5))
+CLIP, BETA = 0.2, 0.3
+LOGS = st.floats(-3, 0)
+
+
+@settings(deadline=None)
+@given(LOGS, LOGS, LOGS, st.floats(-2, 2), st.floats(0.05, 0.5), st.floats(0, 1))
+def test_a_token_has_the_loss_of_the_formula(new, old, reference, advantage, clip, beta):
+    """By cases, as one would say it: an advantage is followed until the ratio has gone the clip in its direction."""
+    ratio = math.exp(new - old)
+    gain = advantage * (min(ratio, 1 + clip) if advantage > 0 else max(ratio, 1 - clip))
+    p, q = math.exp(new), math.exp(reference)
+    kl = q / p - math.log(q / p) - 1
+    got = reinforced.per_token(*map(jnp.float32, (new, old, reference, advantage)), clip, beta)
+    np.testing.assert_allclose(got["loss"], beta * kl - gain, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got["kl"], kl, rtol=1e-4, atol=1e-5)
+    assert got["kl"] >= -1e-6
+
+
+def test_the_estimate_of_kl_is_right_on_average():
+    """Over samples of p, with the probabilities of both."""
+    p, q = np.array([0.5, 0.3, 0.2], np.float32), np.array([0.2, 0.2, 0.6], np.float32)
+    zero = np.zeros(3, np.float32)
+    kl = reinforced.per_token(np.log(p), np.log(p), np.log(q), zero, CLIP, 1.0)["kl"]
+    np.testing.assert_allclose(np.sum(p * kl), np.sum(p * np.log(p / q)), rtol=1e-5)
+
+
+def test_where_the_ratio_is_beyond_the_clip_nothing_pulls():
+    slope = jax.grad(lambda new, advantage: reinforced.per_token(new, 0.0, 0.0, advantage, CLIP, 0.0)["loss"])
+    assert slope(0.5, 1.0) == 0 and slope(-0.5, -1.0) == 0  # gone as far as it may
+    assert slope(0.5, -1.0) > 0 and slope(-0.5, 1.0) < 0  # gone the wrong way: pulled back
+    np.testing.assert_allclose(slope(0.0, 2.0), -2.0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=4, max_size=4), min_size=1, max_size=4))
+def test_advantages_are_normalised_by_group(rewards):
+    got = reinforced.advantages(np.array(rewards))
+    for row, group in zip(got, rewards, strict=True):
+        mean = sum(group) / 4
+        spread = math.sqrt(sum((r - mean) ** 2 for r in group) / 4)
+        np.testing.assert_allclose(row, [(r - mean) / spread if spread else 0.0 for r in group], atol=1e-6)
+
+
+def test_the_first_gradient_is_that_of_the_policy(one_device):
+    """Before anything moved: sum over answers of the mean over their tokens of -A grad log p, plus beta times that of KL."""
+    rows = random_batch(False)
+    lengths = rows.weights.astype(bool).sum(axis=1, keepdims=True)
+    weights = (rows.weights > 0) / np.maximum(lengths, 1)
+    params, other = (jax.jit(functools.partial(gpt.init, MODEL))(jax.random.key(seed)) for seed in (1, 2))
+    logp = lambda p: token_logprobs(MODEL, p, rows, 5)
+    old, reference = jax.jit(logp)(params), jax.jit(logp)(other)
+    advantage = np.broadcast_to(np.random.default_rng(0).normal(size=(len(lengths), 1)), rows.tokens.shape).astype(np.float32)
+    beside = dict(zip(reinforced.BESIDE, (old, reference, advantage, advantage), strict=True))
+    batch = Batch(rows.tokens, rows.targets, weights.astype(np.float32), rows.positions, rows.segments, beside)
+    loss = functools.partial(reinforced.grpo_loss, CLIP, BETA)
+    parts, got, weight = jax.jit(lambda p: gradients(MODEL, p, batch, CONFIG, jax.random.key(0), loss=loss))(params)
+    assert np.isclose(weight, len(lengths))
+
+    def brute_force(p):
+        d = reference - logp(p)
+        per_token = BETA * (jnp.exp(d) - d - 1) - advantage * logp(p)
+        return sum(jnp.sum(jnp.where(w > 0, x, 0)) / n[0] for w, x, n in zip(weights, per_token, lengths, strict=True)) / len(
+            lengths
+        )
+
+    wanted = jax.jit(jax.grad(brute_force))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=2e-5 * np.abs(a).max(), rtol=0), wanted, got)
+    np.testing.assert_allclose(parts["loss"], BETA * parts["kl"] - np.mean(advantage[:, 0]), rtol=1e-4)
+    assert parts["kl"] > 0 and parts["clipped"] == 0
+
+
+@pytest.fixture(scope="module")
+def sampled():
+    """(config, prompts, model, parameters) of a model of characters over a world of numbers."""
+    text = "Translate into English German French Spanish: 0123456789 abcdefghijklmnopqrstuvwxyzäöüßéèáíóúñ-,"
+    tokenizer = tokenizers.train("char", 300, [text])
+    sizes = ModelConfig(vocab_size=tokenizer.vocab_size, context_length=128, n_layers=1, d_model=16, n_heads=2, init_std=0.3)
+    train = TrainConfig(batch_size=6, steps_per_dispatch=2, loss_chunk=64)
+    objective = ObjectiveConfig(method="grpo", group=3, answer_tokens=9)
+    config = RunConfig(seed=4, model=sizes, train=train, data=DataConfig(source="world", path="numbers"), objective=objective)
+    model = gpt.GPT(sizes, Compute("cpu", "float32"))
+    return config, reinforced.prepare(config, tokenizer), model
+
+
+def test_a_rollout_says_what_was_sampled_and_what_it_was_worth(one_device, sampled):
+    config, prompts, model = sampled
+    params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(0))
+    batch = reinforced.rollout(config, prompts, model, params, params, step=8)
+    again = reinforced.rollout(config, prompts, model, params, params, step=8)
+    jax.tree.map(np.testing.assert_array_equal, batch, again)
+    assert batch.tokens.shape == (2, 6, 128)
+    np.testing.assert_allclose(batch.weights.sum(axis=-1), 1, rtol=1e-6)
+    items = [prompts.world.item(4, 8 * 2 + i, False) for i in range(4)]
+    for row in range(12):
+        k, b = divmod(row, 6)
+        item, counted = items[row // 3], batch.weights[k, b] > 0
+        ids = prompts.ids(item)
+        np.testing.assert_array_equal(batch.tokens[k, b, : len(ids)], ids)
+        assert np.flatnonzero(counted)[0] == len(ids) - 1 and counted.sum() <= 10
+        text = prompts.tokenizer.decode([i for i in batch.targets[k, b][counted].tolist() if i not in ends(prompts)])
+        assert np.all(batch.beside["reward"][k, b][counted] == float(text.strip() in item.references))
+    for name in ("old", "reference"):
+        assert np.all(batch.beside[name][batch.weights > 0] < 0)
+    np.testing.assert_array_equal(batch.beside["old"], batch.beside["reference"])
+    other = reinforced.rollout(config, prompts, model, params, params, step=10)
+    assert np.any(other.tokens != batch.tokens)
+
+
+def ends(prompts):
+    return {*prompts.tokenizer.symbols.eos, prompts.tokenizer.special("<|end_of_turn|>")}
