@@ -123,6 +123,19 @@ def torch_char(folder: Path) -> dict:
     return {"torch_char_loss": (statistics.mean(losses), {"losses": losses, "stdev": statistics.stdev(losses)})}
 
 
+def prefill_decode(folder: Path) -> dict:
+    """The largest of the errors that tests/model/test_cache.py holds below the target."""
+    import jax
+
+    from gpt4o_jax import parallel
+
+    sys.path.insert(0, str(ROOT))
+    from tests.model import test_cache
+
+    with jax.set_mesh(parallel.make_mesh(devices=jax.devices()[:1])):
+        return {"prefill_decode_error": (max(map(test_cache.distance_from_the_full_pass, test_cache.VARIANTS)), {})}
+
+
 def fewer_bits(folder: Path) -> dict:
     """Bits per byte that weights and caches of fewer bits add on the hold-out: a dense model and a mixture of experts."""
     kinds = [{"weights": "int8"}, {"weights": "int4"}, {"kv_cache": "int8"}, {"weights": "int4", "kv_cache": "int8"}]
@@ -225,6 +238,7 @@ MEASUREMENTS = {
     "batching": request_speed.measure_batching,
     "speculation": request_speed.measure_speculation,
     "fewer_bits": fewer_bits,
+    "prefill_decode": prefill_decode,
     "first_step": first_step,
     "help": help_text,
     "mup_transfer": mup_transfer,

@@ -1,18 +1,22 @@
 """Models, batches and meshes of eight fake CPU devices, and what one device computes of them."""
 
+import dataclasses
 import functools
+import math
 
 import jax
 import numpy as np
 
 from gpt4o_jax import parallel
-from gpt4o_jax.config import MeshConfig, ModelConfig, RunConfig, TrainConfig
+from gpt4o_jax.config import MeshConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from gpt4o_jax.data.batches import Batch
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
-from gpt4o_jax.training.step import gradients
+from gpt4o_jax.training.optimizer import make_optimizer
+from gpt4o_jax.training.state import create, state_shardings
+from gpt4o_jax.training.step import gradients, make_step
 
-B, T, V = 8, 16, 48
+B, T, V, STEPS = 8, 16, 48, 20
 _COMMON = dict(
     vocab_size=V, context_length=T, n_layers=4, d_model=16, n_heads=8, n_kv_heads=4, head_dim=4, init_std=0.2,
     output_init="scaled",
@@ -47,6 +51,11 @@ def batch(packed: bool) -> Batch:
     return Batch(tokens[:, :-1], tokens[:, 1:], weights, positions, segments)
 
 
+def with_optimizer(model: str, optimizer: str) -> RunConfig:
+    knobs = OptimizerConfig(name=optimizer, peak_lr=3e-3, schedule="constant", warmup_steps=2, ema_decay=0.9)
+    return dataclasses.replace(config(model), optimizer=knobs)
+
+
 def loss_and_gradients(c: RunConfig, mesh: jax.sharding.Mesh, rows: Batch, accumulate: int = 1):
     """(parts of the loss by name, gradients, sum of weights) of the training step, as numpy arrays."""
     model = gpt.GPT(c.model, Compute("cpu", "float32"))
@@ -61,7 +70,58 @@ def loss_and_gradients(c: RunConfig, mesh: jax.sharding.Mesh, rows: Batch, accum
 
 @functools.cache
 def on_one_device(model: str, packed: bool):
-    return loss_and_gradients(config(model), parallel.make_mesh(devices=jax.devices()[:1]), batch(packed))
+    return loss_and_gradients(config(model), one_device(), batch(packed))
+
+
+def one_device() -> jax.sharding.Mesh:
+    return parallel.make_mesh(devices=jax.devices()[:1])
+
+
+def initial_state(c: RunConfig, mesh):
+    """(model, optimizer, state, its shardings), as training makes them. Needs the mesh in force."""
+    model = gpt.GPT(c.model, Compute("cpu", "float32"))
+    axes = gpt.logical_axes(model)
+    optimizer = make_optimizer(c.optimizer, axes)
+    fresh = functools.partial(create, functools.partial(gpt.init, model), optimizer, ema=True)
+    shardings = state_shardings(jax.eval_shape(fresh, jax.random.key(0)), axes, mesh)
+    return model, optimizer, jax.jit(fresh, out_shardings=shardings)(jax.random.key(0)), shardings
+
+
+def train(c: RunConfig, mesh, orders) -> list[tuple[np.ndarray, dict]]:
+    """(loss of each of STEPS steps, parameters after them) from the same start on the same rows, for each order of them."""
+    with jax.set_mesh(mesh):
+        model, optimizer, state, shardings = initial_state(c, mesh)
+        rows = jax.NamedSharding(mesh, parallel.spec((None, "batch", "seq")))
+        step = make_step(model, optimizer, c, STEPS, np.ones(V))
+        step = jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, jax.NamedSharding(mesh, jax.P())))
+        repeated = lambda order: jax.tree.map(lambda x: np.broadcast_to(x[order], (STEPS, *x.shape)), batch(False))
+        results = []
+        for order in orders:
+            after, metrics = step(state, jax.device_put(repeated(order), rows))
+            results.append(jax.device_get((metrics["loss"], after.params)))
+        return results
+
+
+@functools.cache
+def trained_on_one_device(c: RunConfig):
+    """With rows in order, then three times permuted: how far rounding alone leads."""
+    permuted = [np.random.default_rng(seed).permutation(B) for seed in (1, 2, 3)]
+    return train(c, one_device(), [np.arange(B), *permuted])
+
+
+def assert_drifts_no_more_than_permuted_rows(c: RunConfig, mesh) -> None:
+    """Losses and parameters of STEPS steps are at most four times as far from one device's as those of permuted rows."""
+    (losses, params), *controls = trained_on_one_device(c)
+    [(got_losses, got_params)] = train(c, mesh, [np.arange(B)])
+    assert losses[-1] < losses[0]
+    assert np.max(np.abs(losses - got_losses)) <= 4 * max(np.max(np.abs(losses - x)) for x, _ in controls)
+    assert distance(params, got_params) <= 4 * max(distance(params, p) for _, p in controls)
+
+
+def distance(a, b) -> float:
+    """Euclidean, over all parameters, in float64."""
+    squares = jax.tree.map(lambda x, y: np.sum(np.square(x.astype(np.float64) - y)), a, b)
+    return math.sqrt(sum(jax.tree.leaves(squares)))
 
 
 def assert_equal(got, wanted) -> None:

@@ -72,9 +72,12 @@ VARIANTS = {
     "window of a chunk or so": dict(window=9, sinks=True),
     "wide window": dict(packed=True, window=40, scale=0.3),
 }
-CASES = [(C, 2, "ring", variant) for C in (2, 4, 8) for variant in VARIANTS]
-CASES += [(8, 1, "ring", "packed"), (4, 4, "ring", "packed")]
-CASES += [(4, 2, "gather", variant) for variant in VARIANTS] + [(2, 2, "gather", "packed"), (8, 1, "gather", "packed")]
+PRODUCT = [(C, K, name, variant) for C in (2, 4, 8) for K in (1, 2, 4) for name in context.MEETINGS for variant in VARIANTS]
+PRODUCT = [case for case in PRODUCT if case[1] > 1 or case[0] > 2]  # with two along "context", two share the heads
+# tests/system has the product.
+CASES = [(4, 2, "ring", variant) for variant in VARIANTS]
+CASES += [(2, 2, "ring", "wide window"), (8, 1, "ring", "packed"), (8, 4, "ring", "narrow window")]
+CASES += [(4, 2, "gather", "packed"), (2, 4, "gather", "window of a chunk or so"), (8, 1, "gather", "wide window")]
 
 
 def inputs(K: int):

@@ -19,15 +19,12 @@ import numpy as np
 import pytest
 
 from gpt4o_jax import parallel
-from gpt4o_jax.config import MeshConfig, ModelConfig, OptimizerConfig
-from gpt4o_jax.model import gpt, moe
+from gpt4o_jax.config import MeshConfig, ModelConfig
+from gpt4o_jax.model import moe
 from gpt4o_jax.ops import experts as ops
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.parallel import experts as exchange
-from gpt4o_jax.training.optimizer import make_optimizer
-from gpt4o_jax.training.state import create
-from gpt4o_jax.training.step import make_step
-from tests.parallel.meshes import V, batch, config, mesh_of
+from tests.parallel.meshes import mesh_of
 
 M, E, K, D, F = 48, 8, 2, 12, 16
 LOADS = {"even": (0, E), "one expert": (2, 3), "none for the first and last": (1, E - 1)}
@@ -179,33 +176,6 @@ def test_a_dropped_sum_is_seen(name, collective, over, monkeypatch):
     monkeypatch.setattr(jax.lax, collective, without)
     with pytest.raises(AssertionError):
         assert_layer_equal(name)
-
-
-# ---------------------------------------------------------------- training, and a TPU's program
-
-
-def test_training_drifts_no_more_than_a_permutation_of_rows():
-    """Twenty steps, over which a token that went elsewhere would show."""
-    steps, optimizer = 20, OptimizerConfig(peak_lr=3e-3, schedule="constant", warmup_steps=2)
-    c = dataclasses.replace(config("experts"), optimizer=optimizer)
-    model = gpt.GPT(c.model, Compute("cpu", "float32"))
-
-    def losses(mesh, orders):
-        with jax.set_mesh(mesh):
-            optimizer = make_optimizer(c.optimizer, gpt.logical_axes(model))
-            state = jax.jit(functools.partial(create, functools.partial(gpt.init, model), optimizer, ema=False))(
-                jax.random.key(0)
-            )
-            step = jax.jit(make_step(model, optimizer, c, steps, np.ones(V)))
-            repeated = lambda order: jax.tree.map(lambda x: np.broadcast_to(x[order], (steps, *x.shape)), batch(False))
-            return [jax.device_get(step(state, repeated(order))[1]["loss"]) for order in orders]
-
-    rows = np.arange(len(batch(False).tokens))
-    permuted = [np.random.default_rng(seed).permutation(rows) for seed in (1, 2, 3)]
-    wanted, *controls = losses(parallel.make_mesh(devices=jax.devices()[:1]), [rows, *permuted])
-    [got] = losses(mesh_of(expert=2, fsdp=2, tensor=2), [rows])
-    assert wanted[-1] < wanted[0]
-    assert np.max(np.abs(wanted - got)) <= 4 * max(np.max(np.abs(wanted - x)) for x in controls)
 
 
 def test_a_tpu_exchanges_what_is_there():

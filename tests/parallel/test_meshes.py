@@ -9,6 +9,7 @@ import pytest
 
 from gpt4o_jax.config_mesh import PRESETS
 from gpt4o_jax.model import vocabulary
+from tests.parallel import meshes
 from tests.parallel.meshes import assert_equal, batch, config, loss_and_gradients, mesh_of, on_one_device
 
 # (sizes of the mesh, model, whether rows are packed)
@@ -48,6 +49,19 @@ def test_the_cases_name_every_preset():
 def test_accumulation_on_a_mesh_equals_one_device():
     got = loss_and_gradients(config("windowed", accumulate=2), mesh_of(fsdp=2, tensor=2), batch(True))
     assert_equal(got, on_one_device("windowed", True))
+
+
+# Twenty steps, over which a token or a gradient that went elsewhere would show; tests/system has every mesh and optimizer.
+@pytest.mark.parametrize(
+    ("sizes", "model", "optimizer"),
+    [
+        (dict(data=2, fsdp=2, tensor=2), "dense", "muon"),
+        (dict(expert=2, fsdp=2, tensor=2), "experts", "adamw"),
+        (dict(context=2, stage=2, fsdp=2), "windowed", "adamw"),
+    ],
+)
+def test_training_drifts_no_more_than_a_permutation_of_rows(sizes, model, optimizer):
+    meshes.assert_drifts_no_more_than_permuted_rows(meshes.with_optimizer(model, optimizer), mesh_of(**sizes))
 
 
 # ---------------------------------------------------------------- mistakes that the comparison must see

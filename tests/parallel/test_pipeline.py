@@ -1,6 +1,6 @@
 """A pipeline computes what one device computes, in a schedule that leaves no item out.
 
-Gradients agree leaf by leaf to 1e-5 of the leaf's largest entry; routings of experts are sums over micro-batches.
+Gradients agree leaf by leaf to 1e-5 of the leaf's largest entry. More meshes and models: tests/parallel/test_meshes.py.
 """
 
 import functools
@@ -24,14 +24,11 @@ B, T, V = 16, 8, 48
 MODELS = {
     "dense": dict(residual_mix=True, value_embeddings=1),
     "windowed": dict(layer_pattern=("local", "global"), window=3, remat="full"),
-    "mixture": dict(n_experts=4, expert_d_ff=16, mlp="swiglu"),
 }
 CASES = {
-    "stage 4, data 2": ("dense", dict(stage=4, data=2)),
     "stage 2, fsdp 2, tensor 2": ("dense", dict(stage=2, fsdp=2, tensor=2, pipeline_microbatches=2)),
     "stage 2, data 4, twice round": ("dense", dict(stage=2, data=4, pipeline_repeats=2, pipeline_microbatches=2)),
     "stage 2, context 2, fsdp 2": ("windowed", dict(stage=2, context=2, fsdp=2, pipeline_microbatches=4)),
-    "stage 2, expert 2, fsdp 2": ("mixture", dict(stage=2, expert=2, fsdp=2, pipeline_microbatches=2)),
 }
 
 
@@ -80,7 +77,6 @@ def test_loss_and_gradients_equal_one_device(case, capfd):
     wanted_parts, wanted, wanted_weight = on_one_device(name)
     assert weight == wanted_weight
     np.testing.assert_allclose(parts["loss"], wanted_parts["loss"], rtol=1e-5)
-    jax.tree.map(np.testing.assert_array_equal, parts.get("load"), wanted_parts.get("load"))
     distance, leaf = worst(wanted, grads)
     assert distance <= 1e-5, leaf
 

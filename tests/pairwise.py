@@ -1,0 +1,20 @@
+"""Few cases in the place of a full product: every two values of two options stand together in one of them."""
+
+import itertools
+
+
+def product(options: dict[str, list]) -> list[dict]:
+    """Every combination of one value of each option."""
+    return [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
+
+
+def pairwise(options: dict[str, list]) -> list[dict]:
+    """Of the full product, in order, those that show most pairs not seen before, until all are."""
+    cases = product(options)
+    pairs = [{(a, str(case[a]), b, str(case[b])) for a, b in itertools.combinations(options, 2)} for case in cases]
+    unseen, chosen = set().union(*pairs), []
+    while unseen:
+        best = max(range(len(cases)), key=lambda i: len(pairs[i] & unseen))
+        unseen -= pairs[best]
+        chosen.append(cases[best])
+    return chosen

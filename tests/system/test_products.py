@@ -1,0 +1,82 @@
+"""What the fast suite shows by examples, in full: every mesh with every model, every way to cut rows, every cross of options.
+
+What was seen at which commit: RELIABILITY.md.
+"""
+
+import pytest
+
+from gpt4o_jax.config_mesh import PRESETS
+from gpt4o_jax.training.optimizer import OPTIMIZERS
+from tests.model import test_cache, test_gpt
+from tests.pairwise import product
+from tests.parallel import meshes, test_context, test_meshes
+
+pytestmark = pytest.mark.system
+
+COMPOSITES = [
+    dict(data=2, fsdp=2, tensor=2),
+    dict(fsdp=4, tensor=2),
+    dict(fsdp=2, tensor=4),
+    dict(data=2, context=4),
+    dict(fsdp=2, context=4),
+    dict(data=2, context=2, tensor=2),
+    dict(fsdp=2, context=2, tensor=2),
+    dict(expert=4, fsdp=2),
+    dict(expert=2, fsdp=2, tensor=2),
+    dict(expert=2, fsdp=2, context=2),
+    dict(stage=4, data=2),
+    dict(stage=2, fsdp=2, tensor=2),
+    dict(stage=2, context=2, fsdp=2),
+    dict(stage=2, context=2, tensor=2),
+    dict(stage=2, expert=2, data=2),
+    dict(stage=2, expert=2, tensor=2),
+]
+MESHES = [dict(preset=preset) for preset in PRESETS] + COMPOSITES
+named = lambda sizes: " ".join(f"{axis}={n}" for axis, n in sizes.items())
+
+
+def stages_divide(sizes, model) -> bool:
+    stages = sizes.get("stage", PRESETS.get(sizes.get("preset"), {}).get("stage", 1))
+    return meshes.MODELS[model].periods % stages == 0
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("model", meshes.MODELS)
+@pytest.mark.parametrize("sizes", MESHES, ids=named)
+def test_loss_and_gradients_equal_one_device(sizes, model, packed):
+    if not stages_divide(sizes, model):
+        pytest.skip(f"{meshes.MODELS[model].periods} periods of layers do not make these stages")
+    got = meshes.loss_and_gradients(meshes.config(model), meshes.mesh_of(**sizes), meshes.batch(packed))
+    meshes.assert_equal(got, meshes.on_one_device(model, packed))
+
+
+@pytest.mark.parametrize("model", ["dense", "experts"])
+@pytest.mark.parametrize("sizes", MESHES, ids=named)
+def test_training_drifts_no_more_than_a_permutation_of_rows(sizes, model):
+    meshes.assert_drifts_no_more_than_permuted_rows(meshes.with_optimizer(model, "adamw"), meshes.mesh_of(**sizes))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("sizes", [dict(preset="fsdp"), COMPOSITES[0]], ids=named)
+def test_every_optimizer_drifts_no_more_than_a_permutation_of_rows(sizes, optimizer):
+    meshes.assert_drifts_no_more_than_permuted_rows(meshes.with_optimizer("dense", optimizer), meshes.mesh_of(**sizes))
+
+
+@pytest.mark.parametrize("C, K, name, variant", test_context.PRODUCT)
+def test_cut_rows_give_what_whole_rows_give(C, K, name, variant):
+    assert test_context.error(C, K, name, variant) <= 1e-5
+
+
+@pytest.mark.parametrize("cross", test_gpt.CROSSES)
+def test_counts_are_exact(one_device, cross):
+    for options in product(test_gpt.CROSSES[cross]):
+        test_gpt.assert_counts_are_exact(options)
+
+
+@pytest.mark.parametrize("changes", product(test_cache.CROSS), ids=str)
+def test_prefill_and_decode_equal_the_full_pass(one_device, changes):
+    assert test_cache.distance_from_the_full_pass(changes) <= 1e-5
+
+
+def test_the_meshes_of_the_fast_suite_are_among_these():
+    assert all(sizes in MESHES for sizes, _, _ in test_meshes.CASES)
