@@ -60,7 +60,8 @@ def tasks(asked: Sequence[str], data: DataConfig, limit: int, seed: int = 0) -> 
             found[world.name] = Task(world.name, [d.item for d in items], world.metrics, baseline)
     for task in found.values():
         for metric in task.metrics:  # told now where a library is missing, and not when all is answered
-            metrics.each(metric, [""], [next(item for item in task.items if metrics.can_score(metric, item))])
+            for item in itertools.islice((item for item in task.items if metrics.can_score(metric, item)), 1):
+                metrics.each(metric, [""], [item])
     return list(found.values())
 
 
