@@ -169,6 +169,12 @@ BOUNDS = {
         "Not profiled at this commit. Single runs of ours gave 1,840 to 2,310 tokens/s within ten minutes of this machine (and"
         " the commit before as many): the difference to the record of 0c4d6dd, 0.69 times torch, is within that noise."
     ),
+    "generate_b8": (
+        "What bounds it (profile at 9d1e706, 35 ms a token of eight rows): 25 ms are products of eight rows of bfloat16, for"
+        " which XLA:CPU reads weights at 7 to 12 of the machine's 28 GB/s; 8 ms attention over 256 places, near the read rate;"
+        " 1.5 ms the choice of tokens. At the commit of the table another 13 ms went into putting the weights together at every"
+        " call. Twice torch's rate would be 23 ms."
+    ),
     "generate_b1": (
         "What bounds it (profile at e918d74): bfloat16 and int8 weights are widened to float32 as they are read, at 14 to 25 GB/s"
         " on two cores; a copy of the values of every layer's cache, transposed for XLA's product of one row, takes a tenth."

@@ -27,7 +27,10 @@ class Best:
                 self.stopped |= STOPPED in r
 
     def take(self, step: int, values: dict) -> bool:
-        """Takes an evaluation in; whether it is better than all before. Raises RunError where it has no such number."""
+        """Takes an evaluation in; whether none before was better. Raises RunError where it has no such number.
+
+        Of equal ones the newest stays (what counts whole answers may be 0 for long), but patience waits for a better one.
+        """
         if not self.metric:
             return False
         if self.metric not in values:
@@ -39,9 +42,10 @@ class Best:
         less = self.metric.rpartition("/")[2] in LESS_IS_BETTER
         better = math.isfinite(value) and (self.value is None or (value < self.value if less else value > self.value))
         self._since = 0 if better else self._since + 1
-        if better:
+        as_good = better or value == self.value
+        if as_good:
             self.step, self.value = step, value
-        return better
+        return as_good
 
     @property
     def kept(self) -> dict:

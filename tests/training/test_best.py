@@ -27,7 +27,7 @@ def refusal(call, *args) -> str:
 @pytest.mark.parametrize(
     ("metric", "values", "best"),
     [
-        ("numbers/exact_match", [0.1, 0.3, 0.3, 0.2], 1),
+        ("numbers/exact_match", [0.1, 0.3, 0.3, 0.2], 2),
         ("accuracy", [0.1, float("nan"), 0.2], 2),
         ("loss", [3.0, 2.0, 2.5], 1),
         ("world:numbers/bits_per_byte", [1.0, 1.1, 0.9], 2),
@@ -54,6 +54,13 @@ def test_patience_counts_evaluations_without_a_better_one_also_before_a_stop():
         assert (kept.step, kept.value, kept.exhausted) == (4, 0.5, False)
         kept.take(10, {"m": SCORES[10]})
         assert kept.exhausted
+
+
+def test_patience_does_not_wait_for_equal_ones():
+    kept = Best("m", 2)
+    for step in (2, 4, 6):
+        kept.take(step, {"m": 0.0})
+    assert kept.step == 6 and kept.exhausted
 
 
 # ---------------------------------------------------------------- in a run
