@@ -161,6 +161,9 @@ def table() -> list[str]:
         " (gpt4o_jax/training/topology.py): products, HBM, links in a slice (ICI), links between slices (DCN). So tokens/s and"
         " MFU (causal attention counted as half) are upper bounds that nothing here has reached, next to what MaxText has.",
         "",
+        "Where weights are split over all chips of a slice, libtpu mostly adds up whole gradients (an all-reduce), of which each"
+        " chip then keeps its part; over fewer chips it sends half as much (a reduce-scatter).",
+        "",
         "| model | T | slice | mesh | rows | fits | GiB | bound by | s a step, at least | tokens/s a chip, at most | MFU, at most"
         " | MaxText: tokens/s, MFU |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
