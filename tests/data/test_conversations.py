@@ -4,15 +4,20 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpt4o_jax.config import DataConfig, freeze
 from gpt4o_jax.data import conversations, corpus, corpus_report, python_docs, sources, token_cache
+from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.data.batches import make_batch
 from gpt4o_jax.data.rows import ROWS
 from gpt4o_jax.data.tokenizer import byte_lengths, byte_tokenizer
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.evaluation import generation
 from gpt4o_jax.evaluation.perplexity import cached_documents, holdouts, window_batch, windows
+from gpt4o_jax.tasks import chat
+from gpt4o_jax.tasks.item import Item
 from gpt4o_jax.tasks.readers import READERS
 from gpt4o_jax.tasks.worlds import WORLDS
 
@@ -58,6 +63,34 @@ def refusal(call, *args, code=ExitCode.DATA) -> str:
         call(*args)
     assert e.value.code == code and "\n" not in str(e.value)
     return str(e.value)
+
+
+# ---------------------------------------------------------------- there and back
+
+BPE = tokenizers.train("bpe", 420, [f"{i} bottles say <|user|> and <|end_of_turn|> in words;\n" * 3 for i in range(40)])
+LOOK_ALIKES = st.sampled_from([*tokenizers.SPECIALS, "<0x41>", "\u2581", "\0", " ", "\n", "naïve"])
+said = st.lists(st.one_of(LOOK_ALIKES, st.characters(exclude_categories=["Cs"])), max_size=8).map("".join)
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, BPE], ids=["byte", "bpe"])
+@settings(deadline=None, max_examples=60)
+@given(turns=st.lists(st.tuples(st.sampled_from(chat.ROLES), said), min_size=1, max_size=5))
+def test_turns_come_back_whatever_is_said_in_them(tokenizer, turns):
+    messages = tuple(chat.say(role, text) for role, text in turns)
+    encode = conversations.encoder(DataConfig(source="conversations", path="x"), tokenizer)
+    ids, counts = encode(conversations.Conversation(Item(messages, (), "")))
+    opens = {tokenizer.special(f"<|{role}|>"): role for role in chat.ROLES}
+    end, found = tokenizer.special("<|end_of_turn|>"), []
+    assert ids[0] == tokenizer.symbols.bos and not counts[0]
+    for i, counted in zip(ids[1:], counts[1:], strict=True):
+        if i in opens:
+            found.append((opens[i], []))
+            assert not counted
+        else:
+            found[-1][1].append(i)
+            assert counted == (found[-1][0] == "assistant")
+    assert all(of[-1] == end and end not in of[:-1] for _, of in found)
+    assert [(role, tokenizer.decode(of[:-1])) for role, of in found] == turns
 
 
 # ---------------------------------------------------------------- what the loss counts
