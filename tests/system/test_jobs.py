@@ -137,7 +137,7 @@ def test_a_run_of_two_goes_on_with_one_and_with_four(folder, undisturbed):
     job = start(folder, "elastic", 2)
     job[0].wait_for(5)
     job[1].process.send_signal(signal.SIGTERM)
-    assert [p.end() for p in job] == [75, 75]
+    assert [p.end() for p in job] == [75, 75], job[0].told + job[1].told
     (one,) = start(folder, "elastic", 1)
     one.wait_for(20)
     one.process.send_signal(signal.SIGTERM)
