@@ -1,7 +1,4 @@
-"""What the fast suite shows by examples, in full: every mesh with every model, every way to cut rows, every cross of options.
-
-What was seen at which commit: RELIABILITY.md.
-"""
+"""What the fast suite shows by examples, in full: every mesh with every model, every way to cut rows, every cross of options."""
 
 import pytest
 
