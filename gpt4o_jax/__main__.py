@@ -85,5 +85,17 @@ def _prepare_jax() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
+def _in_large_pages() -> None:
+    """Starts this process anew with a setting that glibc reads only at the start; does nothing elsewhere, or where it is set.
+
+    XLA:CPU asks for the temporaries of every step anew, and Linux clears them, 4 KiB at a time: 2.7 GB for GPT-2 124M, a sixth
+    of the CPU time of a step. In pages of 2 MiB this takes a third of that time, and the products find their operands sooner.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 if __name__ == "__main__":
+    _in_large_pages()
     sys.exit(main(sys.argv[1:]))

@@ -70,7 +70,7 @@ class GPT(nn.Module):
         x_BTD = between_blocks(nn.Dropout(c.dropout, deterministic=not train)(x_BTD))
 
         first_BTD = x_BTD if c.residual_mix else None
-        rotations = _rotations(c, positions_BT)
+        rotations = _rotations(c, positions_BT, tokens_BT.shape[1] if cache is None else None)
         shared = Shared(positions_BT, segments_BT, *rotations, first_BTD, self._value_embeddings(tokens_BT))
         order = schedule(len(x_BTD), *self.pipeline)
         if order.stages > 1 and cache is None and not self.is_initializing():
@@ -105,15 +105,15 @@ class GPT(nn.Module):
         return constrain(values_nBTKH, None, "batch", "seq", "kv_heads", "head_dim")
 
 
-def _rotations(c: ModelConfig, positions_BT) -> tuple[Rotation | None, Rotation | None]:
-    """(of all layers, of local layers where theirs is another)."""
+def _rotations(c: ModelConfig, positions_BT, below: int | None) -> tuple[Rotation | None, Rotation | None]:
+    """(of all layers, of local layers where theirs is another). below: what no position in whole rows reaches, their length."""
     if c.positions != "rope":
         return None, None
     scaling = None
     if c.rope_scaling != "none":
         scaling = RopeScaling(c.rope_scaling, c.rope_factor, c.rope_original_context, *c.rope_turns)
-    local = None if c.rope_local_theta is None else rotation(positions_BT, c.rotary_width, c.rope_local_theta)
-    return rotation(positions_BT, c.rotary_width, c.rope_theta, scaling), local
+    local = None if c.rope_local_theta is None else rotation(positions_BT, c.rotary_width, c.rope_local_theta, below=below)
+    return rotation(positions_BT, c.rotary_width, c.rope_theta, scaling, below), local
 
 
 def unembed(model: GPT, params, hidden_BTD: jax.Array) -> jax.Array:

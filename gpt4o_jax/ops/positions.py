@@ -1,6 +1,6 @@
 """Rotary position embedding (RoFormer, arXiv:2104.09864; pairing as in Llama's weights), and its stretching to longer contexts.
 
-B batch, T positions, N heads, H head width, R rotated width, h half of it
+B batch, T positions, N heads, H head width, R rotated width, h half of it, P positions of a table, X an axis of 1 for the heads
 """
 
 import math
@@ -29,8 +29,16 @@ class RopeScaling(NamedTuple):
     high: float = 32.0
 
 
-def rotation(positions_BT: jax.Array, width: int, theta: float, scaling: RopeScaling | None = None) -> Rotation:
-    """Cosines and sines of position * theta^(-2i/width): computed once, used by every layer. Float32."""
+def rotation(
+    positions_BT: jax.Array, width: int, theta: float, scaling: RopeScaling | None = None, below: int | None = None
+) -> Rotation:
+    """Cosines and sines of position * theta^(-2i/width): computed once, used by every layer. Float32.
+
+    below: where all positions are known to be below it, they are computed for these once and looked up for every row.
+    """
+    if below is not None and below < positions_BT.size:
+        table = rotation(jnp.arange(below)[None], width, theta, scaling)
+        return tuple(jnp.take(x_1PXh[0], positions_BT, axis=0) for x_1PXh in table)
     half = width // 2
     temperature = 1.0
     if scaling is not None and scaling.kind == "ntk":
