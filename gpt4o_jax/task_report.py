@@ -8,7 +8,7 @@ from etils import epath
 
 from gpt4o_jax import comparison
 from gpt4o_jax.comparison import Summary
-from gpt4o_jax.evaluation.generation import Task
+from gpt4o_jax.evaluation.generation import Task, leading
 from gpt4o_jax.tasks import metrics
 
 
@@ -27,12 +27,13 @@ class Answered:
 
 
 def text_table(found: Sequence[Answered]) -> str:
-    """One table in Markdown over all tasks: the first metric of each slice, every metric of the whole."""
+    """One table in Markdown over all tasks: the leading metric of each slice, every metric of the whole."""
     lines = ["| task | slice | items | metric | score [95 % interval] |", "|---|---|--:|---|--:|"]
     for a in found:
+        first = leading(a.task)
         for row, scores in a.scores.items():
             for name, score in scores.items():
-                if row == "all" or name == a.task.metrics[0]:
+                if row == "all" or name == first.get(row, a.task.metrics[0]):
                     lines.append(f"| {a.task.name} | {row} | {score.items} | {name} | {score} |")
     return "\n".join(lines) + "\n"
 
@@ -59,16 +60,20 @@ def _line(task: Task, item, said: str) -> dict:
 
 
 def plot_scores(found: Sequence[Answered]) -> bytes:
-    """The first metric of each slice of each task as bars with their intervals, as a PNG."""
+    """The leading metric of each slice of each task as bars with their intervals, as a PNG."""
     from matplotlib.figure import Figure
 
-    bars = [(n, a.task, row, s[a.task.metrics[0]]) for n, a in enumerate(found) for row, s in a.scores.items() if s]
+    bars = []
+    for n, a in enumerate(found):
+        first = leading(a.task)
+        metric = lambda row, a=a, first=first: first.get(row, a.task.metrics[0])
+        bars += [(n, f"{a.task.name} {row} ({metric(row)})", s[metric(row)]) for row, s in a.scores.items() if s]
     figure = Figure(figsize=(8, 1 + 0.28 * len(bars)), dpi=120)
     axes = figure.subplots()
-    for at, (n, _, _, score) in enumerate(bars):
+    for at, (n, _, score) in enumerate(bars):
         reach = [[max(score.value - score.low, 0)], [max(score.high - score.value, 0)]]
         axes.barh(at, score.value, color=comparison.colours(len(found))(n), xerr=reach, capsize=2)
-    axes.set_yticks(range(len(bars)), [f"{task.name} {row} ({task.metrics[0]})" for _, task, row, _ in bars], fontsize=8)
+    axes.set_yticks(range(len(bars)), [label for _, label, _ in bars], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 105)
     axes.grid(axis="x", alpha=0.3)

@@ -15,6 +15,7 @@ from gpt4o_jax.tasks.item import Item
 from gpt4o_jax.tasks.worlds import World
 
 SEED = 0  # of the items of worlds: a run's own seed moves their order, not the items, so that they are tokenised once
+SELECTION_SEED = 1  # of held-out items that choose a checkpoint while training: not those of `evaluate`, whose seed is 0
 
 
 class Conversation(str):
@@ -69,8 +70,9 @@ def digest_parts(data: DataConfig) -> tuple[str, ...]:
     """What the conversations of a source and their tokens depend on beside where they come from; () for texts."""
     if not are_documents_of(data):
         return ()
-    read = (Path(readers.__file__).read_text(encoding="utf-8"), data.reader) if data.reader else ()
-    return (*read, data.template, data.loss_on)
+    folder = Path(chat.__file__).parent  # another way to ask, to write turns or to make items makes other conversations
+    programs = [folder / name for name in ("chat.py", "item.py", "readers.py")] + sorted(folder.glob("worlds/*.py"))
+    return (*(p.read_text(encoding="utf-8") for p in programs), data.reader, data.template, data.loss_on)
 
 
 # ---------------------------------------------------------------- where they come from

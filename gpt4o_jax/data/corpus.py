@@ -21,6 +21,7 @@ from gpt4o_jax.data.rows import ROWS, make_rows
 from gpt4o_jax.data.token_cache import TokenCache
 from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import ExitCode, RunError
+from gpt4o_jax.tasks.worlds import docstrings
 
 _TOKENIZER_BYTES = 200_000_000  # SentencePiece holds its text in memory, and more of it moves no piece that matters
 
@@ -163,9 +164,9 @@ def _source_key(config: DataConfig, memory: Path) -> str:
     if config.source == "python_docs":
         return _digest("python_docs", sys.version, Path(python_docs.__file__).read_text())
     more = conversations.digest_parts(config)
-    if config.source == "world":  # whatever makes them: another program would hardly begin with the same items
-        first = [repr(d.item) for part in (sources.load(config), sources.apart(config)) for d in itertools.islice(part, 64)]
-        return _digest("world", config.path, str(config.world_items), *first, *more)
+    if config.source == "world":
+        text = (sys.version, Path(python_docs.__file__).read_text()) if config.path == docstrings.NAME else ()
+        return _digest("world", config.path, str(config.world_items), *text, *more)
     what = config.separator if config.source == "text" else config.field
     found = [_files(config, path, memory) for path in (config.path, config.holdout_path) if path]
     return _digest(config.source, *found[0], what, *more, *itertools.chain(*found[1:]))

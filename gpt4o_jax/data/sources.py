@@ -38,11 +38,12 @@ def load(config: DataConfig) -> Sequence[str]:
 def apart(config: DataConfig) -> Sequence[str] | None:
     """The hold-out of a source that has one of its own: held-out items of a world, or data.holdout_path."""
     if config.source == "world":
-        size = math.ceil(config.world_items * config.holdout_fraction)
-        return conversations.WorldItems(world(config.path, config.holdout_fraction), size, held_out=True)
+        made, size = world(config.path, config.holdout_fraction), math.ceil(config.world_items * config.holdout_fraction)
+        return conversations.WorldItems(made, min(size, made.held_out or HELD_ITEMS, HELD_ITEMS), held_out=True)
     return load(dataclasses.replace(config, path=config.holdout_path)) if config.holdout_path else None
 
 
+HELD_ITEMS = 500  # most held-out items of a world whose bits are counted: they are made up, and more would only take longer
 WORLD_NAMES = (*WORLDS, docstrings.NAME)
 
 

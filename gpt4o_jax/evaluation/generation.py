@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from gpt4o_jax.config import DataConfig
+from gpt4o_jax.console import say
 from gpt4o_jax.data import conversations, mixture, sources
 from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import RunError, data_error, did_you_mean
@@ -15,10 +16,11 @@ from gpt4o_jax.model.gpt import GPT
 from gpt4o_jax.sampling.generate import generate
 from gpt4o_jax.sampling.logits import Sampling
 from gpt4o_jax.tasks import metrics, readers
-from gpt4o_jax.tasks.chat import Template, encode, symbol_id
+from gpt4o_jax.tasks.chat import Template, encode, symbols_of_answers
 from gpt4o_jax.tasks.item import Item
 from gpt4o_jax.tasks.worlds import APPLICATIONS, docstrings
 
+TOO_LONG = "(the prompt is too long)"  # an answer that is right nowhere, nor a refusal
 HOLDOUT = "holdout"  # the task of answering the held-out conversations that a run's own data has
 
 
@@ -55,7 +57,8 @@ def tasks(asked: Sequence[str], data: DataConfig, limit: int, seed: int = 0) -> 
             found[name] = _holdout(data, limit)
             continue
         for world in map(sources.world, APPLICATIONS.get(name, (name,))):
-            items = conversations.WorldItems(world, limit * len(world.slices), held_out=True, seed=seed)
+            size = limit * len(world.slices)
+            items = conversations.WorldItems(world, min(size, world.held_out or size), held_out=True, seed=seed)
             baseline = docstrings.lead if world.name == docstrings.NAME else None
             found[world.name] = Task(world.name, [d.item for d in items], world.metrics, baseline)
     for task in found.values():
@@ -68,8 +71,15 @@ def tasks(asked: Sequence[str], data: DataConfig, limit: int, seed: int = 0) -> 
 def numbers(asked: Sequence[Task]) -> list[str]:
     """What `evaluate` gives of these tasks: "TASK/METRIC", and "TASK/SLICE/METRIC" of the first metric."""
     whole = [f"{task.name}/{metric}" for task in asked for metric in task.metrics]
-    rows = ((task, row) for task in asked for row in dict.fromkeys(item.slice for item in task.items) if row)
-    return whole + [f"{task.name}/{row}/{task.metrics[0]}" for task, row in rows]
+    return whole + [f"{task.name}/{row}/{metric}" for task in asked for row, metric in leading(task).items() if row]
+
+
+def leading(task: Task) -> dict[str, str]:
+    """slice -> the first metric of the task that can score its items."""
+    samples = {item.slice: item for item in reversed(task.items)}
+    slices = dict.fromkeys(item.slice for item in task.items)
+    can = lambda row, metric: metrics.can_score(metric, samples[row]) and metrics.METRICS[metric].of_slices
+    return {row: next(m for m in task.metrics if can(row, m)) for row in slices}
 
 
 def _holdout(data: DataConfig, limit: int) -> Task:
@@ -90,16 +100,18 @@ def _holdout(data: DataConfig, limit: int) -> Task:
 
 
 def answer(model: GPT, params, tokenizer: Tokenizer, template: Template, items: Sequence[Item], batch_size: int) -> list[str]:
-    """What the model says to the prompt of each item, greedily; "" where the prompt does not fit. Needs the mesh in force.
+    """What the model says to the prompt of each item, greedily; TOO_LONG where that does not fit. Needs the mesh in force.
 
     Twice the tokens of the longest reference, and 8, are the most: what is longer is wrong.
     """
-    ends = (*tokenizer.symbols.eos, symbol_id(template.end, tokenizer))
-    symbols = dataclasses.replace(tokenizer.symbols, eos=tuple(dict.fromkeys(ends)))
+    symbols = symbols_of_answers(template, tokenizer)
     prompts = [encode(template.render(item.prompt, True), tokenizer)[0] for item in items]
     most = [2 * max(len(tokenizer.encode(text)) for text in item.references) + 8 for item in items]
     fitting = [i for i in range(len(items)) if len(prompts[i]) < model.config.context_length]
-    said = [""] * len(items)
+    said = [TOO_LONG] * len(items)
+    if len(fitting) < len(items):
+        missing = f"{len(items) - len(fitting)} of {len(items)} prompts"
+        say(f"{missing} do not fit in model.context_length: not answered, and scored as wrong")
     order = sorted(fitting, key=lambda i: (len(prompts[i]), most[i]))
     for begin in range(0, len(order), batch_size):
         chosen = order[begin : begin + batch_size]
@@ -115,7 +127,7 @@ def answer(model: GPT, params, tokenizer: Tokenizer, template: Template, items: 
             symbols=symbols,
         )
         for i, completion in zip(chosen, done, strict=False):
-            said[i] = tokenizer.decode(completion.ids)
+            said[i] = template.said(tokenizer.decode(completion.ids))
     return said
 
 
@@ -131,6 +143,6 @@ def evaluate(
         said = answer(model, params, tokenizer, template, task.items, batch_size)
         *slices, (_, whole) = metrics.table(task.metrics, said, task.items, resamples=1).items()
         found |= {f"{task.name}/{name}": score.value for name, score in whole.items()}
-        first = task.metrics[0]
-        found |= {f"{task.name}/{row}/{first}": scores[first].value for row, scores in slices if row and first in scores}
+        first = leading(task)
+        found |= {f"{task.name}/{row}/{first[row]}": scores[first[row]].value for row, scores in slices if row}
     return found

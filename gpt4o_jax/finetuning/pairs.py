@@ -76,7 +76,7 @@ def read(text: str, where: str) -> Iterator[Pair]:
 
 def of_world(world: World, size: int, held_out: bool) -> Iterator[Pair]:
     """One pair for each of the first items of a world whose slice has another answer nearby."""
-    item = lambda i: world.item(conversations.SEED, i, held_out)
+    item = lambda i: world.item(conversations.SELECTION_SEED if held_out else conversations.SEED, i, held_out)
     for i in range(size):
         mine = item(i)
         others = (item(i + n * len(world.slices)).answer for n in range(1, 20))

@@ -142,7 +142,7 @@ def begin(config: RunConfig, prompts: Prompts, workdir: epath.Path, mesh: jax.sh
             yield step + t.steps_per_dispatch, rollout(config, prompts, program.model, params, now.base or fixed or params, step)
 
     def evaluate(model: GPT, params, whole: bool) -> dict:
-        items = [prompts.world.item(config.seed, i, True) for i in range(c.held_out)]
+        items = [prompts.world.item(conversations.SELECTION_SEED, i, True) for i in range(c.held_out)]
         texts = generation.answer(model, params, prompts.tokenizer, prompts.template, items, config.eval.batch_size)
         rewards = prompts.rewards(texts, items)
         rows = {item.slice: [r for r, i in zip(rewards, items, strict=True) if i.slice == item.slice] for item in items}
@@ -162,7 +162,7 @@ def rollout(config: RunConfig, prompts: Prompts, model: GPT, params, reference, 
     ids, sampling = [prompts.ids(item) for item in items], Sampling(stop_ids=(end,))
     size = dict(vocab_size=prompts.tokenizer.vocab_size, symbols=symbols, num_samples=c.group)
     found = generate(model, params, ids, c.answer_tokens, sampling, seed, **size)
-    texts = [prompts.tokenizer.decode(f.ids) for f in found]
+    texts = [prompts.template.said(prompts.tokenizer.decode(f.ids)) for f in found]
     rewards = prompts.rewards(texts, [item for item in items for _ in range(c.group)])
     rows = [answer_row(ids[i // c.group], f, end, symbols.eos[0], T) for i, f in enumerate(found)]
     gains = advantages(rewards.reshape(-1, c.group)).reshape(-1)

@@ -10,7 +10,7 @@ from gpt4o_jax.run import Run
 from gpt4o_jax.sampling.generate import generate
 from gpt4o_jax.sampling.logits import Sampling
 from gpt4o_jax.sampling.text import Streamer
-from gpt4o_jax.tasks.chat import Message, Template, encode, say, symbol_id
+from gpt4o_jax.tasks.chat import Message, Template, encode, say, symbols_of_answers
 
 
 @dataclasses.dataclass
@@ -62,10 +62,10 @@ def reply(session: Session, text: str, write: Callable[[str], None], tell: Calla
     if dropped:
         del session.turns[:dropped]
         tell(f"the context is full: the oldest {dropped} turns are forgotten")
-    ends = (*tokenizer.symbols.eos, symbol_id(session.template.end, tokenizer))
-    symbols = dataclasses.replace(tokenizer.symbols, eos=tuple(dict.fromkeys(ends)))
+    symbols = symbols_of_answers(session.template, tokenizer)
     said: list[int] = []
-    stream = Streamer(tokenizer, (), write)
+
+    stream = Streamer(tokenizer, (), _without(session.template.begin, write))
 
     def take(row: int, new: list[int]) -> None:
         said.extend(new)
@@ -80,7 +80,22 @@ def reply(session: Session, text: str, write: Callable[[str], None], tell: Calla
     except KeyboardInterrupt:
         finished = False
     stream.close()
-    session.turns.append(say("assistant", tokenizer.decode(said)))
+    session.turns.append(say("assistant", session.template.said(tokenizer.decode(said))))
     session.replies += 1
     session.tokens += len(said)
     return finished
+
+
+def _without(begin: str, write: Callable[[str], None]) -> Callable[[str], None]:
+    """`write`, to which the text comes in pieces, but for `begin` where the text begins with it."""
+    left = begin
+
+    def write_rest(text: str) -> None:
+        nonlocal left
+        while text and left and text[0] == left[0]:
+            text, left = text[1:], left[1:]
+        if text:
+            left = ""
+            write(text)
+
+    return write_rest

@@ -52,12 +52,13 @@ def say(role: str, text: str) -> Message:
 def read_messages(stored: Sequence[dict]) -> list[Message]:
     """Messages from JSON: {"role": ..., "content": text, or a list of {"type": "text", "text": ...}}. Raises RunError."""
     messages = []
+    readable = lambda part: isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str)
     for n, entry in enumerate(stored):
         role, content = (entry.get("role"), entry.get("content")) if isinstance(entry, dict) else (None, None)
         if role not in ROLES:
             raise data_error(f"message {n}: role {role!r}{did_you_mean(str(role), ROLES)}; expected one of {', '.join(ROLES)}")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        if not isinstance(parts, list) or not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts):
+        if not isinstance(parts, list) or not all(map(readable, parts)):
             raise data_error(
                 f'message {n}: content is {content!r}; expected a text, or a list of {{"type": "text", "text": ...}}'
             )
@@ -71,11 +72,16 @@ BOS, EOS = Symbol("bos"), Symbol("eos")
 
 
 def _own(messages: Sequence[Message], reply: bool) -> Rendered:
-    """Ours: one symbol opens a turn, one ends it; any order of roles."""
+    """Ours: one symbol opens a turn, one ends it; any order of roles.
+
+    A space begins every turn: so a word is the same tokens at its beginning as within it, and an answer that repeats a word
+    of the question repeats its tokens.
+    """
     out: Rendered = [(BOS, False)]
     for m in messages:
         answer = m.role == "assistant"
-        out += [(Symbol(f"<|{m.role}|>"), False), *((part, answer) for part in m.content), (Symbol("<|end_of_turn|>"), answer)]
+        out += [(Symbol(f"<|{m.role}|>"), False), (Text(" "), answer), *((part, answer) for part in m.content)]
+        out += [(Symbol("<|end_of_turn|>"), answer)]
     return [*out, (Symbol("<|assistant|>"), False)] if reply else out
 
 
@@ -224,20 +230,25 @@ class Template:
 
     render: Callable[[Sequence[Message], bool], Rendered]
     end: Symbol  # what ends the assistant's turn
+    begin: str = ""  # what stands before the text of the assistant's turn, and is not of it
+
+    def said(self, text: str) -> str:
+        """The text of a reply that was generated behind the head of a turn."""
+        return text.removeprefix(self.begin)
 
 
 _QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 _LLAMA = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
 TEMPLATES = {
-    "own": Template(_own, Symbol("<|end_of_turn|>")),
+    "own": Template(_own, Symbol("<|end_of_turn|>"), " "),
     "chatml": Template(_chatml, Symbol("<|im_end|>")),
     "qwen2.5": Template(lambda messages, reply: _chatml(messages, reply, _QWEN), Symbol("<|im_end|>")),
     "qwen3": Template(_qwen3, Symbol("<|im_end|>")),
     "llama3": Template(_llama3, Symbol("<|eot_id|>")),
     "llama3.1": Template(lambda messages, reply: _llama3(messages, reply, _LLAMA), Symbol("<|eot_id|>")),
-    "llama2": Template(_llama2, EOS),
+    "llama2": Template(_llama2, EOS, " "),
     "mistral": Template(_mistral, EOS),
-    "mistral0.3": Template(_mistral3, EOS),
+    "mistral0.3": Template(_mistral3, EOS, " "),
     "gemma": Template(_gemma, Symbol("<end_of_turn>")),
     "plain": Template(_plain, EOS),
 }
@@ -277,6 +288,12 @@ def symbol_id(symbol: Symbol, tokenizer) -> int:
     """Raises RunError where the tokenizer has no such symbol."""
     roles = {"bos": tokenizer.symbols.bos, "eos": tokenizer.symbols.eos[0]}
     return roles[symbol.name] if symbol.name in roles else tokenizer.special(symbol.name)
+
+
+def symbols_of_answers(template: Template, tokenizer):
+    """The tokenizer's Symbols for generating a reply: what ends the assistant's turn ends it too."""
+    ends = (*tokenizer.symbols.eos, symbol_id(template.end, tokenizer))
+    return dataclasses.replace(tokenizer.symbols, eos=tuple(dict.fromkeys(ends)))
 
 
 def encode(rendered: Rendered, tokenizer) -> tuple[list[int], list[bool]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt4o_jax.tasks.chat import Message, say
 
-NO_ANSWER = "The text does not say."  # what an unanswerable question is answered with
+NO_ANSWER = "unknown"  # what an unanswerable question is answered with: short, or most of what is learned were refusals
 LANGUAGES = {
     "cs": "Czech", "de": "German", "en": "English", "es": "Spanish", "fi": "Finnish", "fr": "French", "hi": "Hindi",
     "ro": "Romanian", "ru": "Russian", "tr": "Turkish",

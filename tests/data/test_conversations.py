@@ -21,7 +21,7 @@ from gpt4o_jax.tasks.item import Item
 from gpt4o_jax.tasks.readers import READERS
 from gpt4o_jax.tasks.worlds import WORLDS
 
-T = 80
+T = 96
 BYTES = byte_tokenizer()
 END = BYTES.special("<|end_of_turn|>")
 
@@ -90,7 +90,7 @@ def test_turns_come_back_whatever_is_said_in_them(tokenizer, turns):
             found[-1][1].append(i)
             assert counted == (found[-1][0] == "assistant")
     assert all(of[-1] == end and end not in of[:-1] for _, of in found)
-    assert [(role, tokenizer.decode(of[:-1])) for role, of in found] == turns
+    assert [(role, tokenizer.decode(of[:-1])) for role, of in found] == [(role, f" {text}") for role, text in turns]
 
 
 # ---------------------------------------------------------------- what the loss counts
@@ -103,7 +103,7 @@ def counted_texts(batch) -> list[str]:
         ids = []
         for target, weight in zip(targets.tolist(), weights.tolist(), strict=True):
             if weight and target == END:
-                found.append(BYTES.decode(ids))
+                found.append(chat.template("own").said(BYTES.decode(ids)))
                 ids = []
             elif weight:
                 ids.append(target)
@@ -119,7 +119,7 @@ def test_the_loss_counts_answers_and_what_ends_them_once_an_epoch(made):
     kept = sorted(set(ANSWERS) - {m.text for item in held for m in item.messages if m.role == "assistant"})
     assert held and sorted(counted_texts(batch)) == kept
     counted_bytes = (byte_lengths(BYTES)[batch.targets] * batch.weights).sum()
-    assert counted_bytes == sum(len(a.encode()) for a in kept), "bytes of the tokens that count, and of no others"
+    assert counted_bytes == sum(len(f" {a}".encode()) for a in kept), "bytes of the tokens that count, and of no others"
 
 
 @pytest.mark.parametrize("kind", ROWS)
@@ -170,7 +170,7 @@ def test_held_out_answers_are_scored_and_nothing_else(made):
         rows = [(*w, c) for w, (c, *_) in zip(windows(ids, 16, 8), windows(counts, 16, 8), strict=True)]
         batch = window_batch(rows, 16)
         scored = batch.targets[batch.weights > 0].tolist()
-        expected = [i for m in item.messages if m.role == "assistant" for i in (*BYTES.encode(m.text), END)]
+        expected = [i for m in item.messages if m.role == "assistant" for i in (*BYTES.encode(f" {m.text}"), END)]
         assert scored == expected
 
 
@@ -188,7 +188,7 @@ def test_a_conversation_too_long_loses_its_end_and_one_without_an_answer_in_reac
     assert told == {letter for pair in ("ab", "ef") for letter in pair if pair[0] in trained}
     path = write(tmp_path / "long.jsonl", [[("user", f"{i}" + "c" * 100), ("assistant", "d")] for i in range(40)])
     config, found = made(path=str(path))
-    assert "within its first 81 tokens" in refusal(corpus.training_rows, config, found)
+    assert f"within its first {T + 1} tokens" in refusal(corpus.training_rows, config, found)
 
 
 # ---------------------------------------------------------------- worlds

@@ -68,14 +68,14 @@ def alone(params, item) -> str:
         if logits.argmax() in ends:
             break
         ids.append(int(logits.argmax()))
-    return TOKENIZER.decode(ids)
+    return OWN.said(TOKENIZER.decode(ids))
 
 
 @pytest.mark.parametrize("batch_size", [2, 16])
 def test_answers_are_those_of_each_prompt_alone(params, batch_size):
     said = generation.answer(MODEL, params, TOKENIZER, OWN, ITEMS, batch_size)
-    assert said == [alone(params, item) for item in ITEMS]
-    assert said[-1] == "" and all(said[:-1])
+    assert said == [*(alone(params, item) for item in ITEMS[:-1]), generation.TOO_LONG]
+    assert all(said)
 
 
 # ---------------------------------------------------------------- scores
@@ -95,6 +95,20 @@ def test_scores_of_a_world_by_slice(monkeypatch):
     assert found["numbers/exact_match"] == pytest.approx(100 * 5 / 6) and found["numbers/en-de/exact_match"] == 0
     assert found["numbers/de-en/exact_match"] == 100
     assert list(found) == generation.numbers([task])
+
+
+@pytest.mark.parametrize("name", sources.WORLD_NAMES)
+def test_every_world_has_scores_of_every_slice_and_pictures(tmp_path, monkeypatch, name):
+    (task,) = generation.tasks([name], DataConfig(), 3)
+    answering(monkeypatch, lambda item: True)
+    found = generation.evaluate(None, None, None, None, [task], 8)
+    assert list(found) == generation.numbers([task]) and list(found.values()) == pytest.approx([100] * len(found))
+    answered = task_report.Answered(
+        task, [i.answer for i in task.items], metrics.table(task.metrics, [i.answer for i in task.items], task.items)
+    )
+    task_report.save(epath.Path(tmp_path), [answered])
+    rows = [line.split(" | ")[1] for line in (tmp_path / "scores.md").read_text().splitlines()[2:]]
+    assert set(rows) == {*(item.slice for item in task.items), "all"}
 
 
 def test_training_is_not_scored_by_the_items_of_the_last_evaluation():

@@ -167,9 +167,27 @@ def test_nothing_in_a_message_begins_or_ends_a_turn(pair):
 def test_our_own_turns_are_single_symbols():
     ours = tokenizers.byte_tokenizer()
     ids, counts = chat.encode(render("own", [SYSTEM, ("user", "a"), ("assistant", "b"), TOOL2]), ours)
-    spell = lambda text: [32 + b for b in text.encode()]
+    spell = lambda text: [32 + b for b in f" {text}".encode()]
     assert ids == [1, 4, *spell("Be brief."), 8, 5, *spell("a"), 8, 6, *spell("b"), 8, 7, *spell("c"), 8, 6]
     assert [i for i, c in zip(ids, counts, strict=True) if c] == [*spell("b"), 8]
+
+
+def test_a_word_has_the_same_tokens_in_a_question_and_as_the_answer():
+    names = "Nora Fovjq Oslo butter parrot".split()
+    text = " ".join(f"Where does {name} live? {name} has a {name}." for name in names)
+    bpe = tokenizers.train("bpe", 320, [text] * 50)
+    for name in names:
+        asked, answer = bpe.encode(f"Where does {name}"), bpe.encode(f" {name}", True)
+        ids, counts = chat.encode(render("own", [("user", f"{name} sees {name}"), ("assistant", name)]), bpe)
+        assert [i for i, c in zip(ids, counts, strict=True) if c][:-1] == answer == asked[-len(answer) :]
+
+
+@pytest.mark.parametrize("name", chat.TEMPLATES)
+def test_what_stands_before_a_reply_is_taken_off(name):
+    template = chat.template(name)
+    rendered = template.render([chat.say("user", "a"), chat.say("assistant", "b  c")], False)
+    reply = "".join(part.text for part, counts in rendered if counts and isinstance(part, chat.Text))
+    assert template.said(reply).rstrip() == "b  c"
 
 
 def test_parts_of_a_message_are_joined_and_other_kinds_wait():
@@ -184,6 +202,10 @@ def test_parts_of_a_message_are_joined_and_other_kinds_wait():
         (lambda: chat.read_messages([{"role": "user", "content": 3}]), "message 0: content is 3"),
         (
             lambda: chat.read_messages([{"role": "user", "content": [{"type": "image", "url": "x"}]}]),
+            "expected a text, or a list",
+        ),
+        (
+            lambda: chat.read_messages([{"role": "user", "content": [{"type": "image", "text": "x"}]}]),
             "expected a text, or a list",
         ),
         (lambda: chat.read_messages(["hello"]), "message 0: role None"),

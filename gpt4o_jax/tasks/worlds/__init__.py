@@ -18,7 +18,7 @@ WORLDS: dict[str, World] = {world.name: world for world in _ALL}
 APPLICATIONS = {
     "qa": ("questions",),
     "translation": ("numbers", "sentences"),
-    "summarisation": ("reports",),
+    "summarisation": ("reports", "docstrings"),
     "generation": ("writing",),
     "chat": ("memory", "tools"),
 }

@@ -38,9 +38,9 @@ def verify(question: str, prediction: str) -> bool:
     if not asked or not re.fullmatch(r"0|[1-9][0-9]*", given):
         return False
     a, sign, b = asked.groups()
-    total, one, other = (given, b, a) if sign == "-" else (a, b, given)  # a - b = given says given + b = a
-    width = max(map(len, (total, one, other))) + 1
-    carry, columns = 0, zip(*(reversed(n.zfill(width)) for n in (total, one, other)), strict=True)
+    one, other, total = (given, b, a) if sign == "-" else (a, b, given)  # a - b = given says given + b = a
+    width = max(map(len, (one, other, total))) + 1
+    carry, columns = 0, zip(*(reversed(n.zfill(width)) for n in (one, other, total)), strict=True)
     for x, y, expected in columns:
         carry, digit = divmod(int(x) + int(y) + carry, 10)
         if digit != int(expected):

@@ -26,7 +26,7 @@ def world(training: Sequence[str], held_out: Sequence[str]) -> World:
         body, summary = parts[held_out][(index + 7919 * seed) % len(parts[held_out])]
         return exchange(ask_to_summarise(body), (summary,), NAME)
 
-    return World(NAME, item, (NAME,), ("rouge_l", "rouge_1", "rouge_2"))
+    return World(NAME, item, (NAME,), ("rouge_l", "rouge_1", "rouge_2"), len(asked))
 
 
 def pairs(documents: Sequence[str]) -> list[tuple[str, str]]:

@@ -2,8 +2,9 @@
 
 one_hop: one sentence holds the answer. two_hop: of "Ben's neighbour", whom another sentence names. unseen_names: one hop over
 persons whose names are random letters. unanswerable: a person, a place, a thing that the passage is silent about, asked in
-the same words. Half of the unanswerable ones are over random letters too, so that names do not tell the kinds apart. In
-training up to three other questions come first, as a conversation, so that a passage teaches more than one answer.
+the same words. Half of the unanswerable ones are over random letters too, and in training half of all others, so that names do
+not tell the kinds apart and copying is learned early. In training two to five other questions come first, as a conversation, so
+that a passage teaches more than one answer.
 
 Held out: a quarter of all facts (person, relation, value), by a hash; a training passage holds none of them and a held-out
 passage no others, so no sentence of one stands in the other. Names of random letters are held out by a hash of their own.
@@ -35,7 +36,7 @@ _Fact = tuple[str, str, str]  # person, relation or link, value or other person
 def _item(seed: int, index: int, held_out: bool) -> Item:
     rng = generator("questions", seed, index, held_out)
     wanted = _SLICES[index % len(_SLICES)]
-    strange = wanted == "unseen_names" or (wanted == "unanswerable" and rng.random() < 0.5)
+    strange = wanted == "unseen_names" or (not (held_out and wanted in ("one_hop", "two_hop")) and rng.random() < 0.5)
     names, link = draw(held_out, lambda: _persons(rng, strange, held_out), lambda drawn: drawn[1], _ONE_IN)
     facts: list[_Fact] = []
     for person in [*names[:2], *rng.choices(names, k=rng.randint(0, 2))]:
@@ -44,7 +45,7 @@ def _item(seed: int, index: int, held_out: bool) -> Item:
     sentences.append(rng.choice(("{0}'s {1} is {2}.", "{2} is the {1} of {0}.")).format(*link))
     rng.shuffle(sentences)
     asked: dict[str, str] = {}
-    for kind in [*([] if held_out else rng.choices(_SLICES, k=rng.randint(0, 3))), wanted]:
+    for kind in [*([] if held_out else rng.choices(_SLICES, k=rng.randint(2, 5))), wanted]:
         question, answer = _question(rng, kind, names, facts, link)
         asked.pop(question, None)  # once, and the last one last
         asked[question] = answer

@@ -17,13 +17,15 @@ class World:
     """item(seed, index, held_out): item `index`, of slice slices[index % len(slices)].
 
     Items with held_out are built from compositions that no item without it holds, whatever the seeds.
-    metrics: names of tasks/metrics.py; the first is the one that the world's bar is about.
+    metrics: names of tasks/metrics.py; the first is the one that the world's bar is about. held_out: how many held-out items
+    there are before they come again; None: no end.
     """
 
     name: str
     item: Callable[[int, int, bool], Item]
     slices: tuple[str, ...]
     metrics: tuple[str, ...]
+    held_out: int | None = None
 
 
 def generator(world: str, seed: int, index: int, held_out: bool) -> random.Random:
