@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+import applications
 import generation_speed
 import plan_table
 import request_speed
@@ -237,6 +238,8 @@ MEASUREMENTS = {
     **{f"generate_b{batch}": functools.partial(_generation, batch) for batch in generation_speed.BATCHES},
     "batching": request_speed.measure_batching,
     "speculation": request_speed.measure_speculation,
+    **{f"world_{world}": functools.partial(applications.measure_world, world) for world in applications.BARS},
+    "applications": applications.measure_joint,
     "fewer_bits": fewer_bits,
     "prefill_decode": prefill_decode,
     "first_step": first_step,

@@ -13,11 +13,12 @@ answers alone, and keeps a part of the text, so that the language model stays.
 """
 
 from gpt4o_jax.config import base_config
+from gpt4o_jax.data.sources import WORLD_NAMES
 from gpt4o_jax.errors import RunError, did_you_mean
-from gpt4o_jax.tasks.worlds import APPLICATIONS, WORLDS
+from gpt4o_jax.tasks.worlds import APPLICATIONS
 
 # stage: (share of the rows that are text, what the loss counts, length, peak learning rates of AdamW and Muon)
-STAGES = {"pretrain": (0.5, "all", "8000 steps", 3e-3, 0.02), "tune": (0.1, "answers", "8000 steps", 2e-3, 0.01)}
+STAGES = {"pretrain": (0.5, "all", "3000 steps", 3e-3, 0.02), "tune": (0.1, "answers", "4000 steps", 2e-3, 0.01)}
 
 WEIGHTS = {"questions": 3, "numbers": 2, "sentences": 2, "arithmetic": 0.5}  # of worlds among each other; others: 1
 
@@ -29,12 +30,14 @@ def get_config(stage="pretrain"):
         )
     text, loss_on, length, peak_lr, muon_lr = STAGES[stage]
     c = base_config()
-    c.model.update(n_layers=6, scan_unroll=6, d_model=256, n_heads=4, context_length=256)
+    c.model.update(n_layers=4, scan_unroll=4, d_model=256, n_heads=4, context_length=256)
     c.init.model = True
     c.tokenizer.vocab_size = 1024
-    weights = {name: WEIGHTS.get(name, 1) for name in WORLDS}
+    weights = {name: WEIGHTS.get(name, 1) for name in WORLD_NAMES}
     worlds = tuple(f"world:{name}={(1 - text) * weight / sum(weights.values()):g}" for name, weight in weights.items())
-    c.data.update(source="mixture", mixture=(f"python_docs={text}", *worlds), rows="first_fit", loss_on=loss_on)
+    c.data.update(
+        source="mixture", mixture=(f"python_docs={text}", *worlds), rows="first_fit", loss_on=loss_on, world_items=40_000
+    )
     c.optimizer.update(name="muon", peak_lr=peak_lr, muon_lr=muon_lr, schedule="wsd", decay_fraction=0.5)
     c.optimizer.update(end_lr_fraction=0.0, warmup_steps=50)
     c.train.update(length=length, batch_size=16)

@@ -24,6 +24,7 @@ from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.tasks.worlds import docstrings
 
 _TOKENIZER_BYTES = 200_000_000  # SentencePiece holds its text in memory, and more of it moves no piece that matters
+_TOKENIZER_ITEMS = 5_000  # of a world
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,7 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Corpus:
             sampled = zip(alone, shares, strict=True)
             parts = [lanes.sample(sources.load(c), c.holdout_fraction, int(share * _TOKENIZER_BYTES)) for c, share in sampled]
         else:
-            parts = [training for training, _ in documents()]
+            parts = [_some(training, c) for (training, _), c in zip(documents(), alone, strict=True)]
         return mixture.fair_text(parts, shares, _TOKENIZER_BYTES)
 
     if tokenizer is None:
@@ -111,6 +112,11 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Corpus:
                 caches.append(token_cache.build(folder.parent, folder.name, documents()[i][j], tokenizer, encode))
         members.append(Member(alone[i], shares[i], *caches))
     return Corpus(_digest(whole, tokenizer.digest), tokenizer, tuple(members))
+
+
+def _some(documents: Sequence[str], data: DataConfig) -> Sequence[str]:
+    """Documents enough for a tokenizer: of what is made up as it is read, and always in the same words, the first."""
+    return sources.Part(documents, range(min(len(documents), _TOKENIZER_ITEMS))) if data.source == "world" else documents
 
 
 def _in_lanes(data: DataConfig, share: Fraction, root: Path, name: str, tokenizer: Tokenizer) -> Member:
@@ -166,7 +172,7 @@ def _source_key(config: DataConfig, memory: Path) -> str:
     more = conversations.digest_parts(config)
     if config.source == "world":
         text = (sys.version, Path(python_docs.__file__).read_text()) if config.path == docstrings.NAME else ()
-        return _digest("world", config.path, str(config.world_items), *text, *more)
+        return _digest("world", config.path, str(config.world_items), str(_TOKENIZER_ITEMS), *text, *more)
     what = config.separator if config.source == "text" else config.field
     found = [_files(config, path, memory) for path in (config.path, config.holdout_path) if path]
     return _digest(config.source, *found[0], what, *more, *itertools.chain(*found[1:]))
