@@ -55,8 +55,8 @@ with Store(epath.Path(folder)) as store, jax.set_mesh(program.mesh):
             before = int(f.read().split()[1]) * resource.getpagesize()
         state = jax.block_until_ready(restore_state(store, 0, program.shapes, program.shardings))
         told["grown"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-        leaves = jax.tree.leaves((state.params, state.opt_state))
-        told["parts"] = [[s.data.nbytes / x.nbytes for s in x.addressable_shards] for x in leaves if x.ndim > 2 or x.nbytes > 2**20]
+        leaves = [x for x in jax.tree.leaves((state.params, state.opt_state)) if x.ndim > 2 or x.nbytes > 2**20]  # no norms
+        told["parts"] = [[s.data.nbytes / x.nbytes for s in x.addressable_shards] for x in leaves]
         told["largest"] = max(x.nbytes for x in leaves)
 session.__exit__(None, None, None)
 print(json.dumps(told))
