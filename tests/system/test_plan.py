@@ -25,11 +25,8 @@ CONFIG = {
 }  # fmt: skip
 E, k = 4, 2
 MIXTURE = {"model.n_experts": E, "model.experts_per_token": k, "model.expert_d_ff": F}
-ATTENTION, MLP, TABLE = (
-    L * 4 * D * D,
-    L * 3 * D * F,
-    V * D,
-)  # entries: of matrices of all blocks; of the embedding, and of the head
+# Entries: of matrices of all blocks; of the embedding, and of the head.
+ATTENTION, MLP, TABLE = L * 4 * D * D, L * 3 * D * F, V * D
 LAYERS = ATTENTION + MLP
 
 
@@ -55,7 +52,7 @@ def check(knobs: dict, attention: str, expected: dict[str, int]):
 
 def parameters(shards: int, layers: int = LAYERS, times: int = 1) -> int:
     """Over fsdp: matrices of blocks gathered in bfloat16 forwards and backwards, the embedding in float32 and the head in
-    bfloat16 once; then all gradients, in float32. `times`: blocks at work one after the other, as in a pipeline.
+    bfloat16 once; then all gradients, in float32. times: a pipeline has its layers do all that in each of so many steps.
 
     Where a ring or an exchange stands between a block's forward pass, computed again, and its gradients, libtpu gathers
     the matrices of attention for these once more: 5 % on top of what has to be.
@@ -95,12 +92,11 @@ def exchange(p: int, rows: int) -> int:
     return L * entries * (3 * p * 2 + 2 * 4 + 2)
 
 
-def stages(S: int, rows: int) -> int:
-    """Over stage, in float32: each step passes a micro-batch on, forwards, and its gradient back. All micro-batches are summed
-    over stages four times: the last stage's output, which all are given, and its gradient; the gradients of the first
-    stage's input, and of the head's, whose work all stages do."""
-    M = rows
-    return 4 * (2 * (M + S - 1) * (rows // M) + 4 * rows) * T * D
+def stages(S: int, M: int) -> int:
+    """Over stage, in float32: each step passes a micro-batch, of one row, on, and its gradient back. All M are summed over stages
+    four times: the last stage's output, which all are given, and its gradient; the gradients of the first stage's input, and of
+    the head's, whose work all stages do."""
+    return 4 * (2 * (M + S - 1) + 4 * M) * T * D
 
 
 EXPECTED = {
