@@ -95,7 +95,7 @@ def _know_reference(config, corpus: PairCorpus, workdir: epath.Path, mesh, refer
     """Fills in what the reference model says of every target: from `workdir`, or computed and put there."""
     params, B = None, config.train.batch_size
     for name, rows in (("training", corpus.training), ("holdout", corpus.held_out)):
-        path = workdir / "reference" / f"{name}.npy"
+        path = workdir / "reference" / f"{corpus.name}-{name}.npy"  # of these pairs: others may be given to a run not yet begun
         if not path.exists():
             say(f"log-probabilities of the reference, {rows.count:,} {name} pairs")
             with jax.set_mesh(mesh):
@@ -104,8 +104,8 @@ def _know_reference(config, corpus: PairCorpus, workdir: epath.Path, mesh, refer
                 score = scorer(model, config.train.loss_chunk)
                 parts = [jax.device_get(score(params, batch)) for batch in in_order(rows, B, corpus.tokenizer.symbols)]
             path.parent.mkdir(parents=True, exist_ok=True)
-            with (path.parent / f"{name}.tmp").open("wb") as f:
+            with path.with_suffix(".tmp").open("wb") as f:
                 np.save(f, np.concatenate(parts)[: rows.rows_per_epoch])
-            (path.parent / f"{name}.tmp").replace(path)
+            path.with_suffix(".tmp").replace(path)
         with path.open("rb") as f:
             rows.reference = np.load(f, allow_pickle=False)
