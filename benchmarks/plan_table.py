@@ -24,13 +24,13 @@ class Cell(NamedTuple):
     config: str  # in configs/
     T: int
     slices: str  # as in SLICES
-    mesh: str
+    mesh: str  # and other knobs that it needs, with a dot in their names
     rows: int  # of a batch
 
 
 # (config, T): for each of SLICES the mesh and the rows of a batch. The rows are few: what fits decides, not what learns best.
 # Weights are split over all devices of a slice and copied between slices, as far as memory allows; tensor is as wide as saved
-# activations need (a tpu7x has two devices a chip).
+# activations need (a tpu7x has two devices a chip). Experts take 1,024 tokens at a time: for two whole rows a v6e has no room.
 MODELS = {
     ("gpt4o.py:large", 4096): [
         ("fsdp=256", 256),
@@ -75,11 +75,11 @@ MODELS = {
         ("fsdp=128 tensor=8", 128),
     ],
     ("mixtral.py:8x7b", 4096): [
-        ("fsdp=32 expert=8", 256),
-        ("fsdp=64 expert=8", 1024),
-        ("fsdp=32 expert=8", 512),
-        ("fsdp=16 expert=8", 256),
-        ("data=4 fsdp=32 expert=8", 1024),
+        ("fsdp=32 expert=8 model.expert_chunk=1024", 256),
+        ("fsdp=64 expert=8 model.expert_chunk=1024", 1024),
+        ("fsdp=32 expert=8 model.expert_chunk=1024", 512),
+        ("fsdp=16 expert=8 model.expert_chunk=1024", 256),
+        ("data=4 fsdp=32 expert=8 model.expert_chunk=1024", 1024),
     ],
 }
 CELLS = [Cell(*model, s, *how) for model, row in MODELS.items() for s, how in zip(SLICES, row, strict=True)]
@@ -104,7 +104,7 @@ MAXTEXT = {
 def command(cell: Cell) -> list[str]:
     topology = cell.slices.split()
     mesh = {"data": "1", "fsdp": "1"} | dict(part.split("=") for part in cell.mesh.split())
-    knobs = {f"mesh.{axis}": size for axis, size in mesh.items()}
+    knobs = {name if "." in name else f"mesh.{name}": value for name, value in mesh.items()}
     knobs |= {"model.context_length": cell.T, "train.batch_size": cell.rows, "train.accumulate": 1}
     flags = [f"--topology={topology[-1]}", *(["--slices=" + topology[0]] if topology[1:] else [])]
     return [

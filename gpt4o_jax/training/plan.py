@@ -156,8 +156,8 @@ def _received(collective: dict, mesh: Mesh, devices: int) -> tuple[float, float]
 def remedies(config: RunConfig, sizes: dict[str, int]):
     """Knobs by dotted name, each on top of those before, the mildest first.
 
-    sizes: of the mesh, by axis. The next remat policy; more fsdp, in the place of data; more micro-batches; more tensor, with
-    as many; and what alone changes what is learned: a smaller batch.
+    sizes: of the mesh, by axis. The next remat policy; experts for a part of the tokens at a time; more fsdp, in the place of
+    data; more micro-batches; more tensor, with as many; and what alone changes what is learned: a smaller batch.
     """
     knobs, train = {}, config.train
 
@@ -168,6 +168,9 @@ def remedies(config: RunConfig, sizes: dict[str, int]):
     order = ("none", *REMAT_POLICIES)
     for policy in order[order.index(config.model.remat) + 1 :]:
         yield also({"model.remat": policy})
+    model, chunk = config.model, 1024  # tokens: enough rows for products at full speed
+    if model.n_experts and model.expert_chunk is None and model.context_length > chunk:
+        yield also({"model.expert_chunk": chunk})
     data, fsdp, tensor = sizes["data"], sizes["fsdp"], sizes["tensor"]
     if data > 1:
         fsdp *= data

@@ -228,3 +228,11 @@ def test_remedies_come_mildest_first():
     ]
     assert found[-1]["model.remat"] == "offload" and found[-1]["mesh.fsdp"] == 4, "each is on top of those before"
     assert all("train.batch_size" not in knobs for knobs in found[:-1]), "all but the last learn the same"
+
+
+@pytest.mark.parametrize("T, chunk, told", [(4096, None, [1024]), (4096, 512, []), (512, None, [])])
+def test_experts_of_few_tokens_at_a_time_are_a_remedy(T, chunk, told):
+    model = ModelConfig(vocab_size=64, context_length=T, n_experts=4, expert_chunk=chunk, remat="offload")
+    config = RunConfig(model=model, train=TrainConfig(batch_size=8))
+    found = list(plan.remedies(config, {"data": 1, "fsdp": 8, "expert": 1, "tensor": 1}))
+    assert [knobs["model.expert_chunk"] for knobs in found[:1] if "model.expert_chunk" in knobs] == told
