@@ -7,8 +7,9 @@ Datasets of TFDS, after `data prepare --tfds=NAME`, or the same fields in JSONL 
     squad, wmt14_translate/de-en, wmt16_translate/ro-en, cnn_dailymail, xsum, samsum, billsum
 
 Hardware: worlds: 2 CPU cores; datasets: what the model needs, not tried.
-Time: not measured yet.
-Expected: not measured yet. Learning rates are starting points.
+Time: worlds: meant for 15 CPU minutes of two cores, questions for 30.
+Expected: the bars that each world names in its own file; which of them were reached is in BENCHMARKS.md
+    (python benchmarks/measure.py world_NAME). Datasets: not run; their learning rates are starting points.
 Command: python -m gpt4o_jax train --config=configs/finetune.py:numbers --workdir=runs/numbers
     python -m gpt4o_jax train --config=configs/finetune.py:squad --workdir=runs/squad --config.init.from=runs/qwen
 """

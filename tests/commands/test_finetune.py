@@ -16,7 +16,12 @@ from tests.commands.conftest import FROM_RUN
 CONFIGS = {"dpo": FROM_RUN.with_name("preference.py"), "grpo": FROM_RUN.with_name("reinforced.py")}
 
 USAGE, DATA = ExitCode.USAGE, ExitCode.DATA
-WORLD = ("--config.data.source=world", "--config.data.path=numbers", "--config.data.separator=", "--config.data.world_items=60")
+WORLD = (
+    "--config.data.source=world",
+    "--config.data.path=numbers",
+    "--config.data.separator=",
+    "--config.data.world_items=400",
+)  # all letters of the numbers
 WORLD += ("--config.data.rows=first_fit", "--config.model.context_length=256", "--config.sample.prompts=('a',)")
 
 
@@ -66,7 +71,7 @@ def test_a_run_is_one_like_any_other(taught, tuned_args, tmp_path, command, meth
     train, (held,) = records(workdir, "train"), records(workdir, "eval")
     if method == "dpo":
         assert all(np.isfinite(r["loss"]) and 0 <= r["preference_accuracy"] <= 1 for r in train)
-        assert 0 <= held["preference_accuracy"] <= 1 and held["pairs"] == 12
+        assert 0 <= held["preference_accuracy"] <= 1 and 0 < held["pairs"] <= 12
     else:
         assert all(0 <= r["reward"] <= 1 and r["kl"] >= 0 for r in train) and 0 <= held["reward"] <= 1
         assert {f"reward/{row}" for row in ("en-de", "es-en")} < held.keys()
@@ -95,7 +100,11 @@ def test_preferences_come_from_files(tuned_args, tmp_path, command, refused):
     of_file = ("--config.data.source=conversations", f"--config.data.path={file}", "--config.data.world_items=100000")
     _, err = command(*tuned_args(workdir, "dpo", *of_file))
     held, train = records(workdir, "eval")[-1], records(workdir, "train")
-    assert held["preference_accuracy"] == 1 and held["preference_margin"] > 0.1 and train[-1]["loss"] < train[0]["loss"]
+    assert (
+        held["preference_accuracy"] == pytest.approx(1)
+        and held["preference_margin"] > 0.1
+        and train[-1]["loss"] < train[0]["loss"]
+    )
     assert held["pairs"] + int(err.split(" training pairs")[0].split()[-1]) == 40
     with file.open("a") as f:
         f.write('{"messages": []}\n')
