@@ -94,6 +94,19 @@ class WorldItems(Sequence[Conversation]):
         return Conversation(self._world.item(seed, i, held_out))
 
 
+class AsWritten(Sequence[str]):
+    """Conversations as a tokenizer learns from them: the turns of our own template begin with a space."""
+
+    def __init__(self, documents: Sequence[Conversation]):
+        self._documents = documents
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __getitem__(self, i: int) -> str:
+        return "\n".join(f" {m.text}" for m in self._documents[i].item.messages)
+
+
 def taker(data: DataConfig) -> Callable[[dict, str], Conversation] | None:
     """(record of a file, where it stands) -> its conversation, where the records of a source are such. Raises RunError."""
     if not are_documents_of(data):

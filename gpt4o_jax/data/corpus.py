@@ -116,7 +116,9 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Corpus:
 
 def _some(documents: Sequence[str], data: DataConfig) -> Sequence[str]:
     """Documents enough for a tokenizer: of what is made up as it is read, and always in the same words, the first."""
-    return sources.Part(documents, range(min(len(documents), _TOKENIZER_ITEMS))) if data.source == "world" else documents
+    if data.source == "world":
+        documents = sources.Part(documents, range(min(len(documents), _TOKENIZER_ITEMS)))
+    return conversations.AsWritten(documents) if conversations.are_documents_of(data) else documents
 
 
 def _in_lanes(data: DataConfig, share: Fraction, root: Path, name: str, tokenizer: Tokenizer) -> Member:
