@@ -7,7 +7,7 @@ Command: python -m gpt4o_jax train --config=configs/preference.py:runs/numbers -
     with pairs of your own, a line each {"messages": [turns up to the question], "chosen": text, "rejected": text}:
     --config.data.source=conversations --config.data.path=pairs.jsonl
     --config.lora.rank=16 trains adapters
-    The other run must stay where it is. Of a world, the answer to another question is what is rejected.
+    The other run must stay where it is. Of a world, the right answer with one wrong word in it is rejected.
 """
 
 from gpt4o_jax.config import base_config

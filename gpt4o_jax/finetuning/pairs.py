@@ -1,7 +1,7 @@
 """Preference pairs: a conversation with an answer that is preferred and one that is not, as rows of tokens.
 
 JSONL, a line each: {"messages": [turns up to the question], "chosen": text, "rejected": text}. Or made of a world: rejected
-is the answer to another question of the same slice.
+is the answer with one word of the answer to another question of the same slice, so that it takes a close look to tell them apart.
 
 T row length in tokens (a row also holds the token after its last, as a target)
 """
@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import random
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -82,7 +83,18 @@ def of_world(world: World, size: int, held_out: bool) -> Iterator[Pair]:
         others = (item(i + n * len(world.slices)).answer for n in range(1, 20))
         other = next((answer for answer in others if answer not in mine.references), None)
         if other is not None:
-            yield Pair(mine.prompt, mine.answer, other)
+            close = near_miss(mine.answer, other, random.Random(f"{world.name} {i}"))
+            yield Pair(mine.prompt, mine.answer, other if close in mine.references else close)
+
+
+def near_miss(answer: str, other: str, rng: random.Random) -> str:
+    """`answer`, one of its words replaced by that of `other` at the same place; `other` where no word differs."""
+    words, others = answer.split(" "), other.split(" ")
+    places = [i for i, (word, another) in enumerate(zip(words, others, strict=False)) if word != another]
+    if not places:
+        return other
+    at = rng.choice(places)
+    return " ".join([*words[:at], others[at], *words[at + 1 :]])
 
 
 def load(config: RunConfig) -> tuple[list[Pair], list[Pair]]:

@@ -15,10 +15,11 @@ from gpt4o_jax.config import MeshConfig, ModelConfig, RunConfig, TrainConfig
 from gpt4o_jax.data.tokenizer import Symbols
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.finetuning.logprobs import token_logprobs
-from gpt4o_jax.finetuning.pairs import Encoded, PairRows, read
+from gpt4o_jax.finetuning.pairs import Encoded, PairRows, of_world, read
 from gpt4o_jax.finetuning.preference import dpo_loss, in_order
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.tasks.worlds import WORLDS
 from gpt4o_jax.training.step import gradients
 from tests.parallel.meshes import batch as random_batch
 
@@ -153,3 +154,13 @@ def test_a_broken_file_is_told_by_line_and_field(line, fragment):
     with pytest.raises(RunError) as e:
         list(read(f"{good}\n{line}\n", "f"))
     assert fragment in str(e.value) and e.value.code == ExitCode.DATA and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_what_is_rejected_of_a_world_is_wrong_and_close(name):
+    world, made = WORLDS[name], list(of_world(WORLDS[name], 60, False))
+    assert len(made) > 30 and made == list(of_world(world, 60, False))
+    right = {item.prompt: item.references for item in (world.item(0, i, False) for i in range(60))}
+    close = [sum(a != b for a, b in zip(p.chosen.split(), p.rejected.split(), strict=False)) for p in made]
+    assert all(p.chosen in right[p.prompt] and p.rejected not in right[p.prompt] for p in made)
+    assert sum(words == 1 for words in close) > 0.8 * len(close)
