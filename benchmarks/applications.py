@@ -54,14 +54,22 @@ def measure_joint(folder: Path) -> dict:
         config = ["--config=configs/applications.py:tune", f"--workdir={tuned}", f"--config.seed={seed}"]
         minutes += _command(seed, "train", *config, f"--config.init.from={base}")
         after = json.loads((tuned / "result.json").read_text())
+        alone = folder / f"without_text{seed}"  # what the text in the mixture is good for; not part of the recipe
+        config = ["--config=configs/applications.py:without_text", f"--workdir={alone}", f"--config.seed={seed}"]
+        if seed == SEEDS[0]:
+            _command(seed, "train", *config, f"--config.init.from={base}", "--config.eval.tasks=()")
+            without = json.loads((alone / "result.json").read_text())["python_docs/bits_per_byte"]
         _command(seed, "evaluate", f"--workdir={tuned}", "--tasks=qa,translation,summarisation,generation,chat")
         text = [result["python_docs/bits_per_byte"] for result in (before, after)]
+        text += [without] if seed == SEEDS[0] else []
         return {"minutes": minutes, "scores": _scores(tuned), "text_bits_per_byte": text}
 
     runs = _side_by_side(run)
     found = _worst("joint", runs, JOINT_MINUTES, {world: bars for world, (_, bars) in BARS.items()})
-    changes = [100 * (after / before - 1) for before, after in (r["text_bits_per_byte"] for r in runs)]
-    return found | {"joint_text_kept": (max(changes), {"percent": changes})}
+    text = [r["text_bits_per_byte"] for r in runs]
+    changes = [100 * (after / before - 1) for before, after, *_ in text]
+    before, _, without = text[0]
+    return found | {"joint_text_kept": (max(changes), {"percent": changes, "without_text": 100 * (without / before - 1)})}
 
 
 def name(prefix: str, world: str, bar: str) -> str:

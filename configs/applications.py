@@ -9,7 +9,7 @@ Command: bash launch/applications.sh, or
     python -m gpt4o_jax evaluate --workdir=runs/tuned --tasks=qa,translation,summarisation,generation,chat
 
 pretrain counts every token, questions and passages too: copying has to emerge before questions can be answered. tune counts
-answers alone, and keeps a part of the text, so that the language model stays.
+answers alone, and keeps a part of the text, so that the language model stays; without_text is tune with next to none, to show it.
 """
 
 from gpt4o_jax.config import base_config
@@ -18,7 +18,11 @@ from gpt4o_jax.errors import RunError, did_you_mean
 from gpt4o_jax.tasks.worlds import APPLICATIONS
 
 # stage: (share of the rows that are text, what the loss counts, length, peak learning rates of AdamW and Muon)
-STAGES = {"pretrain": (0.5, "all", "3000 steps", 3e-3, 0.02), "tune": (0.1, "answers", "4000 steps", 2e-3, 0.01)}
+STAGES = {
+    "pretrain": (0.5, "all", "3000 steps", 3e-3, 0.02),
+    "tune": (0.1, "answers", "4000 steps", 2e-3, 0.01),
+    "without_text": (0.001, "answers", "4000 steps", 2e-3, 0.01),
+}
 
 WEIGHTS = {"questions": 3, "numbers": 2, "sentences": 2, "arithmetic": 0.5}  # of worlds among each other; others: 1
 
@@ -44,7 +48,7 @@ def get_config(stage="pretrain"):
     c.eval.update(every=1000, batch_size=32)
     c.sample.update(every=1000, prompts=("", "Return a "))
     c.checkpoint.every = 1000
-    if stage == "tune":
+    if stage != "pretrain":
         c.eval.tasks = tuple(APPLICATIONS)
         c.eval.task_items = 20
     return c

@@ -49,7 +49,7 @@ ARGUMENTS = {name: tuple(sizes) for name, sizes in FAMILIES.items()} | {
     "gpt4o": tuple(GPT4O),
     "shakespeare": ("char_cpu", "char_cpu_fast", "char_gpu"),
     "finetune": (*WORLD_NAMES, *DATASETS),
-    "applications": ("pretrain", "tune"),
+    "applications": ("pretrain", "tune", "without_text"),
 }
 FILES = sorted(CONFIGS.glob("*.py"))
 SWEEPS = sorted((CONFIGS / "ablations").glob("*.py"))
