@@ -50,18 +50,14 @@ def measure_joint(folder: Path) -> dict:
         base, tuned = folder / f"base{seed}", folder / f"tuned{seed}"
         config = ["--config=configs/applications.py:pretrain", f"--workdir={base}", f"--config.seed={seed}"]
         minutes = _command(seed, "train", *config)
-        before = json.loads((base / "result.json").read_text())
         config = ["--config=configs/applications.py:tune", f"--workdir={tuned}", f"--config.seed={seed}"]
         minutes += _command(seed, "train", *config, f"--config.init.from={base}")
-        after = json.loads((tuned / "result.json").read_text())
         alone = folder / f"without_text{seed}"  # what the text in the mixture is good for; not part of the recipe
         config = ["--config=configs/applications.py:without_text", f"--workdir={alone}", f"--config.seed={seed}"]
         if seed == SEEDS[0]:
             _command(seed, "train", *config, f"--config.init.from={base}", "--config.eval.tasks=()")
-            without = json.loads((alone / "result.json").read_text())["python_docs/bits_per_byte"]
         _command(seed, "evaluate", f"--workdir={tuned}", "--tasks=qa,translation,summarisation,generation,chat")
-        text = [result["python_docs/bits_per_byte"] for result in (before, after)]
-        text += [without] if seed == SEEDS[0] else []
+        text = [_text_bits(workdir) for workdir in (base, tuned, *([alone] if seed == SEEDS[0] else []))]
         return {"minutes": minutes, "scores": _scores(tuned), "text_bits_per_byte": text}
 
     runs = _side_by_side(run)
@@ -104,13 +100,10 @@ def _side_by_side(run) -> list[dict]:
 def _command(seed: int, *args: str) -> float:
     """Runs a command of the project on one core. Returns its CPU minutes, of CORES cores."""
     core = ["taskset", "-c", str(seed % os.cpu_count())] if shutil.which("taskset") else []
-    process = subprocess.Popen([*core, sys.executable, "-m", "gpt4o_jax", *args], cwd=ROOT, stdout=subprocess.PIPE)
-    out = process.stdout.read()
+    process = subprocess.Popen([*core, sys.executable, "-m", "gpt4o_jax", *args], cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(args)}: exit status {os.waitstatus_to_exitcode(status)}")
-    workdir = next(Path(a.partition("=")[2]) for a in args if a.startswith("--workdir="))
-    (workdir / "result.json").write_bytes(out.splitlines()[-1])
     return (used.ru_utime + used.ru_stime) / 60 / CORES
 
 
@@ -118,3 +111,9 @@ def _scores(workdir: Path) -> dict:
     """task -> slice -> metric -> {"value": ..., "low": ..., "high": ..., "items": ...} of the newest evaluation."""
     newest = max((workdir / "evaluations").iterdir(), key=lambda p: int(p.name))
     return json.loads((newest / "scores.json").read_text())
+
+
+def _text_bits(workdir: Path) -> float:
+    """Bits per byte of held-out text, of the last evaluation."""
+    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [r for r in records if r["kind"] == "eval"][-1]["python_docs/bits_per_byte"]

@@ -41,7 +41,7 @@ TOOLS = {
         "It will be {sky} in {city} on {day}, {degrees} degrees.",
     ),
     "pay": Tool(
-        {"to": _one_of(NAMES), "amount": _one_of(range(1, 100))},
+        {"to": _one_of(NAMES), "amount": _one_of(range(2, 100))},
         ("Send {amount} euros to {to}.", "Please pay {to} {amount} euros."),
         {"left": _one_of(range(100, 1000))},
         "I sent {amount} euros to {to}. You have {left} euros left.",
@@ -79,7 +79,13 @@ def _item(seed: int, index: int, held_out: bool) -> Item:
     offered = rng.sample(list(TOOLS), 3)
     name = rng.choice(offered)
     tool = TOOLS[name]
-    sample = lambda: {key: value(rng) for key, value in tool.arguments.items()}
+
+    def sample() -> dict[str, Any]:
+        while True:
+            found = {key: value(rng) for key, value in tool.arguments.items()}
+            if len(set(found.values())) == len(found):  # nobody asks how far it is from Paris to Paris
+                return found
+
     arguments = draw(held_out, sample, lambda found: (name, *found.values()))
     call = {"name": name, "arguments": arguments}
     messages = (
