@@ -38,7 +38,7 @@ def rotation(
     """
     if below is not None and below < positions_BT.size:
         table = rotation(jnp.arange(below)[None], width, theta, scaling)
-        return tuple(jnp.take(x_1PXh[0], positions_BT, axis=0) for x_1PXh in table)
+        return jax.lax.optimization_barrier(tuple(jnp.take(x_1PXh[0], positions_BT, axis=0) for x_1PXh in table))
     half = width // 2
     temperature = 1.0
     if scaling is not None and scaling.kind == "ntk":

@@ -33,6 +33,7 @@ from gpt4o_jax.sampling.generate import Completion, extend, layout
 from gpt4o_jax.sampling.logits import Sampling
 
 DECODE_CHUNK = 8  # shorter than generate()'s: a row that ends computes to the end of the call for nothing
+LAST_CHUNK = 2  # where a row is known to end within a call: its place is free the sooner
 
 
 @dataclasses.dataclass(eq=False)
@@ -135,7 +136,9 @@ class Engine:
         samplings = tuple(sorted({r.sampling for r in self._rows if r}, key=repr))
         which_R = np.array([samplings.index(r.sampling) if r else 0 for r in self._rows], np.int32)
         done_R = np.array([r is None for r in self._rows])
-        self._state, chosen = _decode(self._model, samplings, *self._how)(self._params, self._state, which_R, done_R)
+        left = min(r.room - len(r.completion.ids) for r in self._rows if r)
+        n = DECODE_CHUNK if left >= DECODE_CHUNK else LAST_CHUNK
+        self._state, chosen = _decode(self._model, samplings, n, *self._how)(self._params, self._state, which_R, done_R)
         chosen = jax.device_get(chosen)
         for row, request in enumerate(self._rows):
             if request:
@@ -184,8 +187,8 @@ def _join(model: GPT, sampling: Sampling, slots: int, vocab_size: int | None, sy
     return join
 
 
-@functools.lru_cache(maxsize=8)
-def _decode(model: GPT, samplings: tuple[Sampling, ...], vocab_size: int | None, symbols: Symbols):
+@functools.lru_cache(maxsize=16)
+def _decode(model: GPT, samplings: tuple[Sampling, ...], n: int, vocab_size: int | None, symbols: Symbols):
     """jit: (params, state, which of `samplings` each row has, which rows are empty) -> (state, Chosen [n, R])."""
     drawables = [lg.drawable(s, model.config.vocab_size, vocab_size, symbols) for s in samplings]
     widest = max(samplings, key=lambda s: s.top_logprobs)
@@ -213,7 +216,7 @@ def _decode(model: GPT, samplings: tuple[Sampling, ...], vocab_size: int | None,
             seen = lg.also_seen(state.seen, token_R) if counting else state.seen
             return (State(cache, token_R, positions_R, state.keys_B, seen), ended_R), chosen
 
-        (state, _), chosen = jax.lax.scan(one, (state, done_R), None, length=DECODE_CHUNK)
+        (state, _), chosen = jax.lax.scan(one, (state, done_R), None, length=n)
         return state, chosen
 
     return decode

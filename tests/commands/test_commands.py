@@ -4,9 +4,11 @@ import json
 import math
 import re
 import shutil
+import sys
 
 import pytest
 
+from gpt4o_jax import __main__ as entry
 from gpt4o_jax.__main__ import COMMANDS, main
 from gpt4o_jax.commands import benchmark, evaluate, generate, report, runs, sweep, tokenizer, train, verify
 from gpt4o_jax.errors import ExitCode
@@ -244,3 +246,16 @@ def test_help_names_every_flag_and_knob(name, capsys):
     assert all(re.search(rf"{flag.name.upper() if flag.positional else '--' + flag.name} +\S", out) for flag in flags)
     assert ("optimizer.peak_lr" in out) == (command in ("train", "sweep", "benchmark"))
     assert main([command, "--help"]) == 0
+
+
+def test_a_process_starts_itself_anew_once_and_only_where_nothing_was_set(monkeypatch):
+    begun = []
+    monkeypatch.setattr("os.execv", lambda *a: begun.append(a))
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1")
+    entry._in_large_pages()
+    assert not begun
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    entry._in_large_pages()
+    entry._in_large_pages()
+    assert begun == [(sys.executable, [sys.executable, *sys.orig_argv[1:]])]

@@ -419,3 +419,16 @@ def test_a_run_talks_as_it_was_trained():
 def test_a_template_that_the_tokenizer_cannot_write(made):
     assert "chat template llama3 writes <|start_header_id|>" in refusal(lambda: made(template="llama3"))
     assert "chat template 'lama3' (did you mean llama3?)" in refusal(lambda: made(template="lama3"))
+
+
+def test_a_tokenizer_learns_words_as_turns_write_them(made):
+    config, _ = made()
+    documents = conversations.AsWritten(sources.load(config.data))
+    assert documents[3] == "\n".join(f" {text}" for _, text in TURNS[3]) and len(documents) == len(TURNS)
+
+
+def test_of_a_world_few_held_out_items_are_counted():
+    data = DataConfig(source="world", path="numbers", world_items=100_000)
+    assert len(sources.apart(data)) == sources.HELD_ITEMS < len(sources.load(data))
+    docstrings = sources.apart(DataConfig(source="world", path="docstrings", world_items=100_000))
+    assert len({d.item.answer for d in docstrings}) == len(docstrings)

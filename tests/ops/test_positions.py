@@ -114,3 +114,11 @@ def test_partial_rotation_turns_the_first_coordinates_alone():
     got = ops.rotary(x, ops.rotation(positions, 4, THETA))
     np.testing.assert_array_equal(got[..., :4], ops.rotary(x[..., :4], ops.rotation(positions, 4, THETA)))
     np.testing.assert_array_equal(got[..., 4:], x[..., 4:])
+
+
+def test_angles_of_whole_rows_are_those_of_their_positions():
+    """Computed once for all positions that there are, and looked up: the same bits."""
+    positions = jnp.asarray(np.random.default_rng(0).integers(0, 8, (3, 8)))
+    scaling = ops.RopeScaling("yarn", 4.0, 8)
+    for got, wanted in zip(ops.rotation(positions, 6, 1e4, scaling, 8), ops.rotation(positions, 6, 1e4, scaling), strict=True):
+        np.testing.assert_array_equal(got, wanted)
