@@ -31,13 +31,6 @@ DATASETS = {
 }
 
 
-# world: other worlds in its training, with their share of the rows; and what it needs of optimizer steps where that is more
-BESIDE = {
-    "questions": {"copying": 0.15}
-}  # questions are answered by copying, which is learned sooner where nothing else is asked
-STEPS = {"questions": 2600}
-
-
 def get_config(task="numbers"):
     known = (*WORLD_NAMES, *DATASETS)
     if task not in known:
@@ -48,14 +41,13 @@ def get_config(task="numbers"):
     c.tokenizer.vocab_size = 1024
     c.data.rows = "first_fit"
     c.optimizer.update(name="muon", peak_lr=3e-3, schedule="wsd", decay_fraction=0.4, end_lr_fraction=0.0, warmup_steps=20)
-    c.train.update(length=f"{STEPS.get(task, 1200)} steps", batch_size=16)
+    c.train.update(length="2600 steps" if task == "questions" else "1200 steps", batch_size=16)
     c.eval.update(every=200, tasks=("holdout",), task_items=50)
     c.checkpoint.every = 200
     if task not in DATASETS:
         c.data.update(source="world", path=task, world_items=100_000)
-        if others := BESIDE.get(task):
-            shares = {task: 1 - sum(others.values())} | others
-            c.data.update(source="mixture", path="", mixture=tuple(f"world:{name}={share:g}" for name, share in shares.items()))
+        if task == "questions":  # answered by copying, which is learned sooner where nothing else is asked
+            c.data.update(source="mixture", path="", mixture=("world:questions=0.85", "world:copying=0.15"))
         c.eval.tasks, c.checkpoint.best = (task,), f"{task}/{world(task).metrics[0]}"
         return c
     reader, path, holdout = DATASETS[task]

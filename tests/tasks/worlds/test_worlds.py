@@ -11,7 +11,7 @@ import pytest
 from gpt4o_jax.tasks import metrics
 from gpt4o_jax.tasks.chat import ROLES
 from gpt4o_jax.tasks.item import NO_ANSWER
-from gpt4o_jax.tasks.worlds import APPLICATIONS, WORLDS, arithmetic, lexicon
+from gpt4o_jax.tasks.worlds import APPLICATIONS, WORLDS, arithmetic, docstrings, lexicon
 
 TRAINING = 2000
 
@@ -146,7 +146,7 @@ def test_what_is_held_out_is_made_of_words_that_training_meets(world, some):
 
 
 def test_applications_name_worlds():
-    assert {name for names in APPLICATIONS.values() for name in names} <= WORLDS.keys()
+    assert {name for names in APPLICATIONS.values() for name in names} <= {*WORLDS, docstrings.NAME}
 
 
 # ---------------------------------------------------------------- questions
