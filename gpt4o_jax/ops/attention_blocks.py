@@ -32,6 +32,7 @@ class How(NamedTuple):
     window: int | None
     softcap: float | None
     serial: bool  # heads one after another, as a CPU's cache wants it; or all at once
+    heads: int  # key/value heads of a row: so many follow one another in X, and share the row's segments
 
 
 def block_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N, scale: float, window=None, softcap=None):
@@ -43,9 +44,9 @@ def block_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N, scale: float, 
     K = k_BTKH.shape[2]
     heads = lambda x: jnp.moveaxis(x, 2, 1).reshape(B * K, T, H)
     q = jnp.moveaxis(q_BTNH.reshape(B, T, K, N // K, H), 1, 3).reshape(B * K, N // K, T, H)
-    segments = None if segments_BT is None else jnp.repeat(segments_BT, K, axis=0)
     sinks = None if sinks_N is None else jnp.tile(sinks_N.reshape(K, N // K), (B, 1))
-    out = _rows(How(scale, window, softcap, serial=True), q, heads(k_BTKH), heads(v_BTKH), segments, sinks)
+    how = How(scale, window, softcap, serial=True, heads=K)
+    out = _rows(how, q, heads(k_BTKH), heads(v_BTKH), segments_BT, sinks)
     return jnp.moveaxis(out.reshape(B, K, N // K, T, H), 3, 1).reshape(B, T, N, H)
 
 
@@ -72,17 +73,18 @@ def attend(how: How, q, k, v, segments=None, key_segments=None, sinks=None, dist
     """(softmax over the visible keys, times values [X, G, T, H]; log of its denominator [X, G, T, 1]), float32.
 
     q: [X, G, T, H], float32; k, v: [X, S, H], whose type the operands of products take; sinks: [X, G] or None.
-    distance: None: the keys are the queries' own, causal, with segments [X, T] or None. Else positions, possibly traced,
-    from the first key to the first query: all keys lie before all queries, which are one block, and key_segments [X, S] are
-    theirs. A query to which window and segments leave no key has the least of all normalisers, and its output means nothing.
+    distance: None: the keys are the queries' own, causal, with segments [X / how.heads, T] or None. Else positions, possibly
+    traced, from the first key to the first query: all keys lie before all queries, which are one block, and key_segments
+    [X / how.heads, S] are theirs. A query to which window and segments leave no key has the least of all normalisers, and its
+    output means nothing.
     """
 
-    def head(q_GTH, k_SH, v_SH, segments_T, key_segments_S, sinks_G):
-        segments_S = segments_T if distance is None else key_segments_S
+    blocks = _blocks(q.shape[2], k.shape[1], how.window, distance)
+
+    def head(visible, q_GTH, k_SH, v_SH, sinks_G):
         outs, normalisers = [], []
-        for begin, end, first, last in _blocks(q_GTH.shape[1], k_SH.shape[0], how.window, distance):
-            segments_cs = _part(segments_T, begin, end), _part(segments_S, first, last)
-            scores_Gcs, _ = _scores(how, q_GTH[:, begin:end], k_SH[first:last], *segments_cs, begin, first, distance)
+        for (begin, end, first, last), visible_cs in zip(blocks, visible, strict=True):
+            scores_Gcs, _ = _scores(how, q_GTH[:, begin:end], k_SH[first:last], visible_cs)
             top_Gc1 = jnp.max(scores_Gcs, axis=-1, keepdims=True)
             if sinks_G is not None:
                 top_Gc1 = jnp.maximum(top_Gc1, sinks_G[:, None, None])
@@ -96,7 +98,8 @@ def attend(how: How, q, k, v, segments=None, key_segments=None, sinks=None, dist
             normalisers.append(top_Gc1 + jnp.log(total_Gc1))
         return jnp.concatenate(outs, axis=1), jnp.concatenate(normalisers, axis=1)
 
-    return _over_heads(how, head, (q, k, v, segments, key_segments, sinks))
+    visible = functools.partial(_visible, how.window, blocks, distance)
+    return _over_heads(how, head, visible, (segments, key_segments), (q, k, v, sinks))
 
 
 def attend_backward(how: How, q, k, v, out, normaliser, d_out, segments=None, key_segments=None, sinks=None, distance=None):
@@ -105,15 +108,16 @@ def attend_backward(how: How, q, k, v, out, normaliser, d_out, segments=None, ke
     out, normaliser: of the softmax over all keys, be they these or more. The other arguments are those of `attend`.
     """
 
-    def head(q_GTH, k_SH, v_SH, segments_T, key_segments_S, sinks_G, out_GTH, normaliser_GT1, d_out_GTH):
+    blocks = _blocks(q.shape[2], k.shape[1], how.window, distance)
+
+    def head(visible, q_GTH, k_SH, v_SH, sinks_G, out_GTH, normaliser_GT1, d_out_GTH):
         # softmax's gradient: weights * (d_weights - sum(weights * d_weights)), the sum is that of out * d_out.
         inner_GT1 = jnp.sum(out_GTH * d_out_GTH, axis=-1, keepdims=True)
-        segments_S = segments_T if distance is None else key_segments_S
-        d_q, d_k, d_v = [], *(jnp.zeros(x.shape, jnp.float32) for x in (k_SH, v_SH))
-        for begin, end, first, last in _blocks(q_GTH.shape[1], k_SH.shape[0], how.window, distance):
+        # Transposed, so that the small factor of their products is the one to transpose: twice as fast on XLA:CPU.
+        d_q, d_k_HS, d_v_HS = [], *(jnp.zeros(x.shape[::-1], jnp.float32) for x in (k_SH, v_SH))
+        for (begin, end, first, last), visible_cs in zip(blocks, visible, strict=True):
             q_GcH, k_sH, v_sH = q_GTH[:, begin:end], k_SH[first:last], v_SH[first:last]
-            segments_cs = _part(segments_T, begin, end), _part(segments_S, first, last)
-            scores_Gcs, slope = _scores(how, q_GcH, k_sH, *segments_cs, begin, first, distance)
+            scores_Gcs, slope = _scores(how, q_GcH, k_sH, visible_cs)
             weights_Gcs = jnp.exp(scores_Gcs - normaliser_GT1[:, begin:end])
             G, c, s = weights_Gcs.shape
             d_out_XH = d_out_GTH[:, begin:end].reshape(G * c, -1)
@@ -123,13 +127,14 @@ def attend_backward(how: How, q, k, v, out, normaliser, d_out, segments=None, ke
                 d_scores_Gcs *= slope
             d_scores_Xs = d_scores_Gcs.reshape(G * c, s)
             d_q.append(_dot(d_scores_Xs, k_sH).reshape(G, c, -1) * how.scale)
-            scaled_XH = (q_GcH.reshape(G * c, -1) * how.scale).astype(k.dtype)
-            d_k = d_k.at[first:last].add(_dot(d_scores_Xs.T, scaled_XH))
-            d_v = d_v.at[first:last].add(_dot(weights_Gcs.reshape(G * c, s).T, d_out_XH.astype(v.dtype)))
+            scaled_XH = q_GcH.reshape(G * c, -1) * how.scale
+            d_k_HS = d_k_HS.at[:, first:last].add(_dot(scaled_XH.T, d_scores_Xs.astype(k.dtype)))
+            d_v_HS = d_v_HS.at[:, first:last].add(_dot(d_out_XH.T, weights_Gcs.reshape(G * c, s).astype(v.dtype)))
         d_sinks = None if sinks_G is None else -jnp.sum(jnp.exp(sinks_G[:, None, None] - normaliser_GT1) * inner_GT1, axis=(1, 2))
-        return jnp.concatenate(d_q, axis=1), d_k, d_v, d_sinks
+        return jnp.concatenate(d_q, axis=1), d_k_HS.T, d_v_HS.T, d_sinks
 
-    return _over_heads(how, head, (q, k, v, segments, key_segments, sinks, out, normaliser, d_out))
+    visible = functools.partial(_visible, how.window, blocks, distance)
+    return _over_heads(how, head, visible, (segments, key_segments), (q, k, v, sinks, out, normaliser, d_out))
 
 
 def equal_blocks(T: int) -> int:
@@ -137,26 +142,51 @@ def equal_blocks(T: int) -> int:
     return max(n for n in range(1, MOST_BLOCKS + 1) if n == 1 or (T % n == 0 and n * SMALLEST_BLOCK <= T))
 
 
-def _over_heads(how, head, arrays):
-    return jax.lax.map(lambda x: head(*x), arrays) if how.serial else jax.vmap(head)(*arrays)
+def _over_heads(how, head, visible, segments, arrays):
+    """head(visible(*segments of its row), *arrays of the head) for all heads.
+
+    What the heads of a row see is computed before, and lies in memory: XLA:CPU would otherwise compare segments within every
+    exponential, and then vectorises neither.
+    """
+    if not how.serial:
+        rows = jax.tree.map(lambda x: x.reshape(-1, how.heads, *x.shape[1:]), arrays)
+        row = lambda segments, arrays: jax.vmap(functools.partial(head, visible(*segments)))(*arrays)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.vmap(row)(segments, rows))
+    packed = segments[0] is not None
+    seen = jax.vmap(visible)(*segments) if packed else visible(*segments)
+
+    def one(x):
+        n, arrays = x
+        return head([y[n // how.heads] for y in seen] if packed else seen, *arrays)
+
+    return jax.lax.map(one, (jnp.arange(len(arrays[0])), arrays))
 
 
-def _blocks(T: int, S: int, window: int | None, distance):
+def _blocks(T: int, S: int, window: int | None, distance) -> list[tuple[int, int, int, int]]:
     """(first query, end of the queries, first key, end of the keys) of each block."""
     if distance is not None:
-        yield 0, T, 0, S
-        return
+        return [(0, T, 0, S)]
     size = max(SMALLEST_BLOCK, -(-T // MOST_BLOCKS))
-    for begin in range(0, T, size):
-        end = min(begin + size, T)
-        yield begin, end, 0 if window is None else max(0, begin - window + 1), end
+    begins = range(0, T, size)
+    return [(n, min(n + size, T), 0 if window is None else max(0, n - window + 1), min(n + size, T)) for n in begins]
 
 
-def _part(segments, begin, end):
-    return None if segments is None else segments[begin:end]
+def _visible(window, blocks, distance, segments_T, key_segments_S) -> list:
+    """For each block the keys that its queries see, [c, s], or None where they see all."""
+    segments_S = segments_T if distance is None else key_segments_S
+    visible = []
+    for begin, end, first, last in blocks:
+        at_c1, at_s = jnp.arange(begin, end)[:, None], jnp.arange(first, last)
+        conditions = [at_s <= at_c1] if distance is None else []
+        if window is not None:
+            conditions.append(at_s > at_c1 + (0 if distance is None else distance) - window)
+        if segments_T is not None:
+            conditions.append(segments_T[begin:end, None] == segments_S[first:last])
+        visible.append(functools.reduce(jnp.logical_and, conditions) if conditions else None)
+    return visible
 
 
-def _scores(how, q_GcH, k_sH, segments_c, segments_s, begin, first, distance):
+def _scores(how, q_GcH, k_sH, visible_cs):
     """(scores [G, c, s] with hidden ones at the least float32, the derivative of the soft-cap or None)."""
     c, s = q_GcH.shape[1], k_sH.shape[0]
     scores = _dot(q_GcH.reshape(-1, q_GcH.shape[-1]) * how.scale, k_sH.T).reshape(-1, c, s)
@@ -164,18 +194,7 @@ def _scores(how, q_GcH, k_sH, segments_c, segments_s, begin, first, distance):
     if how.softcap is not None:
         capped = jnp.tanh(scores / how.softcap)
         scores, slope = capped * how.softcap, 1 - capped * capped
-    visible = _visible(how.window, begin + jnp.arange(c)[:, None], first + jnp.arange(s), segments_c, segments_s, distance)
-    return scores if visible is None else jnp.where(visible, scores, jnp.finfo(jnp.float32).min), slope
-
-
-def _visible(window, at_c1, at_s, segments_c, segments_s, distance):
-    """[c, s], or None where every key is seen."""
-    conditions = [at_s <= at_c1] if distance is None else []
-    if window is not None:
-        conditions.append(at_s > at_c1 + (0 if distance is None else distance) - window)
-    if segments_c is not None:
-        conditions.append(segments_c[:, None] == segments_s)
-    return functools.reduce(jnp.logical_and, conditions) if conditions else None
+    return scores if visible_cs is None else jnp.where(visible_cs, scores, jnp.finfo(jnp.float32).min), slope
 
 
 def _dot(x, y):

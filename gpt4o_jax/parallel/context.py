@@ -105,18 +105,18 @@ def context_attention(
     k, v = (chunks(x).reshape(2, B * K, c, H) for x in (k_BtKH, v_BtKH))
     segments = None
     if segments_Bt is not None:
-        segments = jnp.repeat(jnp.moveaxis(segments_Bt.reshape(B, 2, c), 1, 0), K, axis=1)
+        segments = jnp.moveaxis(segments_Bt.reshape(B, 2, c), 1, 0)
     sinks = None if sinks_N is None else jnp.tile(sinks_N.reshape(K, N // K), (2 * B, 1))
     on_cpu = compute.platform == "cpu"
     operand = jnp.dtype(jnp.float32) if on_cpu else compute.operand
-    how = How(H**-0.5 if scale is None else scale, window, softcap, serial=on_cpu)
+    how = How(H**-0.5 if scale is None else scale, window, softcap, serial=on_cpu, heads=K)
     out = _attention(name, how, operand, q, k, v, segments, sinks)
     out = out.reshape(2, B, K, N // K, c, H)
     return jnp.moveaxis(out, (0, 2, 3), (1, 3, 4)).reshape(B, t, N, H)
 
 
 class Keys(NamedTuple):
-    """Keys, values [chunks, X, c, H] and their segments [chunks, X, c] or None."""
+    """Keys, values [chunks, X, c, H] and their segments [chunks, B, c] or None."""
 
     k: jax.Array
     v: jax.Array
