@@ -106,7 +106,8 @@ def evaluate(
         from lm_eval.api.model import LM
         from lm_eval.tasks import TaskManager
     except ImportError as e:
-        hint = f"; without it there are {', '.join(known)}" if known else ""
+        meant = "".join(f"; {name}{near}" for name in tasks if (near := did_you_mean(name, known)))
+        hint = f"{meant}; without it there are {', '.join(known)}" if known else ""
         raise RunError(f"--tasks={','.join(tasks)} needs lm-eval ({e}): pip install -r requirements-eval.txt{hint}") from None
 
     class Model(Harness, LM):

@@ -78,6 +78,8 @@ def train(
                 opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
                 ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
                 state = state.replace(params=params, opt_state=opt_state, ema=ema)
+            elif config.init.model:
+                say("init.from is not set: weights start at random, not from a run")
         else:
             state = restore_state(store, start, program.shapes, shardings)
             say(f"continuing from step {start} of {last_step}")

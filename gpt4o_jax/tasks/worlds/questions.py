@@ -6,8 +6,9 @@ the same words. Half of the unanswerable ones are over random letters too, and i
 not tell the kinds apart and copying is learned early. In training two to five other questions come first, as a conversation, so
 that a passage teaches more than one answer.
 
-Held out: a quarter of all facts (person, relation, value), by a hash; a training passage holds none of them and a held-out
-passage no others, so no sentence of one stands in the other. Names of random letters are held out by a hash of their own.
+Held out: passages. Each holds one link (person, kind of link, person), and a tenth of all links, by a hash, are in no training
+passage and in all held-out ones. What else a passage says is drawn anew in each; were facts held out ("Ben has a parrot"),
+training would teach that they are never true, and not to read. Names of random letters are held out by a hash of their own.
 Bars: exact match of at least 90 % (one_hop), 75 % (two_hop), 70 % (unseen_names); F1 of at least 85 % in telling which
 questions have no answer.
 """
@@ -19,7 +20,6 @@ from gpt4o_jax.tasks.worlds.words import ANIMALS, CITIES, FOODS, JOBS, NAMES
 from gpt4o_jax.tasks.worlds.world import World, draw, generator, letters
 
 _SLICES = ("one_hop", "two_hop", "unseen_names", "unanswerable")
-_ONE_IN = 4  # facts held out: a passage needs many
 
 # relation -> values, sentences that state it, the question for the value, the question for the person
 _RELATIONS = {
@@ -37,10 +37,10 @@ def _item(seed: int, index: int, held_out: bool) -> Item:
     rng = generator("questions", seed, index, held_out)
     wanted = _SLICES[index % len(_SLICES)]
     strange = wanted == "unseen_names" or (not (held_out and wanted in ("one_hop", "two_hop")) and rng.random() < 0.5)
-    names, link = draw(held_out, lambda: _persons(rng, strange, held_out), lambda drawn: drawn[1], _ONE_IN)
+    names, link = draw(held_out, lambda: _persons(rng, strange, held_out), lambda drawn: drawn[1])
     facts: list[_Fact] = []
     for person in [*names[:2], *rng.choices(names, k=rng.randint(0, 2))]:
-        facts.append(_fact(rng, person, facts, held_out))
+        facts.append(_fact(rng, person, facts))
     sentences = [rng.choice(_RELATIONS[relation][1]).format(p=person, v=value) for person, relation, value in facts]
     sentences.append(rng.choice(("{0}'s {1} is {2}.", "{2} is the {1} of {0}.")).format(*link))
     rng.shuffle(sentences)
@@ -69,17 +69,13 @@ def _persons(rng: random.Random, strange: bool, held_out: bool) -> tuple[list[st
     return names, (names[rng.choice((1 - to, 2))], rng.choice(_LINKS), names[to])
 
 
-def _fact(rng: random.Random, person: str, told: list[_Fact], held_out: bool) -> _Fact:
+def _fact(rng: random.Random, person: str, told: list[_Fact]) -> _Fact:
     """Something about a person that is not told yet, of a value that is nobody else's."""
-
-    def sample() -> _Fact:
-        while True:
-            relation = rng.choice(list(_RELATIONS))
-            value = rng.choice(_RELATIONS[relation][0])
-            if all((person, relation) != f[:2] and value != f[2] for f in told):
-                return person, relation, value
-
-    return draw(held_out, sample, lambda fact: fact, _ONE_IN)
+    while True:
+        relation = rng.choice(list(_RELATIONS))
+        value = rng.choice(_RELATIONS[relation][0])
+        if all((person, relation) != f[:2] and value != f[2] for f in told):
+            return person, relation, value
 
 
 def _stated(rng: random.Random, facts: list[_Fact], link: _Fact) -> tuple[str, str]:

@@ -81,9 +81,11 @@ def triple(english):
     return {(verbs[verb], of(lexicon.OF_THINGS)[adjective], of(lexicon.THINGS)[thing])}
 
 
-def facts(item):
+def link(item):
+    links = "friend|cousin|boss|neighbour|partner|rival"
     passage = item.messages[0].text.partition("\n")[0]
-    return set(re.findall(r"[^.]+\.", passage))
+    told = re.findall(rf"(\w+)'s ({links}) is (\w+)\.", passage)
+    return {*told, *((of, kind, name) for name, kind, of in re.findall(rf"(\w+) is the ({links}) of (\w+)\.", passage))}
 
 
 def reports(item):
@@ -117,7 +119,7 @@ def operands(item):
 COMPOSITIONS = {
     "numbers": numbers,
     "sentences": sentences,
-    "questions": facts,
+    "questions": link,
     "reports": reports,
     "writing": lambda item: triple(item.answer),
     "memory": memory,
