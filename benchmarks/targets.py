@@ -184,18 +184,26 @@ TARGETS["joint_text_kept"] = Target(
 # What bounds a speed, from profiles of the named commits on the machine of the tables.
 BOUNDS = {
     "gpt2_124m": (
-        "What bounds it (profile at 3950643, 4.1 s a step): 2.1 s are products at 360 GFLOP/s, the machine's rate being 390;"
-        " 1.0 s is attention, two thirds of it small float32 products and a fifth exponentials; the rest are passes over memory:"
-        " AdamW 0.25 s, casts and changes of layout 0.3 s, norms and their gradients 0.2 s. torch's bfloat16 products alone"
-        " reach 240 to 375 GFLOP/s here, so 1.3 times its tokens/s would be a step of 2.6 s: half a second for all else."
+        "What bounds it (profile at 120034d on one core, 5.7 s of work a step): 42 % are bfloat16 products of layers and head,"
+        " 16 % attention's float32 products and 7 % what lies between them, 9 % casts to bfloat16, 8 % copies and changes of"
+        " layout, 6 % AdamW, 12 % other passes over memory. Both cores are busy. Attention in bfloat16 was 20 % faster by itself"
+        " at this length and not at 256; not taken. Writing the residual stream and its gradient to memory at every layer (XLA"
+        " sums the parts of all later layers anew in each): no gain. Memory: 1.5 GB of weights and moments, 1.7 GB of"
+        " temporaries, of which up to five arrays of 154 MB are gradients of the tied embedding on their way; model.remat=full"
+        " makes it 1.1 GB (it did not while layers were unrolled; mended after this table), for a third more products."
     ),
     "wide_384": (
-        "What bounds it (profile at 801e17e of a like shape, 6 layers, 4 heads, 256 wide, T=256, B=16, on an Intel Xeon with AMX;"
-        " 2.7 s of CPU a step): 18 % are bfloat16 products, 7 % attention's small float32 products, 31 % loops that XLA compiled"
-        " (exponentials, changes of layout around attention, norms, activations), 15 % the kernel clearing pages and 5 % sine and"
-        " cosine (both mended at 8c46de0, after this table), the rest packing for products and XLA's run time. 1.5 of 2 cores are"
-        " busy: loops over heads run on one. Tried for attention without gain: heads read in place of a transposed copy, all"
-        " heads at once in bfloat16. Single runs of one commit gave 1,840 to 2,310 tokens/s within ten minutes."
+        "What bounds it (profile at 45ab60d): products in which XLA packs operands of 25 MB anew for each use, float32"
+        " activations between them, and attention, whose loop over heads keeps one core busy (1.7 of 2 in all). torch's compiled"
+        " step keeps activations in bfloat16 and fuses them. Tried for attention without gain: heads read in place of a"
+        " transposed copy, all heads at once, in float32 and in bfloat16. Single runs of one commit gave 1,690 to 3,360 tokens/s"
+        " within an hour on this machine."
+    ),
+    "narrow_128": (
+        "What bounds it (profile at 120034d on one core, 52 ms of work a step, 4 GFLOP): 26 % are products of layers, 0.1 GFLOP"
+        " each, at 150 to 300 GFLOP/s with their packing; 18 % attention's products of 64 x 64 and 13 % what lies between them;"
+        " 15 % copies, 8 % casts, 16 % other passes, 4 % AdamW: some 900 calls of 50 microseconds. Twice torch's rate would be"
+        " 20 ms a step on two cores."
     ),
     "generate_b8": (
         "What bounds it (profile at 9d1e706, 35 ms a token of eight rows): 25 ms are products of eight rows of bfloat16, for"

@@ -135,7 +135,9 @@ class ModelConfig:
         "Who computes attention in training (ops/attention.py); auto: the fastest for the platform and the shapes.",
         ("auto", "reference", "blocks", "cudnn", "splash", "ring", "gather"),
     )
-    scan_unroll: int = knob(1, "Periods of layer_pattern per iteration of the scan over them; all of them unroll it.", low=1)
+    scan_unroll: int = knob(
+        1, "Periods of layer_pattern per iteration of the scan over them; all of them unroll it. On CPUs 1 with remat.", low=1
+    )
     remat: str = knob(
         "none",
         "What the forward pass keeps of a block for the backward pass, which computes the rest again, from the most to the least:"

@@ -121,7 +121,16 @@ REMAT_POLICIES = {
 
 def remat_block(c: ModelConfig):
     """Block, recomputed in the backward pass as the config wants it."""
-    return Block if c.remat == "none" else nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
+    if c.remat == "none":
+        return Block
+    # A loop over layers keeps the two passes apart. Without one XLA finds the same computation twice, and keeps the first.
+    return nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=c.scan_unroll >= c.periods)
+
+
+def unroll(c: ModelConfig, compute: Compute, periods: int) -> int:
+    """Periods in an iteration of the scan over so many. One where layers are recomputed on a CPU: of those outside of a loop XLA
+    recomputes all before it needs the first, and no memory is saved."""
+    return 1 if c.remat != "none" and compute.platform == "cpu" else min(c.scan_unroll, periods)
 
 
 class Period(nn.Module):
@@ -164,7 +173,9 @@ def layers(c: ModelConfig, compute: Compute, train: bool, x_BTD, cache, shared: 
     tables_L = None if shared.values_nBTKH is None else value_tables(c)
     P = len(c.period)
     if P == 1:
-        block = _scanned(remat_block(c), c.n_layers, c.scan_unroll)(c, compute, train, c.period[0], name="layers")
+        block = _scanned(remat_block(c), c.n_layers, unroll(c, compute, c.n_layers))(
+            c, compute, train, c.period[0], name="layers"
+        )
         x_BTD, (slots, routings) = block(x_BTD, (None if cache is None else cache[0], tables_L), shared)
         return x_BTD, None if cache is None else (slots,), {"layers": routings} if routings else {}
     out, routings, whole = (), {}, c.periods * P
@@ -181,7 +192,7 @@ def layers(c: ModelConfig, compute: Compute, train: bool, x_BTD, cache, shared: 
             x_BTD, new = period(x_BTD, first((slots, tables)), shared)
             slots, routing = jax.tree.map(lambda leaf: leaf[None], new)
         else:
-            period = _scanned(Period, repeats, c.scan_unroll if repeats > 1 else 1)(c, compute, train, kinds, name=name)
+            period = _scanned(Period, repeats, unroll(c, compute, repeats))(c, compute, train, kinds, name=name)
             x_BTD, (slots, routing) = period(x_BTD, (slots, tables), shared)
         out += slots
         routings |= {name: routing} if routing else {}

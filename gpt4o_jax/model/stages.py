@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt4o_jax.config_model import ModelConfig
-from gpt4o_jax.model.block import Period, Shared, remat_block, value_tables
+from gpt4o_jax.model.block import Period, Shared, remat_block, unroll, value_tables
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.parallel.pipeline import Schedule, cut, joined, pipeline
 
@@ -34,7 +34,7 @@ def staged_layers(
             x_BTD, (_, routings) = module.apply({"params": params}, x_BTD, (caches, table), shared, rngs=rngs)
             return x_BTD, routings
 
-        return jax.lax.scan(one, x_BTD, layers, unroll=min(c.scan_unroll, len(layers[1])))
+        return jax.lax.scan(one, x_BTD, layers, unroll=unroll(c, compute, len(layers[1])))
 
     M, values_nBTKH = order.micro_batches, shared.values_nBTKH
     shared = jax.tree.map(lambda x: cut(x, M), shared._replace(values_nBTKH=None))

@@ -83,6 +83,21 @@ def test_what_a_policy_keeps_is_not_computed_again(one_device, model, into):
     assert count["full"] - count["save_attention"] == 3 + 2
 
 
+@pytest.mark.parametrize("unroll", [1, 8])
+def test_memory_is_saved_unrolled_or_not(one_device, unroll):
+    def temporaries(policy: str) -> int:
+        model = dataclasses.replace(DENSE, n_layers=8, scan_unroll=unroll, context_length=64, d_model=64, remat=policy)
+        one = np.ones((B, 64), np.int32)
+        batch = Batch(one, one, one.astype(np.float32), np.broadcast_to(np.arange(64, dtype=np.int32), one.shape), one)
+        net = gpt.GPT(model, FLOAT32)
+        params = jax.eval_shape(functools.partial(gpt.init, net), jax.random.key(0))
+        step = jax.jit(jax.grad(lambda p: loss_sum(net, p, batch, 64)[0])).lower(params).compile()
+        return step.memory_analysis().temp_size_in_bytes
+
+    every = temporaries("none")
+    assert temporaries("full") < 0.5 * every and temporaries("save_mlp") < 0.8 * every
+
+
 def test_blocks_leave_the_device_where_the_policy_says_so(one_device):
     params = jax.eval_shape(lambda: parameters("dense"))
     full, offload = (str(jax.make_jaxpr(gradient("dense", policy))(params)) for policy in ("full", "offload"))
