@@ -363,6 +363,13 @@ def _generation_table(batch: int, entry: dict) -> list[str]:
     return [*lines, "", said, *(["", BOUNDS[f"generate_b{batch}"]] if f"generate_b{batch}" in BOUNDS else [])]
 
 
+def _batching_table(entry: dict) -> list[str]:
+    d = entry["details"]
+    lines = ["## 64 requests of different lengths: GPT-2 124M, 8 rows", "", "| | new tokens/s | seconds |", "|---|---|---|"]
+    lines += [f"| {way} | {rate:.1f} | {d['seconds'][way]:.1f} |" for way, rate in d["tokens_per_second"].items()]
+    return [*lines, "", BOUNDS["continuous_over_static"]]
+
+
 def _bits_table(entry: dict) -> list[str]:
     costs = entry["details"]
     lines = ["## Weights and caches in fewer bits: bits per byte on the hold-out, after 300 steps of configs/quickstart.py", ""]
@@ -385,6 +392,7 @@ def _products_table(entry: dict) -> list[str]:
 
 SECTIONS = {
     **{f"generate_b{batch}_over_torch": functools.partial(_generation_table, batch) for batch in generation_speed.BATCHES},
+    "continuous_over_static": _batching_table,
     "decode_products": _products_table,
     "int8_weights_cost": _bits_table,
 }
