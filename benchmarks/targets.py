@@ -212,7 +212,7 @@ BOUNDS = {
         " call. Twice torch's rate would be 23 ms."
     ),
     "continuous_over_static": (
-        "What bounds it: in the order they come, the lengths of these requests need 1,621 steps by batches and 738 by the engine,"
+        "What bounds it: in the order they come these requests need 1,621 steps by batches and 738 by the engine,"
         " whose last rows run on alone (565 if all rows were always busy): 2.20 times, were a step always as long. Prefills, and a"
         " cache that is laid anew when its longest row leaves, take the rest. Two runs gave 1.985 (e38b61f) and 1.89."
     ),
