@@ -213,8 +213,8 @@ BOUNDS = {
     ),
     "continuous_over_static": (
         "What bounds it: in the order they come these requests need 1,621 steps by batches and 738 by the engine,"
-        " whose last rows run on alone (565 if all rows were always busy): 2.20 times, were a step always as long. Prefills, and a"
-        " cache that is laid anew when its longest row leaves, take the rest. Two runs gave 1.985 (e38b61f) and 1.89."
+        " whose last rows run on alone (565 if all rows were always busy): 2.20 times, were a step always as long. Prefills, and"
+        " a cache that is laid anew when its longest row leaves, take the rest. Two runs gave 1.985 (e38b61f) and 1.89."
     ),
     "generate_b1": (
         "What bounds it (profile at e918d74): bfloat16 and int8 weights are widened to float32 as they are read, at 14 to 25 GB/s"
