@@ -41,7 +41,7 @@ def get_config(task="numbers"):
     c.tokenizer.vocab_size = 1024
     c.data.rows = "first_fit"
     c.optimizer.update(name="muon", peak_lr=3e-3, schedule="wsd", decay_fraction=0.4, end_lr_fraction=0.0, warmup_steps=20)
-    c.train.update(length="2600 steps" if task == "questions" else "1200 steps", batch_size=16)
+    c.train.update(length="3400 steps" if task == "questions" else "1200 steps", batch_size=16)
     c.eval.update(every=200, tasks=("holdout",), task_items=50)
     c.checkpoint.every = 200
     if task not in DATASETS:
