@@ -2,6 +2,8 @@
 
 Every seed is trained on a core of its own, side by side; minutes are CPU time over two cores, those of the whole process:
 preparing the data, compiling, training and evaluating. Scores are of `evaluate`: 200 held-out items of each slice, greedily.
+With `measure.py --folder=DIR` the runs stay, finished seeds are not trained again, and one seed alone is trained by
+`python benchmarks/applications.py DIR WORLD SEED`, WORLD "joint" for the one model.
 """
 
 import concurrent.futures
@@ -10,7 +12,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from commits import current_commit
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = (0, 1)
@@ -32,40 +37,59 @@ JOINT_MINUTES = 90
 
 def measure_world(world: str, folder: Path) -> dict:
     """Name -> (the worse of two seeds, details), for results.jsonl."""
+    return _worst(world, _side_by_side(lambda seed: world_run(world, seed, folder)), BARS[world][0], {world: BARS[world][1]})
 
-    def run(seed: int) -> dict:
-        workdir = folder / str(seed)
+
+def world_run(world: str, seed: int, folder: Path) -> dict:
+    """One seed of configs/finetune.py:WORLD: trained, or what `folder` keeps of it."""
+    workdir = folder / world / str(seed)
+
+    def run() -> dict:
         flags = [f"--config=configs/finetune.py:{world}", f"--workdir={workdir}", f"--config.seed={seed}"]
         minutes = _command(seed, "train", *flags)
         _command(seed, "evaluate", f"--workdir={workdir}", f"--tasks={world}")
         return {"minutes": minutes, "scores": _scores(workdir)}
 
-    return _worst(world, _side_by_side(run), BARS[world][0], {world: BARS[world][1]})
+    return _kept(workdir, run)
 
 
 def measure_joint(folder: Path) -> dict:
     """configs/applications.py: pre-training and fine-tuning, on all worlds at once."""
-
-    def run(seed: int) -> dict:
-        base, tuned = folder / f"base{seed}", folder / f"tuned{seed}"
-        config = ["--config=configs/applications.py:pretrain", f"--workdir={base}", f"--config.seed={seed}"]
-        minutes = _command(seed, "train", *config)
-        config = ["--config=configs/applications.py:tune", f"--workdir={tuned}", f"--config.seed={seed}"]
-        minutes += _command(seed, "train", *config, f"--config.init.from={base}")
-        alone = folder / f"without_text{seed}"  # what the text in the mixture is good for; not part of the recipe
-        config = ["--config=configs/applications.py:without_text", f"--workdir={alone}", f"--config.seed={seed}"]
-        if seed == SEEDS[0]:
-            _command(seed, "train", *config, f"--config.init.from={base}", "--config.eval.tasks=()")
-        _command(seed, "evaluate", f"--workdir={tuned}", "--tasks=qa,translation,summarisation,generation,chat")
-        text = [_text_bits(workdir) for workdir in (base, tuned, *([alone] if seed == SEEDS[0] else []))]
-        return {"minutes": minutes, "scores": _scores(tuned), "text_bits_per_byte": text}
-
-    runs = _side_by_side(run)
+    runs = _side_by_side(lambda seed: joint_run(seed, folder))
     found = _worst("joint", runs, JOINT_MINUTES, {world: bars for world, (_, bars) in BARS.items()})
     text = [r["text_bits_per_byte"] for r in runs]
     changes = [100 * (after / before - 1) for before, after, *_ in text]
     before, _, without = text[0]
     return found | {"joint_text_kept": (max(changes), {"percent": changes, "without_text": 100 * (without / before - 1)})}
+
+
+def joint_run(seed: int, folder: Path) -> dict:
+    """One seed of configs/applications.py: trained, or what `folder` keeps of it."""
+    base, tuned, alone = (folder / f"{name}{seed}" for name in ("base", "tuned", "without_text"))
+
+    def run() -> dict:
+        config = ["--config=configs/applications.py:pretrain", f"--workdir={base}", f"--config.seed={seed}"]
+        minutes = _command(seed, "train", *config)
+        config = ["--config=configs/applications.py:tune", f"--workdir={tuned}", f"--config.seed={seed}"]
+        minutes += _command(seed, "train", *config, f"--config.init.from={base}")
+        if seed == SEEDS[0]:  # what the text in the mixture is good for; not part of the recipe
+            config = ["--config=configs/applications.py:without_text", f"--workdir={alone}", f"--config.seed={seed}"]
+            _command(seed, "train", *config, f"--config.init.from={base}", "--config.eval.tasks=()")
+        _command(seed, "evaluate", f"--workdir={tuned}", "--tasks=qa,translation,summarisation,generation,chat")
+        text = [_text_bits(workdir) for workdir in (base, tuned, *([alone] if seed == SEEDS[0] else []))]
+        return {"minutes": minutes, "scores": _scores(tuned), "text_bits_per_byte": text}
+
+    return _kept(tuned, run)
+
+
+def _kept(workdir: Path, run: Callable[[], dict]) -> dict:
+    """What run() returned, beside `workdir`, where it is finished: of hours of training an end need not cost all."""
+    file = workdir.with_name(f"{workdir.name}.json")
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        commit = current_commit()
+        file.write_text(json.dumps({"commit": commit} | run()) + "\n")
+    return json.loads(file.read_text())
 
 
 def name(prefix: str, world: str, bar: str) -> str:
@@ -83,7 +107,8 @@ def _worst(prefix: str, runs: list[dict], minutes: float, bars: dict) -> dict:
             each = [_value(r["scores"][world], row, metric) for r in runs]
             found[name(prefix, world, bar)] = (min(each), {"seeds": each})
     most = [r["minutes"] for r in runs]
-    found[f"{prefix}_minutes"] = (max(most), {"limit": minutes, "seeds": most, "scores": [r["scores"] for r in runs]})
+    details = {"limit": minutes, "seeds": most} | {key: [r[key] for r in runs] for key in ("commit", "scores")}
+    found[f"{prefix}_minutes"] = (max(most), details)
     return found
 
 
@@ -117,3 +142,10 @@ def _text_bits(workdir: Path) -> float:
     """Bits per byte of held-out text, of the last evaluation."""
     records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [r for r in records if r["kind"] == "eval"][-1]["python_docs/bits_per_byte"]
+
+
+if __name__ == "__main__":
+    into, what, which = sys.argv[1:]
+    into = Path(into).resolve()
+    one = joint_run(int(which), into) if what == "joint" else world_run(what, int(which), into)
+    print(json.dumps(one))

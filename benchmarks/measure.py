@@ -1,10 +1,12 @@
 """Measures the promises of targets.py: `python benchmarks/measure.py NAME ...`, or `--report` to write BENCHMARKS.md.
 
 Each measurement runs the project's own commands in fresh processes and appends a record (value, date, commit,
-machine) to results.jsonl. Stop other work on the machine first: these are small and wall time is noisy.
+machine) to results.jsonl. Stop other work on the machine first: these are small and wall time is noisy. --folder=DIR keeps the
+runs of world_NAME and applications there, so that a measurement that was stopped goes on.
 """
 
 import concurrent.futures
+import contextlib
 import datetime
 import functools
 import json
@@ -25,6 +27,7 @@ import generation_speed
 import plan_table
 import request_speed
 import training_speed
+from commits import current_commit
 from targets import BOUNDS, TARGETS
 
 from gpt4o_jax.config import DataConfig
@@ -263,13 +266,6 @@ def digest(run: Path) -> str:
 # ---------------------------------------------------------------- records and the report
 
 
-def current_commit() -> str:
-    """Asked before a measurement: later ones may be made while it runs. The records themselves do not count as a change."""
-    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/*.jsonl"], cwd=ROOT)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
-    return commit.stdout.decode().strip() + ("-dirty" if changed.returncode else "")
-
-
 def record(name: str, value: float, details: dict, commit: str) -> None:
     entry = {
         "name": name,
@@ -399,6 +395,8 @@ SECTIONS = {
 
 
 def main(names: list[str]) -> None:
+    kept = next((Path(n.removeprefix("--folder=")).resolve() for n in names if n.startswith("--folder=")), None)
+    names = [n for n in names if not n.startswith("--folder=")]
     if names == ["--report"]:
         (ROOT / "BENCHMARKS.md").write_text(report())
         return
@@ -407,7 +405,7 @@ def main(names: list[str]) -> None:
         sys.exit(f"measure.py: expected --report or some of {', '.join(MEASUREMENTS)}; got {' '.join(names) or 'nothing'}")
     for name in names:
         commit = current_commit()
-        with tempfile.TemporaryDirectory(prefix="gpt4o_jax_") as folder:
+        with contextlib.nullcontext(kept) if kept else tempfile.TemporaryDirectory(prefix="gpt4o_jax_") as folder:
             for target, (value, details) in MEASUREMENTS[name](Path(folder)).items():
                 record(target, value, details, commit)
                 promise = f" (target {TARGETS[target].number:g} {TARGETS[target].unit})" if target in TARGETS else ""
