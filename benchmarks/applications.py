@@ -37,7 +37,7 @@ JOINT_MINUTES = 90
 
 def measure_world(world: str, folder: Path) -> dict:
     """Name -> (the worse of two seeds, details), for results.jsonl."""
-    return _worst(world, _side_by_side(lambda seed: world_run(world, seed, folder)), BARS[world][0], {world: BARS[world][1]})
+    return _worst(world, side_by_side(lambda seed: world_run(world, seed, folder)), BARS[world][0], {world: BARS[world][1]})
 
 
 def world_run(world: str, seed: int, folder: Path) -> dict:
@@ -46,16 +46,16 @@ def world_run(world: str, seed: int, folder: Path) -> dict:
 
     def run() -> dict:
         flags = [f"--config=configs/finetune.py:{world}", f"--workdir={workdir}", f"--config.seed={seed}"]
-        minutes = _command(seed, "train", *flags)
-        _command(seed, "evaluate", f"--workdir={workdir}", f"--tasks={world}")
-        return {"minutes": minutes, "scores": _scores(workdir)}
+        minutes = command(seed, "train", *flags)
+        command(seed, "evaluate", f"--workdir={workdir}", f"--tasks={world}")
+        return {"minutes": minutes, "scores": scores(workdir)}
 
-    return _kept(workdir, run)
+    return kept(workdir, run)
 
 
 def measure_joint(folder: Path) -> dict:
     """configs/applications.py: pre-training and fine-tuning, on all worlds at once."""
-    runs = _side_by_side(lambda seed: joint_run(seed, folder))
+    runs = side_by_side(lambda seed: joint_run(seed, folder))
     found = _worst("joint", runs, JOINT_MINUTES, {world: bars for world, (_, bars) in BARS.items()})
     text = [r["text_bits_per_byte"] for r in runs]
     changes = [100 * (after / before - 1) for before, after, *_ in text]
@@ -68,21 +68,27 @@ def joint_run(seed: int, folder: Path) -> dict:
     base, tuned, alone = (folder / f"{name}{seed}" for name in ("base", "tuned", "without_text"))
 
     def run() -> dict:
-        config = ["--config=configs/applications.py:pretrain", f"--workdir={base}", f"--config.seed={seed}"]
-        minutes = _command(seed, "train", *config)
+        minutes = base_run(seed, folder)["minutes"]
         config = ["--config=configs/applications.py:tune", f"--workdir={tuned}", f"--config.seed={seed}"]
-        minutes += _command(seed, "train", *config, f"--config.init.from={base}")
+        minutes += command(seed, "train", *config, f"--config.init.from={base}")
         if seed == SEEDS[0]:  # what the text in the mixture is good for; not part of the recipe
             config = ["--config=configs/applications.py:without_text", f"--workdir={alone}", f"--config.seed={seed}"]
-            _command(seed, "train", *config, f"--config.init.from={base}", "--config.eval.tasks=()")
-        _command(seed, "evaluate", f"--workdir={tuned}", "--tasks=qa,translation,summarisation,generation,chat")
+            command(seed, "train", *config, f"--config.init.from={base}", "--config.eval.tasks=()")
+        command(seed, "evaluate", f"--workdir={tuned}", "--tasks=qa,translation,summarisation,generation,chat")
         text = [_text_bits(workdir) for workdir in (base, tuned, *([alone] if seed == SEEDS[0] else []))]
-        return {"minutes": minutes, "scores": _scores(tuned), "text_bits_per_byte": text}
+        return {"minutes": minutes, "scores": scores(tuned), "text_bits_per_byte": text}
 
-    return _kept(tuned, run)
+    return kept(tuned, run)
 
 
-def _kept(workdir: Path, run: Callable[[], dict]) -> dict:
+def base_run(seed: int, folder: Path) -> dict:
+    """The pre-training of configs/applications.py, in `folder`/baseSEED."""
+    workdir = folder / f"base{seed}"
+    config = ["--config=configs/applications.py:pretrain", f"--workdir={workdir}", f"--config.seed={seed}"]
+    return kept(workdir, lambda: {"minutes": command(seed, "train", *config)})
+
+
+def kept(workdir: Path, run: Callable[[], dict]) -> dict:
     """What run() returned, beside `workdir`, where it is finished: of hours of training an end need not cost all."""
     file = workdir.with_name(f"{workdir.name}.json")
     if not file.exists():
@@ -117,12 +123,12 @@ def _value(scores: dict, row: str, metric: str) -> float:
     return min(scores[r][metric]["value"] for r in rows)
 
 
-def _side_by_side(run) -> list[dict]:
+def side_by_side(run) -> list[dict]:
     with concurrent.futures.ThreadPoolExecutor(len(SEEDS)) as pool:
         return list(pool.map(run, SEEDS))
 
 
-def _command(seed: int, *args: str) -> float:
+def command(seed: int, *args: str) -> float:
     """Runs a command of the project on one core. Returns its CPU minutes, of CORES cores."""
     core = ["taskset", "-c", str(seed % os.cpu_count())] if shutil.which("taskset") else []
     process = subprocess.Popen([*core, sys.executable, "-m", "gpt4o_jax", *args], cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -132,7 +138,7 @@ def _command(seed: int, *args: str) -> float:
     return (used.ru_utime + used.ru_stime) / 60 / CORES
 
 
-def _scores(workdir: Path) -> dict:
+def scores(workdir: Path) -> dict:
     """task -> slice -> metric -> {"value": ..., "low": ..., "high": ..., "items": ...} of the newest evaluation."""
     newest = max((workdir / "evaluations").iterdir(), key=lambda p: int(p.name))
     return json.loads((newest / "scores.json").read_text())

@@ -2,7 +2,7 @@
 
 Each measurement runs the project's own commands in fresh processes and appends a record (value, date, commit,
 machine) to results.jsonl. Stop other work on the machine first: these are small and wall time is noisy. --folder=DIR keeps the
-runs of world_NAME and applications there, so that a measurement that was stopped goes on.
+runs of worlds and of fine-tuning there, so that a measurement that was stopped goes on.
 """
 
 import concurrent.futures
@@ -23,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import applications
+import finetuning
 import generation_speed
 import plan_table
 import request_speed
@@ -243,6 +244,9 @@ MEASUREMENTS = {
     "speculation": request_speed.measure_speculation,
     **{f"world_{world}": functools.partial(applications.measure_world, world) for world in applications.BARS},
     "applications": applications.measure_joint,
+    "lora": finetuning.measure_lora,
+    "preferences": finetuning.measure_preferences,
+    "rewards": finetuning.measure_rewards,
     "fewer_bits": fewer_bits,
     "prefill_decode": prefill_decode,
     "first_step": first_step,

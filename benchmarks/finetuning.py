@@ -1,0 +1,124 @@
+"""What adapters, preferences and rewards do to models that were trained on worlds: LoRA beside full fine-tuning, DPO, GRPO.
+
+Each with two seeds, side by side, a core each; scores are of `evaluate`: 200 held-out items of each slice, greedily.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from applications import base_run, command, kept, scores, side_by_side
+
+from gpt4o_jax import parallel
+from gpt4o_jax.run import open_run
+from gpt4o_jax.tasks.worlds import arithmetic
+from gpt4o_jax.training import program
+
+ADAPTERS = ("--config.lora.rank=16", "--config.lora.targets=('*/query','*/key','*/value')", "--config.optimizer.peak_lr=3e-3")
+TUNED = {"full": (), "lora": (*ADAPTERS, "--config.optimizer.name=adamw")}
+LORA_WORLD, LORA_STEPS = "numbers", 400
+# of the runs that preferences and rewards start from: neither knows its world yet
+DPO_WORLD, DPO_START = "numbers", ("--config.train.length=300 steps", "--config.eval.every=300")
+GRPO_START = ("--config.train.length=150 steps", "--config.eval.every=150")
+
+
+def measure_lora(folder: Path) -> dict:
+    """From the pre-trained base of configs/applications.py, both ways for as many steps on one world."""
+
+    def run(seed: int) -> dict:
+        base_run(seed, folder)
+        found = {}
+        for kind, flags in TUNED.items():
+            workdir = folder / f"{kind}{seed}"
+            config = [f"--config=configs/finetune.py:{LORA_WORLD}", f"--config.init.from={folder / f'base{seed}'}", *flags]
+            common = [f"--config.seed={seed}", f"--config.train.length={LORA_STEPS} steps", f"--workdir={workdir}"]
+            minutes = kept(workdir, lambda config=config, common=common: {"minutes": command(seed, "train", *config, *common)})
+            found[kind] = minutes | size(workdir) | {"scores": evaluated(seed, workdir, LORA_WORLD)}
+        return found
+
+    runs = side_by_side(run)
+    points = [mean(r["full"]["scores"]) - mean(r["lora"]["scores"]) for r in runs]
+    share = lambda what: 100 * max(r["lora"][what] / r["full"][what] for r in runs)
+    return {
+        "lora_points_behind": (max(points), {"seeds": points, "runs": runs}),
+        "lora_parameters": (share("trained"), {}),
+        "lora_memory": (share("bytes"), {}),
+    }
+
+
+def measure_preferences(folder: Path) -> dict:
+    """From a run of one world that was stopped early, by pairs of that world."""
+
+    def run(seed: int) -> dict:
+        start, workdir = start_run(seed, DPO_WORLD, DPO_START, folder), folder / f"preferred{seed}"
+        flags = [f"--config=configs/preference.py:{start}", f"--config.seed={seed}", f"--workdir={workdir}"]
+        minutes = kept(workdir, lambda: {"minutes": command(seed, "train", *flags)})
+        accuracy = last(workdir)["preference_accuracy"]
+        before, after = (evaluated(seed, run, DPO_WORLD) for run in (start, workdir))
+        return minutes | {"accuracy": 100 * accuracy, "before": before, "after": after}
+
+    runs = side_by_side(run)
+    accuracy = [r["accuracy"] for r in runs]
+    gains = [mean(r["after"]) - mean(r["before"]) for r in runs]
+    return {
+        "dpo_accuracy": (min(accuracy), {"seeds": accuracy, "runs": runs}),
+        "dpo_exact_match_gain": (min(gains), {"seeds": gains}),
+    }
+
+
+def measure_rewards(folder: Path) -> dict:
+    """From a run of arithmetic that was stopped early, by exact match; scored by the world's second, independent verifier."""
+
+    def run(seed: int) -> dict:
+        start, workdir = start_run(seed, "arithmetic", GRPO_START, folder), folder / f"rewarded{seed}"
+        flags = [f"--config=configs/reinforced.py:{start}", f"--config.seed={seed}", f"--workdir={workdir}"]
+        found = kept(workdir, lambda: {"minutes": command(seed, "train", *flags)})
+        for name, run in (("before", start), ("after", workdir)):
+            found[f"{name}_exact_match"] = mean(evaluated(seed, run, "arithmetic"))
+            found[f"{name}_verified"] = verified(run)
+        return found
+
+    runs = side_by_side(run)
+    gains = [r["after_verified"] - r["before_verified"] for r in runs]
+    return {"grpo_gain": (min(gains), {"seeds": gains, "runs": runs})}
+
+
+def start_run(seed: int, world: str, flags: tuple[str, ...], folder: Path) -> Path:
+    workdir = folder / f"{world}_start{seed}"
+    common = [f"--config=configs/finetune.py:{world}", f"--config.seed={seed}", f"--workdir={workdir}"]
+    kept(workdir, lambda: {"minutes": command(seed, "train", *common, *flags)})
+    return workdir
+
+
+def evaluated(seed: int, workdir: Path, world: str) -> dict:
+    """slice -> metric -> score; asked once, the answers stay in the run folder."""
+    if not (workdir / "evaluations").exists():
+        command(seed, "evaluate", f"--workdir={workdir}", f"--tasks={world}")
+    return scores(workdir)[world]
+
+
+def mean(scored: dict) -> float:
+    """Exact match over all items."""
+    return scored["all"]["exact_match"]["value"]
+
+
+def verified(workdir: Path) -> float:
+    """Percent of the answers of the newest evaluation that arithmetic.verify takes, which never sees the references."""
+    newest = max((workdir / "evaluations").iterdir(), key=lambda p: int(p.name))
+    lines = [json.loads(line) for line in (newest / "arithmetic.jsonl").read_text().splitlines()]
+    return 100 * float(np.mean([arithmetic.verify(line["prompt"][-1]["content"], line["answer"]) for line in lines]))
+
+
+def size(workdir: Path) -> dict:
+    """Numbers that are trained, and bytes of parameters, optimizer and gradients, counted from the arrays of the state."""
+    shapes = program.build(open_run(workdir).config, parallel.make_mesh(devices=jax.devices()[:1])).shapes
+    bytes_of = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    trained = sum(x.size for x in jax.tree.leaves(shapes.params))
+    return {"trained": trained, "bytes": bytes_of((shapes.base, shapes.params, shapes.opt_state)) + bytes_of(shapes.params)}
+
+
+def last(workdir: Path) -> dict:
+    """The last evaluation's record: of the whole hold-out."""
+    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [r for r in records if r["kind"] == "eval"][-1]
