@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import applications
 import finetuning
 import generation_speed
+import mesh_table
 import plan_table
 import request_speed
 import training_speed
@@ -326,6 +327,8 @@ def report() -> str:
     for name, section in SECTIONS.items():
         if name in newest:
             lines += ["", *section(newest[name])]
+    if mesh_table.RESULTS.exists():
+        lines += ["", *mesh_table.table()]
     lines += ["", *plan_table.table()]
     return "\n".join(lines) + "\n"
 

@@ -13,7 +13,7 @@ from gpt4o_jax.config import ModelConfig
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.cross_entropy import LossSums, cross_entropy, token_scores
 from gpt4o_jax.ops.weights import Weight, rows
-from gpt4o_jax.parallel import even, gathered, mesh_axes, per_shard
+from gpt4o_jax.parallel import even, gathered, mesh_axes, per_shard, shards_evenly
 
 
 def lookup(table: jax.Array | Weight, ids_BT: jax.Array, axes: tuple[str, ...]) -> jax.Array:
@@ -43,11 +43,16 @@ def lookup(table: jax.Array | Weight, ids_BT: jax.Array, axes: tuple[str, ...]) 
     return per_shard(local, [axes, tokens], (*out, *[None] * (table.ndim - 1)))(table, ids_BT)
 
 
-def layout(ids_BT) -> tuple[tuple, tuple]:
+def layout(ids_BT, rows: str = "batch") -> tuple[tuple, tuple]:
     """Logical names of the axes of (what is inside a block, what is between blocks), as far as they divide."""
-    inside = even(ids_BT, "batch", "seq")
-    between = even(ids_BT, "batch", "residual")
+    inside = even(ids_BT, rows, "seq")
+    between = even(ids_BT, rows, "residual")
     return inside, between if between[1] else inside
+
+
+def head_layout(ids_BT) -> tuple[tuple, tuple]:
+    """`layout` where the head is: after a pipeline all stages share its rows, or each has all where they do not divide."""
+    return layout(ids_BT, "staged_batch" if shards_evenly(ids_BT, "staged_batch", None) else "batch")
 
 
 def unembedding(params) -> jax.Array | Weight:
@@ -76,12 +81,12 @@ def head_scores(c: ModelConfig, compute: Compute, params, hidden_BTD, targets_BT
     if isinstance(unembedding(params), Weight):
         return token_scores(hidden_BTD, unembedding(params), targets_BT, *how)
     local = lambda axes, hidden_BTD, unembed_DV, targets_BT: token_scores(hidden_BTD, unembed_DV, targets_BT, *how, "tensor")
-    return _head(local, params, hidden_BTD, (targets_BT,), layout(targets_BT)[0])
+    return _head(local, params, hidden_BTD, (targets_BT,), head_layout(targets_BT)[0])
 
 
 def _head(local, params, hidden_BTD, others_BT: tuple, out_names):
     """local(mesh axes that split tokens, hidden_BTD, unembed_DV, *others_BT) per device: its tokens, all D, its part of V."""
-    tokens, between = layout(others_BT[0])
+    tokens, between = head_layout(others_BT[0])
     axes = mesh_axes(*tokens)
 
     def whole(hidden_BTD, unembed_DV, *others_BT):

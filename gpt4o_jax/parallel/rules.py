@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 # already took fsdp, is whole.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
+    "staged_batch": ("data", "fsdp", "expert", "stage"),  # where stages have no layers of their own: the head
     "seq": ("context",),
     "residual": ("context", "tensor"),  # tokens of a row between blocks, where no head or hidden width takes tensor
     "embed": ("fsdp",),

@@ -16,6 +16,7 @@ from gpt4o_jax.config_rules import validate_sizes
 from gpt4o_jax.model import flops
 from gpt4o_jax.model.block import REMAT_POLICIES
 from gpt4o_jax.parallel.pipeline import Schedule
+from gpt4o_jax.parallel.rules import RULES
 from gpt4o_jax.training.collectives import collectives
 from gpt4o_jax.training.program import Program, build
 from gpt4o_jax.training.state import HOST_MEMORY
@@ -109,9 +110,9 @@ def roofline(config: RunConfig, chip: Chip, mesh: Mesh, found: list[dict], argum
     """Lower bounds of a step's seconds and the MFU that they leave: compute, HBM, and links between chips and slices.
 
     compute: what a causal kernel must compute, under remat=full the blocks' forward pass twice, at the peak; stages wait in the
-    pipeline's bubble, compute blocks forward once more when it goes round several times, and the head each for itself. hbm: the
-    arguments, parameters and optimizer, read and written once. ici, dcn: what of the collectives' arrays must come from other
-    chips of the slice and from other slices, over all links of a chip. A step takes at least the longest of them.
+    pipeline's bubble, compute blocks forward once more when it goes round several times, and share the head where rows divide.
+    hbm: the arguments, parameters and optimizer, read and written once. ici, dcn: what of the collectives' arrays must come
+    from other chips of the slice and from other slices, over all links of a chip. A step takes at least the longest of them.
     mfu_at_most: by 6N + 12LDT, which counts all T keys of a token; mfu_causal_at_most: by those that it sees.
     """
     model, tokens = config.model, config.train.batch_size * config.model.context_length
@@ -121,7 +122,9 @@ def roofline(config: RunConfig, chip: Chip, mesh: Mesh, found: list[dict], argum
     heads = 2 * model.d_model * model.vocab_size * (1 + model.mtp_heads)
     blocks = seen / 3 - heads  # forward
     passes = 3 + (model.remat in ("full", "offload")) + (order.repeats > 1)
-    computed = passes * blocks / (1 - order.bubble) + 3 * heads * order.stages
+    shards = math.prod(mesh.shape[axis] for axis in RULES["staged_batch"])
+    each = order.stages if config.train.batch_size // config.train.accumulate % shards else 1  # computes the head
+    computed = passes * blocks / (1 - order.bubble) + 3 * heads * each
     seconds = {"compute": computed * tokens / peak, "hbm": 2 * arguments * chip.devices / chip.hbm_rate, "ici": 0, "dcn": 0}
     for c in found:
         ici, dcn = _received(c, mesh, chip.devices)

@@ -15,7 +15,7 @@ from gpt4o_jax.config_mesh import AXES
 from gpt4o_jax.config_rules import validate_sizes
 from gpt4o_jax.data.batches import Batch
 from gpt4o_jax.errors import RunError
-from gpt4o_jax.model import gpt
+from gpt4o_jax.model import gpt, vocabulary
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.parallel import pipeline
 from gpt4o_jax.training.step import gradients
@@ -88,6 +88,22 @@ def test_a_wrong_order_of_micro_batches_shows(monkeypatch):
     monkeypatch.setattr(pipeline, "_at", wrong)
     _, grads, _ = loss_and_gradients("dense", MeshConfig(stage=4, data=2), 8)
     assert worst(on_one_device("dense")[1], grads)[0] > 1e-3
+
+
+@pytest.mark.parametrize(("rows", "share"), [(8, 1 / 4), (6, 1)])
+def test_stages_share_the_head(rows, share):
+    """Counted by the compiler: a device's work, of one device's; and each has all of it where rows do not divide."""
+    c, compute = ModelConfig(vocab_size=V, d_model=16, tied=True), Compute("cpu", "float32")
+    flat = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
+    hidden, ints, floats = flat(np.float32, rows, T, 16), flat(np.int32, rows, T), flat(np.float32, rows, T)
+
+    def work(sizes: MeshConfig, devices: int) -> float:
+        loss = lambda table, *args: vocabulary.head_losses(c, compute, {"embedding": table}, *args, chunk=T).total
+        with jax.set_mesh(parallel.make_mesh(sizes, jax.devices()[:devices])):
+            compiled = jax.jit(jax.grad(loss)).lower(flat(np.float32, V, 16), hidden, ints, floats).compile()
+        return compiled.cost_analysis()["flops"]
+
+    assert work(MeshConfig(data=1, stage=4), 4) == pytest.approx(share * work(MeshConfig(), 1), rel=0.05)
 
 
 @pytest.mark.parametrize(("S", "R", "M"), [(2, 1, 1), (4, 1, 3), (4, 1, 8), (2, 2, 2), (4, 3, 8), (3, 2, 2)])

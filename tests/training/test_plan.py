@@ -115,15 +115,20 @@ def test_roofline_by_hand():
     assert r["mfu_causal_at_most"] == pytest.approx(seen / 8 / 1e12 / r["step_seconds_at_least"])
 
 
-def test_a_pipeline_waits_in_its_bubble_and_has_the_head_on_every_stage():
+def test_a_pipeline_waits_in_its_bubble_and_shares_the_head():
     model = ModelConfig(vocab_size=64, context_length=16, n_layers=4, d_model=32)
-    config, mesh = RunConfig(model=model, train=TrainConfig(batch_size=8)), parallel.make_mesh(MeshConfig(data=4, stage=2))
-    compute = lambda *order: plan.roofline(config, CHIP, mesh, [], 0, Schedule(*order))["seconds"]["compute"] * 8 * 1e12 / 8 / 16
+    mesh = parallel.make_mesh(MeshConfig(data=4, stage=2))
+
+    def compute(order: tuple, rows: int = 8) -> float:
+        config = RunConfig(model=model, train=TrainConfig(batch_size=rows))
+        return plan.roofline(config, CHIP, mesh, [], 0, Schedule(*order))["seconds"]["compute"] * 8 * 1e12 / rows / 16
+
     whole = plan.flops.train_flops_per_token(model) - plan.flops.masked_flops_per_token(model)
     head = 3 * 2 * 32 * 64
-    assert compute(1, 1, 1) == pytest.approx(whole)
-    assert compute(2, 1, 3) == pytest.approx((whole - head) * 4 / 3 + 2 * head)  # 3 micro-batches in 4 steps
-    assert compute(2, 2, 3) == pytest.approx((whole - head) * 4 / 3 * 7 / 6 + 2 * head)  # forward twice; 6 items in 7 steps
+    assert compute((1, 1, 1)) == pytest.approx(whole)
+    assert compute((2, 1, 3)) == pytest.approx((whole - head) * 4 / 3 + head)  # 3 micro-batches in 4 steps
+    assert compute((2, 1, 3), rows=4) == pytest.approx((whole - head) * 4 / 3 + 2 * head)  # rows that stages cannot share
+    assert compute((2, 2, 3)) == pytest.approx((whole - head) * 4 / 3 * 7 / 6 + head)  # forward twice; 6 items in 7 steps
 
 
 @pytest.mark.parametrize(
