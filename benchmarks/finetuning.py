@@ -73,6 +73,7 @@ def measure_rewards(folder: Path) -> dict:
     def run(seed: int) -> dict:
         start, workdir = start_run(seed, "arithmetic", GRPO_START, folder), folder / f"rewarded{seed}"
         flags = [f"--config=configs/reinforced.py:{start}", f"--config.seed={seed}", f"--workdir={workdir}"]
+        flags.append("--config.model.context_length=64")  # rows are as long as it
         found = kept(workdir, lambda: {"minutes": command(seed, "train", *flags)})
         for name, run in (("before", start), ("after", workdir)):
             found[f"{name}_exact_match"] = mean(evaluated(seed, run, "arithmetic"))

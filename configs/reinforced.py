@@ -5,6 +5,7 @@ Time: not measured yet.
 Expected: not measured yet. Learning rate, clip and beta are starting points; at 3e-4 the reward of a model of 0.6 M fell.
 Command: python -m gpt4o_jax train --config=configs/reinforced.py:runs/arithmetic --workdir=runs/rewarded
     --config.data.path=NAME for another world than arithmetic; --config.lora.rank=16 trains adapters
+    --config.model.context_length=64 where question and answer fit in it: a row holds one answer and is as long as the context
     The other run must stay where it is: it is what the KL divergence is taken to.
 
 A dispatch samples 4 batches of 8 questions with 8 answers each, then learns from them in 4 steps.
