@@ -4,8 +4,7 @@ one_hop: one sentence holds the answer. two_hop: of "Ben's neighbour", whom anot
 persons whose names are random letters. unanswerable: a person, a place, a thing that the passage is silent about, asked in
 the same words. Half of the unanswerable ones are over random letters too, and in training half of all others, so that names do
 not tell the kinds apart and copying is learned early. In training two to five other questions come first, as a conversation, so
-that a passage teaches more than one answer; what is learned last is asked most: who it is that a value belongs to, and what
-has no answer.
+that a passage teaches more than one answer.
 
 Held out: passages. Each holds one link (person, kind of link, person), and a tenth of all links, by a hash, are in no training
 passage and in all held-out ones. What else a passage says is drawn anew in each; were facts held out ("Ben has a parrot"),
@@ -21,7 +20,6 @@ from gpt4o_jax.tasks.worlds.words import ANIMALS, CITIES, FOODS, JOBS, NAMES
 from gpt4o_jax.tasks.worlds.world import World, draw, generator, letters
 
 _SLICES = ("one_hop", "two_hop", "unseen_names", "unanswerable")
-_MORE = (1, 1, 1, 2)  # how often each is among the other questions of training
 
 # relation -> values, sentences that state it, the question for the value, the question for the person
 _RELATIONS = {
@@ -47,25 +45,21 @@ def _item(seed: int, index: int, held_out: bool) -> Item:
     sentences.append(rng.choice(("{0}'s {1} is {2}.", "{2} is the {1} of {0}.")).format(*link))
     rng.shuffle(sentences)
     asked: dict[str, str] = {}
-    for kind in [] if held_out else rng.choices(_SLICES, _MORE, k=rng.randint(2, 5)):
-        question, answer = _question(rng, kind, names, facts, link, of_person=0.7)
+    for kind in [*([] if held_out else rng.choices(_SLICES, k=rng.randint(2, 5))), wanted]:
+        question, answer = _question(rng, kind, names, facts, link)
+        asked.pop(question, None)  # once, and the last one last
         asked[question] = answer
-    question, answer = _question(rng, wanted, names, facts, link, of_person=0.5)
-    asked.pop(question, None)  # once, and the last one last
-    asked[question] = answer
     return conversation(" ".join(sentences), asked, wanted)
 
 
-def _question(
-    rng: random.Random, kind: str, names: list[str], facts: list[_Fact], link: _Fact, of_person: float
-) -> tuple[str, str]:
-    """(a question of that kind, its answer). of_person: the share that asks for the person, of those about a stated fact."""
+def _question(rng: random.Random, kind: str, names: list[str], facts: list[_Fact], link: _Fact) -> tuple[str, str]:
+    """(a question of that kind, its answer)."""
     if kind == "unanswerable":
         return _silent(rng, names, facts, link), NO_ANSWER
     if kind == "two_hop":
         _, relation, answer = rng.choice([f for f in facts if f[0] == link[2]])
         return _RELATIONS[relation][2].format(p=f"{link[0]}'s {link[1]}"), answer
-    return _stated(rng, facts, link, of_person)
+    return _stated(rng, facts, link)
 
 
 def _persons(rng: random.Random, strange: bool, held_out: bool) -> tuple[list[str], _Fact]:
@@ -84,13 +78,13 @@ def _fact(rng: random.Random, person: str, told: list[_Fact]) -> _Fact:
             return person, relation, value
 
 
-def _stated(rng: random.Random, facts: list[_Fact], link: _Fact, share: float) -> tuple[str, str]:
+def _stated(rng: random.Random, facts: list[_Fact], link: _Fact) -> tuple[str, str]:
     """(a question that one sentence answers, the answer)."""
     person, relation, value = rng.choice([*facts, link])
     if relation in _LINKS:
         return f"Who is the {relation} of {person}?", value
     _, _, of_value, of_person = _RELATIONS[relation]
-    return (of_person.format(v=value), person) if rng.random() < share else (of_value.format(p=person), value)
+    return (of_value.format(p=person), value) if rng.random() < 0.5 else (of_person.format(v=value), person)
 
 
 def _silent(rng: random.Random, names: list[str], facts: list[_Fact], link: _Fact) -> str:
