@@ -34,7 +34,7 @@ def get_config(stage="pretrain"):
         )
     text, loss_on, length, peak_lr, muon_lr = STAGES[stage]
     c = base_config()
-    c.model.update(n_layers=4, scan_unroll=4, d_model=256, n_heads=4, context_length=256, value_embeddings=2, residual_mix=True)
+    c.model.update(n_layers=4, scan_unroll=4, d_model=256, n_heads=4, context_length=256, value_embeddings=1, residual_mix=True)
     c.init.model = True
     c.tokenizer.vocab_size = 1024
     weights = {name: WEIGHTS.get(name, 1) for name in WORLD_NAMES}
