@@ -56,7 +56,7 @@ def tasks(asked: Sequence[str], data: DataConfig, limit: int, seed: int = 0) -> 
         if name == HOLDOUT:
             found[name] = _holdout(data, limit)
             continue
-        for world in map(sources.world, APPLICATIONS.get(name, (name,))):
+        for world in (sources.world(each, data.holdout_fraction) for each in APPLICATIONS.get(name, (name,))):
             size = limit * len(world.slices)
             items = conversations.WorldItems(world, min(size, world.held_out or size), held_out=True, seed=seed)
             baseline = docstrings.lead if world.name == docstrings.NAME else None

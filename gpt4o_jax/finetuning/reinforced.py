@@ -95,8 +95,13 @@ class Prompts:
         return chat.encode(self.template.render(item.prompt, True), self.tokenizer)[0]
 
     def rewards(self, texts: Sequence[str], items: Sequence[Item]) -> np.ndarray:
-        """From 0 to 1, by the first metric of the world."""
-        return np.array(metrics.each(self.world.metrics[0], texts, items), np.float32) / 100
+        """From 0 to 1, each by the first metric of the world that can score its item."""
+        by = [next(name for name in self.world.metrics if metrics.can_score(name, item)) for item in items]
+        scores = np.zeros(len(items), np.float32)
+        for name in dict.fromkeys(by):
+            mine = [i for i, other in enumerate(by) if other == name]
+            scores[mine] = metrics.each(name, [texts[i] for i in mine], [items[i] for i in mine])
+        return scores / 100
 
 
 def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Prompts:
@@ -164,7 +169,8 @@ def rollout(config: RunConfig, prompts: Prompts, model: GPT, params, reference, 
     found = generate(model, params, ids, c.answer_tokens, sampling, seed, **size)
     texts = [prompts.template.said(prompts.tokenizer.decode(f.ids)) for f in found]
     rewards = prompts.rewards(texts, [item for item in items for _ in range(c.group)])
-    rows = [answer_row(ids[i // c.group], f, end, symbols.eos[0], T) for i, f in enumerate(found)]
+    eos = end if end in symbols.eos else symbols.eos[0]  # a published model may name the end of its turns among the ends of text
+    rows = [answer_row(ids[i // c.group], f, end, eos, T) for i, f in enumerate(found)]
     gains = advantages(rewards.reshape(-1, c.group)).reshape(-1)
     score, made = scorer(model, t.loss_chunk), []
     for k in range(K):

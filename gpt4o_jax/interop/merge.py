@@ -7,7 +7,7 @@ from etils import epath
 
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.config import InitConfig
-from gpt4o_jax.config_finetune import LoraConfig
+from gpt4o_jax.config_finetune import LoraConfig, ObjectiveConfig
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.interop.huggingface import built_beside
 from gpt4o_jax.model import flops
@@ -27,5 +27,7 @@ def merge_folder(run: Run, target: Path) -> dict:
         with Store(epath.Path(beside) / "checkpoints") as store:
             store.save(run.step, {"params": run.params}, meta)
         run.tokenizer.save_in(beside)
-        write_config(epath.Path(beside), dataclasses.replace(run.config, lora=LoraConfig(), init=InitConfig()))
+        # It has no other run beside it any more, which an objective of preferences or rewards would want.
+        plain = dataclasses.replace(run.config, lora=LoraConfig(), init=InitConfig(), objective=ObjectiveConfig())
+        write_config(epath.Path(beside), plain)
     return {"parameters": flops.parameter_count(run.config.model), "rank": run.config.lora.rank}

@@ -74,6 +74,9 @@ def score(name: str, predictions: Sequence[str], items: Sequence[Item], resample
 def each(name: str, predictions: Sequence[str], items: Sequence[Item]) -> list[float]:
     """The score of every item alone, to stand beside its text. Raises RunError for items that it cannot score."""
     metric = lookup(name)
+    for n, item in enumerate(items):
+        if not _has(item, metric.needs):
+            raise data_error(f"metric {name}: item {n} (slice {item.slice}) has no {metric.needs}; leave it out")
     return [float(metric.value(counts_K)) for counts_K in metric.counts(predictions, items)]
 
 

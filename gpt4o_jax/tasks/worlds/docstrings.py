@@ -8,6 +8,7 @@ out of its text, so that no model has read them. No bar: `lead` is the baseline 
 import re
 from collections.abc import Sequence
 
+from gpt4o_jax.errors import data_error
 from gpt4o_jax.tasks.item import Item, ask_to_summarise, exchange
 from gpt4o_jax.tasks.worlds.world import World
 
@@ -17,10 +18,16 @@ _DOCUMENT = re.compile(r"(?P<summary>[A-Z][^\n]{18,110}\.)\n[ \t]*\n(?P<body>.{6
 
 
 def world(training: Sequence[str], held_out: Sequence[str]) -> World:
-    """The world over these documents, in their order; it begins again at its end. Each part must hold one that fits."""
+    """The world over these documents, in their order; it begins again at its end. Raises RunError where a part has none."""
     asked = pairs(held_out)
     known = {summary for _, summary in asked}  # of documents that say the same
     parts = {False: [pair for pair in pairs(training) if pair[1] not in known], True: asked}
+    for held_out, found in parts.items():
+        if not found:
+            kind = "held-out" if held_out else "training"
+            raise data_error(
+                f"world {NAME}: no {kind} document begins with a sentence and goes on; try another data.holdout_fraction"
+            )
 
     def item(seed: int, index: int, held_out: bool) -> Item:
         body, summary = parts[held_out][(index + 7919 * seed) % len(parts[held_out])]
