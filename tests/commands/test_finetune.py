@@ -80,6 +80,9 @@ def test_a_run_is_one_like_any_other(taught, tuned_args, tmp_path, command, meth
     assert Store(workdir / "checkpoints").meta(20)["base"]["step"] == 20
     assert command("generate", f"--workdir={workdir}", "--prompt=a", "--max_new_tokens=2")[0]["samples"]
     assert command("runs", tmp_path)[0]
+    if more:
+        command("convert", "merge", f"--workdir={workdir}", f"--to={tmp_path / 'merged'}")
+        assert command("generate", f"--workdir={tmp_path / 'merged'}", "--prompt=a", "--max_new_tokens=2")[0]["samples"]
     shutil.rmtree(workdir / "checkpoints" / "20")
     wanted = newest_of(command, tuned_args, workdir, method, more)
     again = newest_of(command, tuned_args, tmp_path / "again", method, more)

@@ -21,6 +21,7 @@ from gpt4o_jax.finetuning import reinforced
 from gpt4o_jax.finetuning.logprobs import token_logprobs
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.tasks.worlds import WORLDS
 from gpt4o_jax.training.step import gradients
 from tests.parallel.meshes import batch as random_batch
 
@@ -138,3 +139,13 @@ def test_a_rollout_says_what_was_sampled_and_what_it_was_worth(one_device, sampl
 
 def ends(prompts):
     return {*prompts.tokenizer.symbols.eos, prompts.tokenizer.special("<|end_of_turn|>")}
+
+
+def test_items_of_a_world_are_rewarded_by_what_can_score_them():
+    """Of tools: calls by their JSON, sentences by exact match, whatever is said."""
+    world = WORLDS["tools"]
+    items = [world.item(0, i, False) for i in range(2)]
+    prompts = reinforced.Prompts("", None, world, None)
+    assert [item.slice for item in items] == ["call", "answer"]
+    assert prompts.rewards([item.answer for item in items], items).tolist() == [1, 1]
+    assert prompts.rewards(["5", "5"], items).tolist() == [0, 0]

@@ -1,5 +1,8 @@
 """Docstrings become pairs of a body and its summary; what is held out says nothing that training says."""
 
+import pytest
+
+from gpt4o_jax.errors import RunError
 from gpt4o_jax.tasks.worlds import docstrings
 
 LINE = "It goes on for some time, so that there is something to be told in short. "
@@ -26,3 +29,8 @@ def test_held_out_summaries_are_not_trained_on():
 def test_the_baseline_is_the_first_words():
     item = docstrings.world([document(3)], [document(4)]).item(0, 0, True)
     assert docstrings.lead(item) == "It goes on for some time, so that"
+
+
+def test_a_part_without_documents_that_fit_is_told():
+    with pytest.raises(RunError, match=r"no held-out document .*holdout_fraction"):
+        docstrings.world([document(1)], ["Too short."])
