@@ -44,6 +44,7 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
     from gpt4o_jax.config_rules import validate_sizes
     from gpt4o_jax.console import say
     from gpt4o_jax.model import flops, gpt
+    from gpt4o_jax.parallel.mesh import axis_between, make_mesh
     from gpt4o_jax.training import plan, topology
 
     family, chips = topology.parse_topology(flags["topology"])
@@ -53,7 +54,7 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size, compute_dtype=dtype))
     everything = chips * chip.devices * slices
     sizes = config.mesh.sizes(everything)
-    topology.axis_between(slices, sizes)
+    axis_between(slices, sizes)
     validate_sizes(config, sizes)
     try:
         devices, estimate = topology.described_devices(flags["topology"], slices), False
@@ -63,7 +64,7 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
         jax.config.update("jax_num_cpu_devices", n)
         devices, estimate, chip, slices = jax.local_devices(backend="cpu")[:n], True, None, 1
         say(f"ESTIMATE: libtpu is not installed (requirements-tpu.txt), so {n} CPU devices stand in for {everything}")
-    mesh = topology.mesh_of(config, devices, slices)
+    mesh = make_mesh(config.mesh, devices)
     facts = {
         "topology": flags["topology"],
         "slices": flags["slices"],

@@ -5,17 +5,41 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from gpt4o_jax.config_mesh import AXES, MeshConfig
+from gpt4o_jax.errors import RunError
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
     """A mesh over `devices` (default: all), axes as in config_mesh.AXES. Enter it with jax.set_mesh.
 
-    Raises RunError where the sizes do not multiply to the number of devices.
+    TPUs are laid as their links run, several slices along one axis; other devices in their order, those of a host side by side.
+    (jax.make_mesh takes neither several slices, which several GPU hosts are too, nor every shape of a TPU slice.)
+    Raises RunError where the sizes do not multiply to the number of devices, or slices do not divide an axis.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = tuple(config.sizes(len(devices)).values())
-    # Auto: XLA propagates shardings. jax.make_mesh's own default is Explicit, under which constraints are assertions.
-    auto = (AxisType.Auto,) * len(AXES)
-    if list(devices) == list(jax.devices()):
-        return jax.make_mesh(sizes, AXES, axis_types=auto)
-    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=auto)
+    sizes = config.sizes(len(devices))
+    tpus = len(devices) > 1 and devices[0].platform == "tpu"
+    laid = _as_links_run(devices, sizes) if tpus else np.asarray(devices).reshape(tuple(sizes.values()))
+    # Auto: XLA propagates shardings. Under Explicit, constraints are assertions.
+    return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def axis_between(slices: int, sizes: dict[str, int]) -> str:
+    """The mesh axis that runs from slice to slice: data, or fsdp where that alone divides. Raises RunError."""
+    axis = next((a for a in ("data", "fsdp") if sizes[a] % slices == 0), None)
+    if axis is None:
+        raise RunError(
+            f"{slices} slices: they lie along mesh.data or mesh.fsdp, and divide neither data={sizes['data']} nor"
+            f" fsdp={sizes['fsdp']}; make one of them a multiple of {slices}"
+        )
+    return axis
+
+
+def _as_links_run(devices, sizes: dict[str, int]) -> np.ndarray:
+    from jax.experimental import mesh_utils
+
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(list(sizes.values()), devices, allow_split_physical_axes=True)
+    outer = dict.fromkeys(sizes, 1) | {axis_between(slices, sizes): slices}
+    inner = [n // outer[axis] for axis, n in sizes.items()]
+    return mesh_utils.create_hybrid_device_mesh(inner, list(outer.values()), devices, allow_split_physical_axes=True)

@@ -6,11 +6,9 @@ import re
 from typing import NamedTuple
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
-from gpt4o_jax import parallel
 from gpt4o_jax.config import RunConfig
-from gpt4o_jax.config_mesh import AXES
 from gpt4o_jax.errors import RunError
 
 
@@ -83,33 +81,6 @@ def stand_in(config: RunConfig, devices: int, most: int = 8) -> tuple[RunConfig,
     rows = lambda sizes: sizes["data"] * sizes["fsdp"] * sizes["expert"]
     train = dataclasses.replace(config.train, batch_size=config.train.batch_size * rows(small) // rows(sizes))
     return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **small), train=train), math.prod(small.values())
-
-
-def axis_between(slices: int, sizes: dict[str, int]) -> str:
-    """The mesh axis that runs from slice to slice: data, or fsdp where that alone divides. Raises RunError."""
-    axis = next((a for a in ("data", "fsdp") if sizes[a] % slices == 0), None)
-    if axis is None:
-        raise RunError(
-            f"--slices={slices}: slices lie along mesh.data or mesh.fsdp, and it divides neither data={sizes['data']} nor"
-            f" fsdp={sizes['fsdp']}; make one of them a multiple of it"
-        )
-    return axis
-
-
-def mesh_of(config: RunConfig, devices: list, slices: int) -> Mesh:
-    """The config's mesh, laid over slices as their links run. Raises RunError where it does not fit."""
-    from jax.experimental import mesh_utils
-
-    if devices[0].platform != "tpu":
-        return parallel.make_mesh(config.mesh, devices)
-    sizes = config.mesh.sizes(len(devices))
-    if slices == 1:
-        laid = mesh_utils.create_device_mesh(list(sizes.values()), devices, allow_split_physical_axes=True)
-    else:
-        outer = dict.fromkeys(sizes, 1) | {axis_between(slices, sizes): slices}
-        inner = [n // outer[axis] for axis, n in sizes.items()]
-        laid = mesh_utils.create_hybrid_device_mesh(inner, list(outer.values()), devices, allow_split_physical_axes=True)
-    return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def spread(mesh: Mesh, axes: list[str]) -> tuple[int, int]:

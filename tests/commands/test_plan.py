@@ -64,7 +64,7 @@ def test_shardings_are_shown_parameter_by_parameter():
         (
             ["--topology=v5e:2x2", "--slices=3"],
             {"mesh.fsdp": 4, "mesh.tensor": 3, "model.n_heads": 3, "model.d_model": 384},
-            "--slices=3",
+            "3 slices",
         ),
         (["--topology=v5e:2x2", "--show=colours"], {}, "expected sharding"),
     ],

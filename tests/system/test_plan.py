@@ -95,7 +95,7 @@ def exchange(p: int, rows: int) -> int:
 def stages(S: int, M: int) -> int:
     """Over stage, in float32: each step passes a micro-batch, of one row, on, and its gradient back. All M are summed over stages
     four times: the last stage's output, which all are given, and its gradient; the gradients of the first stage's input, and of
-    the head's, whose work all stages do."""
+    the head's, which stages share."""
     return 4 * (2 * (M + S - 1) + 4 * M) * T * D
 
 

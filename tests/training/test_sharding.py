@@ -4,6 +4,7 @@ That loss, gradients and training are the same on any mesh: tests/parallel/test_
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from gpt4o_jax import parallel
 from gpt4o_jax.config import MeshConfig, ModelConfig, RunConfig
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.parallel import mesh as mesh_module
 from gpt4o_jax.training.optimizer import OPTIMIZERS
 from gpt4o_jax.training.program import build
 from tests.parallel.meshes import MODELS, initial_state, mesh_of, one_device, with_optimizer
@@ -82,3 +84,20 @@ def test_every_part_of_the_state_lies_in_the_shards_of_its_parameter(optimizer):
         kept = {"lion": 1, "muon": 1 if matrix else 2}.get(optimizer, 2)
         assert times == 2 + kept, name
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_gpus_of_several_hosts_are_one_mesh(monkeypatch):
+    """Each host's are a slice of their own to JAX, and jax.make_mesh takes one slice only."""
+
+    class Gpu(NamedTuple):
+        id: int
+        slice_index: int
+        platform: str = "gpu"
+
+    devices = np.empty(8, object)
+    devices[:] = [Gpu(i, i // 4) for i in range(8)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(mesh_module, "Mesh", lambda laid, axes, axis_types: laid)
+    laid = mesh_module.make_mesh(MeshConfig(data=2, fsdp=4))
+    assert laid.shape[:2] == (2, 4)
+    assert [[d.slice_index for d in row.flat] for row in laid] == [[0] * 4, [1] * 4]
