@@ -75,7 +75,7 @@ def joint_run(seed: int, folder: Path) -> dict:
             config = ["--config=configs/applications.py:without_text", f"--workdir={alone}", f"--config.seed={seed}"]
             command(seed, "train", *config, f"--config.init.from={base}", "--config.eval.tasks=()")
         command(seed, "evaluate", f"--workdir={tuned}", "--tasks=qa,translation,summarisation,generation,chat")
-        text = [_text_bits(workdir) for workdir in (base, tuned, *([alone] if seed == SEEDS[0] else []))]
+        text = [last_eval(run)["python_docs/bits_per_byte"] for run in (base, tuned, *([alone] if seed == SEEDS[0] else []))]
         return {"minutes": minutes, "scores": scores(tuned), "text_bits_per_byte": text}
 
     return kept(tuned, run)
@@ -140,14 +140,18 @@ def command(seed: int, *args: str) -> float:
 
 def scores(workdir: Path) -> dict:
     """task -> slice -> metric -> {"value": ..., "low": ..., "high": ..., "items": ...} of the newest evaluation."""
-    newest = max((workdir / "evaluations").iterdir(), key=lambda p: int(p.name))
-    return json.loads((newest / "scores.json").read_text())
+    return json.loads((newest_evaluation(workdir) / "scores.json").read_text())
 
 
-def _text_bits(workdir: Path) -> float:
-    """Bits per byte of held-out text, of the last evaluation."""
+def newest_evaluation(workdir: Path) -> Path:
+    """Its folder, of `evaluate --tasks`."""
+    return max((workdir / "evaluations").iterdir(), key=lambda p: int(p.name))
+
+
+def last_eval(workdir: Path) -> dict:
+    """The record of the last evaluation while training: of the whole hold-out."""
     records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [r for r in records if r["kind"] == "eval"][-1]["python_docs/bits_per_byte"]
+    return [r for r in records if r["kind"] == "eval"][-1]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from applications import base_run, command, kept, scores, side_by_side
+from applications import base_run, command, kept, last_eval, newest_evaluation, scores, side_by_side
 
 from gpt4o_jax import parallel
 from gpt4o_jax.run import open_run
@@ -54,7 +54,7 @@ def measure_preferences(folder: Path) -> dict:
         start, workdir = start_run(seed, DPO_WORLD, DPO_START, folder), folder / f"preferred{seed}"
         flags = [f"--config=configs/preference.py:{start}", f"--config.seed={seed}", f"--workdir={workdir}"]
         minutes = kept(workdir, lambda: {"minutes": command(seed, "train", *flags)})
-        accuracy = last(workdir)["preference_accuracy"]
+        accuracy = last_eval(workdir)["preference_accuracy"]
         before, after = (evaluated(seed, run, DPO_WORLD) for run in (start, workdir))
         return minutes | {"accuracy": 100 * accuracy, "before": before, "after": after}
 
@@ -106,8 +106,7 @@ def mean(scored: dict) -> float:
 
 def verified(workdir: Path) -> float:
     """Percent of the answers of the newest evaluation that arithmetic.verify takes, which never sees the references."""
-    newest = max((workdir / "evaluations").iterdir(), key=lambda p: int(p.name))
-    lines = [json.loads(line) for line in (newest / "arithmetic.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (newest_evaluation(workdir) / "arithmetic.jsonl").read_text().splitlines()]
     return 100 * float(np.mean([arithmetic.verify(line["prompt"][-1]["content"], line["answer"]) for line in lines]))
 
 
@@ -117,9 +116,3 @@ def size(workdir: Path) -> dict:
     bytes_of = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
     trained = sum(x.size for x in jax.tree.leaves(shapes.params))
     return {"trained": trained, "bytes": bytes_of((shapes.base, shapes.params, shapes.opt_state)) + bytes_of(shapes.params)}
-
-
-def last(workdir: Path) -> dict:
-    """The last evaluation's record: of the whole hold-out."""
-    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [r for r in records if r["kind"] == "eval"][-1]

@@ -6,6 +6,7 @@ can be stopped and started. To have all of them anew, delete the file.
 """
 
 import datetime
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     from commits import current_commit
 
-    import tests.conftest  # eight devices  # noqa: F401
+    importlib.import_module("tests.conftest")  # makes eight devices of the CPU
     from tests.parallel import meshes
     from tests.system.test_products import MESHES, named, stages_divide
 

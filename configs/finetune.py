@@ -38,7 +38,7 @@ def get_config(task="numbers"):
     c = base_config()
     c.init.model = True
     c.model.update(n_layers=4, scan_unroll=4, d_model=256, n_heads=4, context_length=256)  # all of it without init.from
-    c.model.update(value_embeddings=1, residual_mix=True)  # copying from a passage is learned in half of the steps
+    c.model.update(value_embeddings=1, residual_mix=True)  # for copying from a passage
     c.tokenizer.vocab_size = 1024
     c.data.rows = "first_fit"
     c.optimizer.update(name="muon", peak_lr=3e-3, schedule="wsd", decay_fraction=0.4, end_lr_fraction=0.0, warmup_steps=20)
