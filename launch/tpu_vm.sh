@@ -55,7 +55,7 @@ copy_repository() {
   run git -C "$root" archive --format=tar.gz --output="$archive" HEAD
   run gcloud compute tpus tpu-vm scp "$archive" "${where[@]/#$TPU/$TPU:gpt4o_jax.tar.gz}" --worker=all
   rm -f "$archive"
-  ssh_all 'mkdir -p gpt4o_jax && tar -xzf gpt4o_jax.tar.gz -C gpt4o_jax && cd gpt4o_jax && source launch/environment.sh && prepare_environment requirements-tpu.txt'
+  ssh_all 'set -euo pipefail; mkdir -p gpt4o_jax; tar -xzf gpt4o_jax.tar.gz -C gpt4o_jax; cd gpt4o_jax; source launch/environment.sh; prepare_environment requirements-tpu.txt'
 }
 
 flags=$(printf ' %q' "$@")

@@ -91,7 +91,7 @@ def test_tpu_vm_prints_each_command():
     create, _archive, scp, prepare, train = done.stdout.splitlines()
     assert create.split() == "gcloud compute tpus tpu-vm create pod --zone=us-z --accelerator-type=v5p-16 --version=v2-alpha-tpuv5 --spot".split()  # fmt: skip # noqa: E501
     assert " scp " in scp and "pod:gpt4o_jax.tar.gz --zone=us-z --worker=all" in scp
-    assert "requirements-tpu.txt" in prepare
+    assert "requirements-tpu.txt" in prepare and "--command=set\\ -euo\\ pipefail\\;" in prepare
     (command,) = re.findall(r"--command=(.*)$", train)
     spoken = subprocess.run(["bash", "-c", f"printf %s {command}"], capture_output=True, text=True).stdout
     assert spoken == "cd gpt4o_jax && .venv/bin/python -m gpt4o_jax train --workdir=gs://b/r --config.train.length=20\\ steps"
@@ -164,6 +164,7 @@ def test_skypilot_has_what_it_requires():
     assert set(task) <= {"name", "num_nodes", "workdir", "resources", "envs", "setup", "run"} and task["run"]
     assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == list(AGAIN)
     for part in ("setup", "run"):
+        assert task[part].startswith("set -euo pipefail\n"), "or what follows a failed install would run"
         assert subprocess.run(["bash", "-n", "-c", task[part]]).returncode == 0
 
 
