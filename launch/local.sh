@@ -35,10 +35,11 @@ if ((gpus > 0 && gpus % n)); then
 fi
 
 pids=()
-end_all() { for pid in "${pids[@]}"; do kill "-$1" "$pid" 2>/dev/null || true; done; }
+end_all() { for pid in ${pids[@]+"${pids[@]}"}; do kill "-$1" "$pid" 2>/dev/null || true; done; }
 trap 'end_all TERM' TERM
 trap 'end_all INT' INT
 
+# ${share[@]+...}: the bash of macOS (3.2) calls an empty array an unset one.
 for ((i = 0; i < n; i++)); do
   share=()
   if ((gpus > 0)); then
@@ -46,13 +47,13 @@ for ((i = 0; i < n; i++)); do
   fi
   job=()
   if ((n > 1)); then job=("--coordinator=127.0.0.1:$port" "--num_processes=$n" "--process_id=$i"); fi
-  PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" "${share[@]}" "$python" -m gpt4o_jax train "$@" "${job[@]}" &
+  PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" ${share[@]+"${share[@]}"} "$python" -m gpt4o_jax train "$@" ${job[@]+"${job[@]}"} &
   pids+=($!)
 done
 
 # The code of the job is that of the process that knows best: a mistake (2 to 5) before a stop, a stop before a lost peer.
 worst=0 rank=0
-for pid in "${pids[@]}"; do
+for pid in ${pids[@]+"${pids[@]}"}; do
   code=0
   wait "$pid" || code=$?
   while kill -0 "$pid" 2>/dev/null; do # a signal ended `wait`, not the process

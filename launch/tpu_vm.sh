@@ -51,7 +51,7 @@ make_slice() {
 
 copy_repository() {
   local archive
-  archive=$(mktemp --suffix=.tar.gz)
+  archive=$(mktemp) # GNU's alone takes a suffix
   run git -C "$root" archive --format=tar.gz --output="$archive" HEAD
   run gcloud compute tpus tpu-vm scp "$archive" "${where[@]/#$TPU/$TPU:gpt4o_jax.tar.gz}" --worker=all
   rm -f "$archive"

@@ -26,6 +26,17 @@ def test_every_script_parses(path):
     assert subprocess.run(["bash", "-n", str(path)], capture_output=True).returncode == 0
 
 
+@pytest.mark.parametrize("path", [*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"], ids=lambda p: p.name)
+def test_every_script_runs_in_the_bash_of_macos(path):
+    """bash 3.2, where under -u an empty array counts as unset, and BSD's mktemp, which knows no long options."""
+    text = path.read_text()
+    for name in set(re.findall(r"\b(\w+)=\(\)", text)):
+        expanded = text.replace(f'${{{name}[@]+"${{{name}[@]}}"}}', "")
+        guarded = f"((${{#{name}[@]}}))" in text
+        assert guarded or f"${{{name}[@]}}" not in expanded, f'{name} may be empty: ${{{name}[@]+"${{{name}[@]}}"}}'
+    assert "mktemp --" not in text
+
+
 @pytest.mark.parametrize("code", [*AGAIN, *FOR_GOOD])
 def test_restart_runs_again_what_can_go_on(tmp_path, code):
     count = tmp_path / "count"
