@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -16,7 +17,7 @@ LAUNCH = Path(__file__).parents[1] / "launch"
 AGAIN, FOR_GOOD = (75, 76, 137, 143), (0, 1, 2, 3, 4, 5)
 
 
-def bash(script: str, *args: str, **variables: str) -> subprocess.CompletedProcess:
+def bash(script: str | Path, *args: str, **variables: str) -> subprocess.CompletedProcess:
     command = ["bash", str(LAUNCH / script), *args]
     return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=60)
 
@@ -64,13 +65,20 @@ def test_restart_passes_a_signal_on_and_then_ends(tmp_path):
 
 
 @pytest.fixture
+def alone(tmp_path):
+    """The launch folder where no .venv is, so that local.sh takes $PYTHON."""
+    return shutil.copytree(LAUNCH, tmp_path / "repository" / "launch")
+
+
+@pytest.fixture
 def pretended(tmp_path):
     """A python that, as process i of a job, exits with the i-th of the codes in $CODES."""
     program = tmp_path / "python"
     program.write_text(
         "#!/usr/bin/env bash\n"
         'for a in "$@"; do case $a in --process_id=*) i=${a#*=} ;; esac; done\n'
-        f'echo "$*" >> {tmp_path}/told\ncodes=($CODES)\nexit "${{codes[${{i:-0}}]}}"\n'
+        f'echo "$*" >> {tmp_path}/told\necho "${{CUDA_VISIBLE_DEVICES-unset}}" > {tmp_path}/gpus.${{i:-0}}\n'
+        'codes=($CODES)\nexit "${codes[${i:-0}]}"\n'
     )
     program.chmod(0o755)
     return {"PYTHON": str(program), "PORT": "1234", "RESTARTS": "0"}
@@ -79,14 +87,49 @@ def pretended(tmp_path):
 @pytest.mark.parametrize(
     "codes, expected", [("0 0", 0), ("75 75", 75), ("76 2", 2), ("3 76", 3), ("137 76", 137), ("76 75", 75), ("1 76", 1)]
 )
-def test_local_gives_the_code_of_the_process_that_knows_best(pretended, tmp_path, codes, expected):
-    if (LAUNCH.parent / ".venv/bin/python").exists():
-        pytest.skip("local.sh takes the repository's own .venv where there is one")
-    done = bash("local.sh", "2", "--config=c.py", "--workdir=w", CODES=codes, **pretended)
+def test_local_gives_the_code_of_the_process_that_knows_best(alone, pretended, tmp_path, codes, expected):
+    done = bash(alone / "local.sh", "2", "--config=c.py", "--workdir=w", CODES=codes, **pretended)
     assert done.returncode == expected, done.stderr
     told = sorted((tmp_path / "told").read_text().splitlines())
     job = "--coordinator=127.0.0.1:1234 --num_processes=2 --process_id="
     assert told == [f"-m gpt4o_jax train --config=c.py --workdir=w {job}{i}" for i in (0, 1)]
+
+
+def with_gpus(folder: Path, n: int) -> str:
+    """A PATH on which nvidia-smi lists n GPUs, the first of them cut in two; 0: says that it found no driver."""
+    lines = [f"GPU {i}: NVIDIA H100 (UUID: GPU-1{i})" for i in range(n)] or ["NVIDIA-SMI has failed"]
+    lines[1:1] = ["  MIG 3g.40gb Device 0: (UUID: MIG-1)", "  MIG 3g.40gb Device 1: (UUID: MIG-2)"] if n else []
+    folder.mkdir()
+    (folder / "nvidia-smi").write_text("#!/bin/sh\ncat <<END\n" + "\n".join(lines) + f"\nEND\nexit {0 if n else 9}\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize(
+    "here, named, shares",
+    [
+        (4, None, ["0,1", "2,3"]),
+        (4, "2,3", ["2", "3"]),
+        (8, "GPU-10, GPU-1f,MIG-7,GPU-13", ["GPU-10,GPU-1f", "MIG-7,GPU-13"]),
+        (4, "3,1,-1,0", ["3", "1"]),
+        (4, "", ["", ""]),
+        (4, "-1", ["-1", "-1"]),
+        (0, None, ["unset", "unset"]),
+    ],
+)
+def test_local_shares_out_the_gpus_that_it_may_use(alone, pretended, tmp_path, monkeypatch, here, named, shares):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    variables = {} if named is None else {"CUDA_VISIBLE_DEVICES": named}
+    done = bash(alone / "local.sh", "2", CODES="0 0", PATH=with_gpus(tmp_path / "bin", here), **pretended, **variables)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / f"gpus.{i}").read_text().strip() for i in (0, 1)] == shares
+
+
+def test_local_tells_of_gpus_that_cannot_be_shared(alone, pretended, tmp_path):
+    path = with_gpus(tmp_path / "bin", 4)
+    done = bash(alone / "local.sh", "2", CODES="0 0", PATH=path, CUDA_VISIBLE_DEVICES="0,1,3", **pretended)
+    told = "local.sh: CUDA_VISIBLE_DEVICES=0,1,3: 3 GPU(s) cannot be shared by 2 processes; nearest: 1 or 3\n"
+    assert (done.returncode, done.stderr) == (2, told)
 
 
 @pytest.mark.parametrize("args", [(), ("x",), ("0",)])
