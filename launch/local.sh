@@ -45,10 +45,14 @@ if ((${#gpus[@]} % n)); then
 fi
 each=$((${#gpus[@]} / n))
 
-pids=()
-end_all() { for pid in ${pids[@]+"${pids[@]}"}; do kill "-$1" "$pid" 2>/dev/null || true; done; }
-trap 'end_all TERM' TERM
-trap 'end_all INT' INT
+pids=() ended='' heard=''
+# SIGTERM for SIGINT too: what a script starts in the background ignores SIGINT until it asks for it, as training does late.
+end_all() {
+  local pid
+  ended=1 heard=1
+  for pid in ${pids[@]+"${pids[@]}"}; do kill -TERM "$pid" 2>/dev/null || true; done
+}
+trap end_all TERM INT
 
 # ${share[@]+...}: the bash of macOS (3.2) calls an empty array an unset one.
 for ((i = 0; i < n; i++)); do
@@ -63,13 +67,14 @@ for ((i = 0; i < n; i++)); do
   pids+=($!)
 done
 
+[[ -z "$ended" ]] || end_all # heard before all were there
+
 # The code of the job is that of the process that knows best: a mistake (2 to 5) before a stop, a stop before a lost peer.
 worst=0 rank=0
 for pid in ${pids[@]+"${pids[@]}"}; do
-  code=0
-  wait "$pid" || code=$?
-  while kill -0 "$pid" 2>/dev/null; do # a signal ended `wait`, not the process
-    code=0
+  heard=1
+  while [[ -n "$heard" ]]; do # a signal ends `wait`, not the process
+    heard='' code=0
     wait "$pid" || code=$?
   done
   case $code in 0) r=0 ;; 76) r=1 ;; 137 | 143) r=2 ;; 75) r=3 ;; *) r=4 ;; esac

@@ -1,5 +1,6 @@
 """The launch scripts: what is started again and what is not, what tpu_vm.sh would run, and that the YAML files hold together."""
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -68,6 +69,67 @@ def test_restart_passes_a_signal_on_and_then_ends(tmp_path):
 def alone(tmp_path):
     """The launch folder where no .venv is, so that local.sh takes $PYTHON."""
     return shutil.copytree(LAUNCH, tmp_path / "repository" / "launch")
+
+
+def interrupt(tmp_path: Path, script: Path, *args: str, pids: int = 1, **variables: str) -> int:
+    """The exit code of a script that gets a Ctrl-C, which goes to all of a terminal's processes, once `pids` files PID.* are
+    there, which its commands write. Fails where one of these goes on."""
+    process = subprocess.Popen(
+        ["bash", str(script), *args],
+        env={**os.environ, **variables},
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as a shell starts it, whoever started pytest
+    )
+    try:
+        while len(list(tmp_path.glob("PID.*"))) < pids:
+            time.sleep(0.02)
+        time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        code = process.wait(15)
+        for path in tmp_path.glob("PID.*"):
+            with pytest.raises(ProcessLookupError):
+                os.kill(int(path.suffix[1:]), 0)
+        return code
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_ctrl_c_ends_a_command_that_does_not_listen_yet(tmp_path):
+    """As Python before training: what bash starts in the background ignores SIGINT."""
+    assert interrupt(tmp_path, LAUNCH / "restart.sh", "bash", "-c", f'touch "{tmp_path}/PID.$$"; exec sleep 60') == 143
+
+
+def test_ctrl_c_lets_a_command_that_listens_end_well(tmp_path):
+    command = f'trap "exit 75" TERM; touch "{tmp_path}/PID.$$"; while :; do sleep 0.05; done'
+    assert interrupt(tmp_path, LAUNCH / "restart.sh", "bash", "-c", command) == 75
+
+
+def test_ctrl_c_ends_the_pause_before_a_restart(tmp_path):
+    command = f'touch "{tmp_path}/PID.$$"; exit 76'
+    begun = time.monotonic()
+    assert interrupt(tmp_path, LAUNCH / "restart.sh", "bash", "-c", command, BACKOFF="60") == 76
+    assert time.monotonic() - begun < 15
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_ctrl_c_ends_every_process_of_local(alone, tmp_path, n):
+    program = tmp_path / "python"
+    program.write_text(f'#!/usr/bin/env bash\ntouch "{tmp_path}/PID.$$"\nexec sleep 60\n')
+    program.chmod(0o755)
+    assert interrupt(tmp_path, alone / "local.sh", str(n), pids=n, PYTHON=str(program), PORT="1234") == 143
+
+
+@pytest.mark.parametrize("codes, expected", [("75 75 75", 75), ("3 75 75", 3)])
+def test_local_gives_the_code_of_each_process_after_ctrl_c(alone, tmp_path, codes, expected):
+    program = tmp_path / "python"
+    program.write_text(
+        '#!/usr/bin/env bash\nfor a in "$@"; do case $a in --process_id=*) i=${a#*=} ;; esac; done\n'
+        f'codes=({codes})\ntrap \'sleep "0.$i"; exit "${{codes[$i]}}"\' TERM\ntouch "{tmp_path}/PID.$$"\n'
+        "while :; do sleep 0.05; done\n"
+    )
+    program.chmod(0o755)
+    assert interrupt(tmp_path, alone / "local.sh", "3", pids=3, PYTHON=str(program), PORT="1234") == expected
 
 
 @pytest.fixture

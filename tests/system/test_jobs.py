@@ -91,6 +91,31 @@ def test_a_peer_that_is_stuck_is_told_with_its_place(folder):
     assert any("a peer is stuck" in t and "process 0: step 7, for" in t and "process 1: data, for" in t for t in told), told
 
 
+JOINED = """
+import sys, time
+from gpt4o_jax import parallel
+from gpt4o_jax.parallel.cluster import find
+with parallel.joined(find("127.0.0.1:" + sys.argv[2], 2, int(sys.argv[1]), {}), 60, 60):
+    print("joined", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_sigterm_ends_a_process_that_has_joined_and_does_not_train_yet(folder):
+    port = str(free_port())
+    command = lambda i: [sys.executable, "-c", JOINED, str(i), port]
+    job = [subprocess.Popen(command(i), env=environment(folder), stdout=subprocess.PIPE, text=True) for i in (0, 1)]
+    assert [p.stdout.readline() for p in job] == ["joined\n"] * 2
+    for p in job:
+        p.terminate()
+    try:
+        codes = [p.wait(30) for p in job]
+    finally:
+        for p in job:
+            p.kill()
+    assert -signal.SIGTERM in codes and set(codes) <= {-signal.SIGTERM, 76}, "76: saw the other one go first"
+
+
 RESTORE = """
 import sys
 import jax
