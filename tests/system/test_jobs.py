@@ -142,6 +142,19 @@ with parallel.joined(find(f"127.0.0.1:{port}", n, index, {}), 60, 60):
 """
 
 
+def test_samples_and_answers_of_a_model_that_lies_over_processes(folder):
+    """While it trains; as many prompts as make rows that are split over both."""
+    knobs = {
+        "train.length": "2 steps", "mesh.data": 1, "mesh.fsdp": 2, "model.context_length": 64, "sample.every": 1,
+        "sample.prompts": "('to', 'not')", "eval.batch_size": 2, "eval.tasks": "('arithmetic',)", "eval.task_items": 1,
+    }  # fmt: skip
+    run(folder, "answers", 2, *(f"--config.{knob}={value}" for knob, value in knobs.items()))
+    for step in (1, 2):
+        assert (folder / "answers" / "samples" / f"{step}.txt").read_text().startswith("[0] to")
+    *_, last = map(json.loads, (folder / "answers" / "metrics.jsonl").read_text().splitlines())
+    assert (last["kind"], last["step"]) == ("eval", 2) and 0 <= last["arithmetic/exact_match"] <= 1
+
+
 def test_arrays_are_the_same_on_any_number_of_processes(folder, undisturbed):
     """Saved by 2, restored and saved again by 1, by 4, by 2; sharded over all their devices."""
     before = folder / "undisturbed"
