@@ -96,37 +96,47 @@ def validate(c) -> None:
             )
 
 
+_ROWS = ("data", "fsdp", "expert")  # mesh axes that the batch is split over
+
+
 def validate_sizes(c, mesh: dict[str, int]) -> None:
     """Raises RunError where something does not divide into its shards on a mesh of these sizes. c: model.vocab_size is known."""
-    m, t = c.model, c.train
-    rows, twice = ("data", "fsdp", "expert"), 2 if mesh["context"] > 1 else 1
-    for name, value, unit, axes in (
-        ("train.batch_size", t.batch_size, t.accumulate, rows),
-        ("model.d_model", m.d_model, 1, ("fsdp",)),
-        ("model.n_heads", m.n_heads, 1, ("tensor",)),
-        ("model.n_kv_heads", m.kv_heads, 1, ("tensor",)),
-        ("model.d_ff", m.ff_width, 1, ("tensor",)),
-        ("model.expert_d_ff", m.expert_width, 1, ("tensor",)),
-        ("model.vocab_size", m.vocab_size, 1, ("tensor",)),
-        ("model.context_length", m.context_length, twice, ("context", "tensor")),
-        ("model.n_experts", m.n_experts, 1, ("expert",)),
-        ("model.n_layers", m.n_layers, len(m.period) * c.mesh.pipeline_repeats, ("stage",)),
-    ):
-        axes = [a for a in axes if mesh[a] > 1]
-        ways = math.prod(mesh[a] for a in axes)
-        parts = unit * ways
-        if ways > 1 and (value % parts or not value):
-            layers = "layers of a period" + (" * mesh.pipeline_repeats" if c.mesh.pipeline_repeats > 1 else "")
-            why = {"train.batch_size": "train.accumulate", "model.n_layers": layers}.get(name, "chunks a device")
-            times = f", {why}={unit}" if unit > 1 else ""
-            legal = [d for d in range(1, value // unit + 1) if value % (d * unit) == 0 and d <= ways] or [1]
-            raise RunError(
-                f"config.{name}={value} is not a multiple of {parts} (mesh axes {' * '.join(axes)}{times}); nearest:"
-                f" {name}={max(1, -(-value // parts)) * parts}, or {' * '.join(f'mesh.{a}' for a in axes)} one of"
-                f" {', '.join(map(str, legal))}"
-            )
+    t = c.train
+    _validate_division(mesh, "train.batch_size", t.batch_size, _ROWS, t.accumulate, "train.accumulate")
+    validate_model_sizes(c, mesh)
     if mesh["stage"] > 1:
-        _validate_pipeline(c, mesh["stage"], t.batch_size // t.accumulate // math.prod(mesh[a] for a in rows))
+        _validate_pipeline(c, mesh["stage"], t.batch_size // t.accumulate // math.prod(mesh[a] for a in _ROWS))
+
+
+def validate_model_sizes(c, mesh: dict[str, int]) -> None:
+    """`validate_sizes` for a model that is used and not trained: in batches of any size."""
+    m, repeats = c.model, c.mesh.pipeline_repeats
+    twice = 2 if mesh["context"] > 1 else 1
+    layers = "layers of a period" + (" * mesh.pipeline_repeats" if repeats > 1 else "")
+    _validate_division(mesh, "model.d_model", m.d_model, ("fsdp",))
+    _validate_division(mesh, "model.n_heads", m.n_heads, ("tensor",))
+    _validate_division(mesh, "model.n_kv_heads", m.kv_heads, ("tensor",))
+    _validate_division(mesh, "model.d_ff", m.ff_width, ("tensor",))
+    _validate_division(mesh, "model.expert_d_ff", m.expert_width, ("tensor",))
+    _validate_division(mesh, "model.vocab_size", m.vocab_size, ("tensor",))
+    _validate_division(mesh, "model.context_length", m.context_length, ("context", "tensor"), twice, "chunks a device")
+    _validate_division(mesh, "model.n_experts", m.n_experts, ("expert",))
+    _validate_division(mesh, "model.n_layers", m.n_layers, ("stage",), len(m.period) * repeats, layers)
+
+
+def _validate_division(mesh: dict[str, int], name: str, value: int, axes, unit: int = 1, of: str = "") -> None:
+    """Raises RunError where the knob's value does not divide into a whole number of `unit` (what that is: `of`) a shard."""
+    axes = [a for a in axes if mesh[a] > 1]
+    ways = math.prod(mesh[a] for a in axes)
+    parts = unit * ways
+    if ways > 1 and (value % parts or not value):
+        times = f", {of}={unit}" if unit > 1 else ""
+        legal = [d for d in range(1, value // unit + 1) if value % (d * unit) == 0 and d <= ways] or [1]
+        raise RunError(
+            f"config.{name}={value} is not a multiple of {parts} (mesh axes {' * '.join(axes)}{times}); nearest:"
+            f" {name}={max(1, -(-value // parts)) * parts}, or {' * '.join(f'mesh.{a}' for a in axes)} one of"
+            f" {', '.join(map(str, legal))}"
+        )
 
 
 def _validate_pipeline(c, stages: int, rows: int) -> None:

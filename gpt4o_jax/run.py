@@ -19,7 +19,7 @@ from gpt4o_jax.checkpoint import manifest
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.config import RunConfig, flatten, freeze, to_dict
 from gpt4o_jax.config_finetune import LoraConfig
-from gpt4o_jax.config_rules import validate_sizes
+from gpt4o_jax.config_rules import validate_model_sizes, validate_sizes
 from gpt4o_jax.data import corpus as corpora
 from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.data.corpus import Corpus
@@ -71,7 +71,7 @@ def open_run(workdir, step: int | None = None) -> Run:
             f"{workdir}: the tokenizer (digest {tokenizer.digest}) is not the one that checkpoint {step} was"
             f" trained with (digest {stored}); put the original file back"
         )
-    mesh = parallel.make_mesh(config.mesh if _fits(config.mesh) else type(config.mesh)())
+    mesh = parallel.make_mesh(config.mesh if _fits(config) else type(config.mesh)())
     with jax.set_mesh(mesh):
         platform = mesh.devices.flat[0].platform
         compute = Compute(platform, resolve_dtype(config.model.compute_dtype, platform))  # "auto": imported
@@ -271,10 +271,10 @@ def write_config(workdir: epath.Path, config: RunConfig) -> None:
     temporary.replace(workdir / "config.json")
 
 
-def _fits(mesh_config) -> bool:
-    """Whether the mesh a run was trained on can be made here: a model is often used on fewer devices."""
+def _fits(config: RunConfig) -> bool:
+    """Whether the mesh a run was trained on can be made here, and splits its model evenly: it is often used elsewhere."""
     try:
-        parallel.make_mesh(mesh_config)
+        validate_model_sizes(config, dict(parallel.make_mesh(config.mesh).shape))
     except RunError:
         return False
     return True

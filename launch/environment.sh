@@ -3,7 +3,8 @@
 #
 #   runtime_requirements     prints the requirements file for this machine: cuda, tpu, or the core alone
 #   prepare_environment F... makes .venv if it is not there, and installs the requirements files F and this
-#                            package; does nothing where they are as they were when last installed
+#                            package; does nothing where they are as they were when last installed. Where that
+#                            fails the script ends, also without -e: what is half installed must not count as done
 #
 # PYTHON=PROGRAM chooses the interpreter that .venv is made with.
 
@@ -46,26 +47,36 @@ make_venv() {
     fail "PYTHON=$python: expected a Python of version 3.11 or newer"
   elif [[ -n "$python" ]] || python=$(find_python); then
     if command -v uv >/dev/null; then
-      uv venv --quiet --clear --python "$python" .venv
+      uv venv --quiet --clear --python "$python" .venv || fail "uv cannot make .venv with $python, see above"
     else
       "$python" -m venv --clear .venv || fail "$python cannot make .venv; on Debian and Ubuntu: apt install python3-venv"
     fi
   elif command -v uv >/dev/null; then
-    uv venv --quiet --clear --python 3.12 .venv # uv brings an interpreter of its own
+    # uv brings an interpreter of its own
+    uv venv --quiet --clear --python 3.12 .venv || fail 'uv cannot make .venv with a Python 3.12 of its own, see above'
   else
     fail 'no Python 3.11 or newer found (tried python3, python3.13, python3.12, python3.11, python); install one, or set PYTHON=PROGRAM'
   fi
 }
 
 # Changes with any requirements file, the package's metadata, the interpreter or the place of the repository.
-environment_key() {
+environment_key() (
+  set -o pipefail
   { cat requirements*.txt pyproject.toml && .venv/bin/python -VV && pwd -P; } | cksum
+)
+
+install_packages() {
+  if command -v uv >/dev/null; then
+    uv pip install --quiet --python .venv/bin/python "$@"
+  else
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"
+  fi || fail "cannot install $* into $PWD/.venv, see above; the same command tries again"
 }
 
 prepare_environment() {
   is_new_enough .venv/bin/python || make_venv
   local key file missing=()
-  key=$(environment_key)
+  key=$(environment_key) || fail "$PWD: its requirements files, pyproject.toml or .venv cannot be read, see above"
   for file in "$@"; do
     if [[ "$(cat ".venv/installed-$file" 2>/dev/null)" != "$key" ]]; then
       missing+=(-r "$file")
@@ -73,16 +84,13 @@ prepare_environment() {
   done
   if ((${#missing[@]})); then
     echo "installing $* into $PWD/.venv" >&2
-    if command -v uv >/dev/null; then
-      uv pip install --quiet --python .venv/bin/python "${missing[@]}"
-      uv pip install --quiet --python .venv/bin/python --no-deps --editable .
-    else
-      .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null
-      .venv/bin/python -m pip install --quiet --disable-pip-version-check "${missing[@]}"
-      .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+    if ! command -v uv >/dev/null && ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+      .venv/bin/python -m ensurepip >/dev/null || fail "$PWD/.venv has no pip; on Debian and Ubuntu: apt install python3-venv"
     fi
+    install_packages "${missing[@]}"
+    install_packages --no-deps --editable .
     for file in "$@"; do
-      printf '%s\n' "$key" >".venv/installed-$file"
+      printf '%s\n' "$key" >".venv/installed-$file" || fail "$PWD/.venv/installed-$file cannot be written"
     done
   fi
 }

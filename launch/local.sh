@@ -3,9 +3,10 @@
 #
 #   bash launch/local.sh N TRAIN_FLAGS...     for example: bash launch/local.sh 2 --config=configs/quickstart.py --workdir=runs/two
 #
-# With GPUs each process takes its share of them: N must divide their number. Without, the processes share the CPU: good for
-# trying out what a pod does. When one process ends, so do the others; launch/restart.sh says which exit codes start them again.
-# PORT (default: a free one) is the coordinator's. N=1 is the plain command.
+# With GPUs each process takes its share of them, or of those that CUDA_VISIBLE_DEVICES names: N must divide their number.
+# Without, the processes share the CPU: good for trying out what a pod does. When one process ends, so do the others;
+# launch/restart.sh says which exit codes start them again. PORT (default: a free one) is the coordinator's. N=1 is the plain
+# command.
 set -euo pipefail
 
 usage() {
@@ -27,36 +28,53 @@ root=$(dirname "$here")
 python=$root/.venv/bin/python
 [[ -x "$python" ]] || python=${PYTHON:-python3}
 port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
-gpus=0
-if command -v nvidia-smi >/dev/null; then gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l); fi
-if ((gpus > 0 && gpus % n)); then
-  echo "local.sh: $gpus GPUs cannot be shared by $n processes; nearest: 1 or $gpus" >&2
+gpus=() told='' # by number or UUID
+count=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true)
+if ((count > 0)) && [[ -n "${CUDA_VISIBLE_DEVICES+set}" ]]; then
+  told="CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES: "
+  for gpu in ${CUDA_VISIBLE_DEVICES//,/ }; do
+    [[ "$gpu" != -1 ]] || break # CUDA sees none from there on
+    gpus+=("$gpu")
+  done
+else
+  for ((i = 0; i < count; i++)); do gpus+=("$i"); done
+fi
+if ((${#gpus[@]} % n)); then
+  echo "local.sh: $told${#gpus[@]} GPU(s) cannot be shared by $n processes; nearest: 1 or ${#gpus[@]}" >&2
   exit 2
 fi
+each=$((${#gpus[@]} / n))
 
-pids=()
-end_all() { for pid in "${pids[@]}"; do kill "-$1" "$pid" 2>/dev/null || true; done; }
-trap 'end_all TERM' TERM
-trap 'end_all INT' INT
+pids=() ended='' heard=''
+# SIGTERM for SIGINT too: what a script starts in the background ignores SIGINT until it asks for it, as training does late.
+end_all() {
+  local pid
+  ended=1 heard=1
+  for pid in ${pids[@]+"${pids[@]}"}; do kill -TERM "$pid" 2>/dev/null || true; done
+}
+trap end_all TERM INT
 
+# ${share[@]+...}: the bash of macOS (3.2) calls an empty array an unset one.
 for ((i = 0; i < n; i++)); do
   share=()
-  if ((gpus > 0)); then
-    share=(env "CUDA_VISIBLE_DEVICES=$(seq -s, $((i * gpus / n)) $(((i + 1) * gpus / n - 1)))")
+  if ((each > 0)); then
+    part=("${gpus[@]:i * each:each}")
+    share=(env "CUDA_VISIBLE_DEVICES=$(IFS=, && echo "${part[*]}")")
   fi
   job=()
   if ((n > 1)); then job=("--coordinator=127.0.0.1:$port" "--num_processes=$n" "--process_id=$i"); fi
-  PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" "${share[@]}" "$python" -m gpt4o_jax train "$@" "${job[@]}" &
+  PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" ${share[@]+"${share[@]}"} "$python" -m gpt4o_jax train "$@" ${job[@]+"${job[@]}"} &
   pids+=($!)
 done
 
+[[ -z "$ended" ]] || end_all # heard before all were there
+
 # The code of the job is that of the process that knows best: a mistake (2 to 5) before a stop, a stop before a lost peer.
 worst=0 rank=0
-for pid in "${pids[@]}"; do
-  code=0
-  wait "$pid" || code=$?
-  while kill -0 "$pid" 2>/dev/null; do # a signal ended `wait`, not the process
-    code=0
+for pid in ${pids[@]+"${pids[@]}"}; do
+  heard=1
+  while [[ -n "$heard" ]]; do # a signal ends `wait`, not the process
+    heard='' code=0
     wait "$pid" || code=$?
   done
   case $code in 0) r=0 ;; 76) r=1 ;; 137 | 143) r=2 ;; 75) r=3 ;; *) r=4 ;; esac

@@ -4,32 +4,38 @@
 #   bash launch/restart.sh COMMAND...
 #
 # Again: 75 stopped by a signal, 76 a peer was lost, 137 killed, 143 terminated. Anything else is passed on: 0 done, 2 wrong
-# config, 3 bad data, 4 diverged would only happen again. A signal to this script goes to the command, and then it is not
-# run again: whoever sent it wants an end. RESTARTS (default 20): at most so many. BACKOFF (default 5): seconds before the
+# config, 3 bad data, 4 diverged would only happen again. A signal to this script (Ctrl-C too) ends the command by SIGTERM, and
+# then it is not run again: whoever sent it wants an end. RESTARTS (default 20): at most so many. BACKOFF (default 5): seconds before the
 # first, doubled each time up to 300; a run that lasted ten minutes begins again at the first.
 set -uo pipefail
 
 [[ $# -gt 0 ]] || { sed -n '2,/^set /{/^#/s/^#\{1,\} \{0,1\}//p;}' "${BASH_SOURCE[0]}" >&2; exit 2; }
 
-restarts=${RESTARTS:-20} backoff=${BACKOFF:-5} pause=${BACKOFF:-5} child='' ended=
+restarts=${RESTARTS:-20} backoff=${BACKOFF:-5} pause=${BACKOFF:-5} child='' ended='' heard=''
+# SIGTERM for SIGINT too: what a script starts in the background ignores SIGINT until it asks for it, as training does late.
 pass_on() {
-  ended=1
-  if [[ -n "$child" ]]; then kill "-$1" "$child" 2>/dev/null; fi
+  ended=1 heard=1
+  if [[ -n "$child" ]]; then kill -TERM "$child" 2>/dev/null; fi
 }
-trap 'pass_on TERM' TERM
-trap 'pass_on INT' INT
+trap pass_on TERM INT
 
-while :; do
-  begun=$SECONDS
+# Runs a command to its end, with its exit code in `code`.
+attend() {
   "$@" &
   child=$!
-  wait "$child"
-  code=$?
-  while kill -0 "$child" 2>/dev/null; do # a signal ends `wait` before the command has ended
+  if [[ -n "$ended" ]]; then kill -TERM "$child" 2>/dev/null; fi # heard before there was a child to pass it on to
+  heard=1
+  while [[ -n "$heard" ]]; do # a signal ends `wait`, not the command
+    heard=
     wait "$child"
     code=$?
   done
   child=''
+}
+
+while :; do
+  begun=$SECONDS
+  attend "$@"
   case $code in
     75 | 76 | 137 | 143) ;;
     *) exit "$code" ;;
@@ -41,10 +47,8 @@ while :; do
   fi
   ((SECONDS - begun < 600)) || pause=$backoff
   echo "restart.sh: exit code $code, again in $pause s" >&2
-  sleep "$pause" &
-  child=$!
-  wait "$child"
-  child=''
-  [[ -z "$ended" ]] || exit "$code"
+  last=$code
+  attend sleep "$pause"
+  [[ -z "$ended" ]] || exit "$last"
   pause=$((pause * 2 > 300 ? 300 : pause * 2))
 done

@@ -51,11 +51,11 @@ make_slice() {
 
 copy_repository() {
   local archive
-  archive=$(mktemp --suffix=.tar.gz)
+  archive=$(mktemp) # GNU's alone takes a suffix
   run git -C "$root" archive --format=tar.gz --output="$archive" HEAD
   run gcloud compute tpus tpu-vm scp "$archive" "${where[@]/#$TPU/$TPU:gpt4o_jax.tar.gz}" --worker=all
   rm -f "$archive"
-  ssh_all 'mkdir -p gpt4o_jax && tar -xzf gpt4o_jax.tar.gz -C gpt4o_jax && cd gpt4o_jax && source launch/environment.sh && prepare_environment requirements-tpu.txt'
+  ssh_all 'set -euo pipefail; mkdir -p gpt4o_jax; tar -xzf gpt4o_jax.tar.gz -C gpt4o_jax; cd gpt4o_jax; source launch/environment.sh; prepare_environment requirements-tpu.txt'
 }
 
 flags=$(printf ' %q' "$@")

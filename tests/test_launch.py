@@ -1,8 +1,10 @@
 """The launch scripts: what is started again and what is not, what tpu_vm.sh would run, and that the YAML files hold together."""
 
+import contextlib
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -16,7 +18,7 @@ LAUNCH = Path(__file__).parents[1] / "launch"
 AGAIN, FOR_GOOD = (75, 76, 137, 143), (0, 1, 2, 3, 4, 5)
 
 
-def bash(script: str, *args: str, **variables: str) -> subprocess.CompletedProcess:
+def bash(script: str | Path, *args: str, **variables: str) -> subprocess.CompletedProcess:
     command = ["bash", str(LAUNCH / script), *args]
     return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=60)
 
@@ -24,6 +26,17 @@ def bash(script: str, *args: str, **variables: str) -> subprocess.CompletedProce
 @pytest.mark.parametrize("path", [*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"], ids=lambda p: p.name)
 def test_every_script_parses(path):
     assert subprocess.run(["bash", "-n", str(path)], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("path", [*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"], ids=lambda p: p.name)
+def test_every_script_runs_in_the_bash_of_macos(path):
+    """bash 3.2, where under -u an empty array counts as unset, and BSD's mktemp, which knows no long options."""
+    text = path.read_text()
+    for name in set(re.findall(r"\b(\w+)=\(\)", text)):
+        expanded = text.replace(f'${{{name}[@]+"${{{name}[@]}}"}}', "")
+        guarded = f"((${{#{name}[@]}}))" in text
+        assert guarded or f"${{{name}[@]}}" not in expanded, f'{name} may be empty: ${{{name}[@]+"${{{name}[@]}}"}}'
+    assert "mktemp --" not in text
 
 
 @pytest.mark.parametrize("code", [*AGAIN, *FOR_GOOD])
@@ -53,13 +66,81 @@ def test_restart_passes_a_signal_on_and_then_ends(tmp_path):
 
 
 @pytest.fixture
+def alone(tmp_path):
+    """The launch folder where no .venv is, so that local.sh takes $PYTHON."""
+    return shutil.copytree(LAUNCH, tmp_path / "repository" / "launch")
+
+
+def interrupt(tmp_path: Path, script: Path, *args: str, pids: int = 1, **variables: str) -> int:
+    """The exit code of a script that gets a Ctrl-C, which goes to all of a terminal's processes, once `pids` files PID.* are
+    there, which its commands write. Fails where one of these goes on."""
+    process = subprocess.Popen(
+        ["bash", str(script), *args],
+        env={**os.environ, **variables},
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as a shell starts it, whoever started pytest
+    )
+    try:
+        while len(list(tmp_path.glob("PID.*"))) < pids:
+            time.sleep(0.02)
+        time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        code = process.wait(15)
+        for path in tmp_path.glob("PID.*"):
+            with pytest.raises(ProcessLookupError):
+                os.kill(int(path.suffix[1:]), 0)
+        return code
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_ctrl_c_ends_a_command_that_does_not_listen_yet(tmp_path):
+    """As Python before training: what bash starts in the background ignores SIGINT."""
+    assert interrupt(tmp_path, LAUNCH / "restart.sh", "bash", "-c", f'touch "{tmp_path}/PID.$$"; exec sleep 60') == 143
+
+
+def test_ctrl_c_lets_a_command_that_listens_end_well(tmp_path):
+    command = f'trap "exit 75" TERM; touch "{tmp_path}/PID.$$"; while :; do sleep 0.05; done'
+    assert interrupt(tmp_path, LAUNCH / "restart.sh", "bash", "-c", command) == 75
+
+
+def test_ctrl_c_ends_the_pause_before_a_restart(tmp_path):
+    command = f'touch "{tmp_path}/PID.$$"; exit 76'
+    begun = time.monotonic()
+    assert interrupt(tmp_path, LAUNCH / "restart.sh", "bash", "-c", command, BACKOFF="60") == 76
+    assert time.monotonic() - begun < 15
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_ctrl_c_ends_every_process_of_local(alone, tmp_path, n):
+    program = tmp_path / "python"
+    program.write_text(f'#!/usr/bin/env bash\ntouch "{tmp_path}/PID.$$"\nexec sleep 60\n')
+    program.chmod(0o755)
+    assert interrupt(tmp_path, alone / "local.sh", str(n), pids=n, PYTHON=str(program), PORT="1234") == 143
+
+
+@pytest.mark.parametrize("codes, expected", [("75 75 75", 75), ("3 75 75", 3)])
+def test_local_gives_the_code_of_each_process_after_ctrl_c(alone, tmp_path, codes, expected):
+    program = tmp_path / "python"
+    program.write_text(
+        '#!/usr/bin/env bash\nfor a in "$@"; do case $a in --process_id=*) i=${a#*=} ;; esac; done\n'
+        f'codes=({codes})\ntrap \'sleep "0.$i"; exit "${{codes[$i]}}"\' TERM\ntouch "{tmp_path}/PID.$$"\n'
+        "while :; do sleep 0.05; done\n"
+    )
+    program.chmod(0o755)
+    assert interrupt(tmp_path, alone / "local.sh", "3", pids=3, PYTHON=str(program), PORT="1234") == expected
+
+
+@pytest.fixture
 def pretended(tmp_path):
     """A python that, as process i of a job, exits with the i-th of the codes in $CODES."""
     program = tmp_path / "python"
     program.write_text(
         "#!/usr/bin/env bash\n"
         'for a in "$@"; do case $a in --process_id=*) i=${a#*=} ;; esac; done\n'
-        f'echo "$*" >> {tmp_path}/told\ncodes=($CODES)\nexit "${{codes[${{i:-0}}]}}"\n'
+        f'echo "$*" >> {tmp_path}/told\necho "${{CUDA_VISIBLE_DEVICES-unset}}" > {tmp_path}/gpus.${{i:-0}}\n'
+        'codes=($CODES)\nexit "${codes[${i:-0}]}"\n'
     )
     program.chmod(0o755)
     return {"PYTHON": str(program), "PORT": "1234", "RESTARTS": "0"}
@@ -68,14 +149,49 @@ def pretended(tmp_path):
 @pytest.mark.parametrize(
     "codes, expected", [("0 0", 0), ("75 75", 75), ("76 2", 2), ("3 76", 3), ("137 76", 137), ("76 75", 75), ("1 76", 1)]
 )
-def test_local_gives_the_code_of_the_process_that_knows_best(pretended, tmp_path, codes, expected):
-    if (LAUNCH.parent / ".venv/bin/python").exists():
-        pytest.skip("local.sh takes the repository's own .venv where there is one")
-    done = bash("local.sh", "2", "--config=c.py", "--workdir=w", CODES=codes, **pretended)
+def test_local_gives_the_code_of_the_process_that_knows_best(alone, pretended, tmp_path, codes, expected):
+    done = bash(alone / "local.sh", "2", "--config=c.py", "--workdir=w", CODES=codes, **pretended)
     assert done.returncode == expected, done.stderr
     told = sorted((tmp_path / "told").read_text().splitlines())
     job = "--coordinator=127.0.0.1:1234 --num_processes=2 --process_id="
     assert told == [f"-m gpt4o_jax train --config=c.py --workdir=w {job}{i}" for i in (0, 1)]
+
+
+def with_gpus(folder: Path, n: int) -> str:
+    """A PATH on which nvidia-smi lists n GPUs, the first of them cut in two; 0: says that it found no driver."""
+    lines = [f"GPU {i}: NVIDIA H100 (UUID: GPU-1{i})" for i in range(n)] or ["NVIDIA-SMI has failed"]
+    lines[1:1] = ["  MIG 3g.40gb Device 0: (UUID: MIG-1)", "  MIG 3g.40gb Device 1: (UUID: MIG-2)"] if n else []
+    folder.mkdir()
+    (folder / "nvidia-smi").write_text("#!/bin/sh\ncat <<END\n" + "\n".join(lines) + f"\nEND\nexit {0 if n else 9}\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize(
+    "here, named, shares",
+    [
+        (4, None, ["0,1", "2,3"]),
+        (4, "2,3", ["2", "3"]),
+        (8, "GPU-10, GPU-1f,MIG-7,GPU-13", ["GPU-10,GPU-1f", "MIG-7,GPU-13"]),
+        (4, "3,1,-1,0", ["3", "1"]),
+        (4, "", ["", ""]),
+        (4, "-1", ["-1", "-1"]),
+        (0, None, ["unset", "unset"]),
+    ],
+)
+def test_local_shares_out_the_gpus_that_it_may_use(alone, pretended, tmp_path, monkeypatch, here, named, shares):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    variables = {} if named is None else {"CUDA_VISIBLE_DEVICES": named}
+    done = bash(alone / "local.sh", "2", CODES="0 0", PATH=with_gpus(tmp_path / "bin", here), **pretended, **variables)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / f"gpus.{i}").read_text().strip() for i in (0, 1)] == shares
+
+
+def test_local_tells_of_gpus_that_cannot_be_shared(alone, pretended, tmp_path):
+    path = with_gpus(tmp_path / "bin", 4)
+    done = bash(alone / "local.sh", "2", CODES="0 0", PATH=path, CUDA_VISIBLE_DEVICES="0,1,3", **pretended)
+    told = "local.sh: CUDA_VISIBLE_DEVICES=0,1,3: 3 GPU(s) cannot be shared by 2 processes; nearest: 1 or 3\n"
+    assert (done.returncode, done.stderr) == (2, told)
 
 
 @pytest.mark.parametrize("args", [(), ("x",), ("0",)])
@@ -91,7 +207,7 @@ def test_tpu_vm_prints_each_command():
     create, _archive, scp, prepare, train = done.stdout.splitlines()
     assert create.split() == "gcloud compute tpus tpu-vm create pod --zone=us-z --accelerator-type=v5p-16 --version=v2-alpha-tpuv5 --spot".split()  # fmt: skip # noqa: E501
     assert " scp " in scp and "pod:gpt4o_jax.tar.gz --zone=us-z --worker=all" in scp
-    assert "requirements-tpu.txt" in prepare
+    assert "requirements-tpu.txt" in prepare and "--command=set\\ -euo\\ pipefail\\;" in prepare
     (command,) = re.findall(r"--command=(.*)$", train)
     spoken = subprocess.run(["bash", "-c", f"printf %s {command}"], capture_output=True, text=True).stdout
     assert spoken == "cd gpt4o_jax && .venv/bin/python -m gpt4o_jax train --workdir=gs://b/r --config.train.length=20\\ steps"
@@ -164,6 +280,7 @@ def test_skypilot_has_what_it_requires():
     assert set(task) <= {"name", "num_nodes", "workdir", "resources", "envs", "setup", "run"} and task["run"]
     assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == list(AGAIN)
     for part in ("setup", "run"):
+        assert task[part].startswith("set -euo pipefail\n"), "or what follows a failed install would run"
         assert subprocess.run(["bash", "-n", "-c", task[part]]).returncode == 0
 
 

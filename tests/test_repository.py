@@ -150,3 +150,19 @@ def test_installs_again_only_after_requirements_changed(copy, tmp_path):
     assert installed("requirements.txt", "requirements-dev.txt") == []
     (copy / "requirements-dev.txt").write_text("three\n")
     assert installed("requirements.txt", "requirements-dev.txt") == ["requirements.txt", "requirements-dev.txt"]
+
+
+@pytest.mark.parametrize("tool", ["uv", "pip"])
+@pytest.mark.parametrize("failing", ["requirements.txt", "--editable"])
+def test_a_failed_install_does_not_count_as_done(tool, failing, copy, tmp_path):
+    """Also where the caller has no -e, as the setup of a launcher may."""
+    (copy / "requirements.txt").write_text("one\n")
+    (copy / "pyproject.toml").write_text("")
+    program(copy / ".venv", "placeholder", "")
+    program(copy / ".venv" / "bin", "python", "")
+    fails = f'case "$*" in *install*{failing}*) exit 1 ;; esac'
+    program(tmp_path / "bin", "uv", fails) if tool == "uv" else program(copy / ".venv" / "bin", "python", fails)
+    done = shell("set +e; prepare_environment requirements.txt; echo went on", copy, PATH=f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert done.returncode == 2 and "went on" not in done.stdout
+    assert "cannot install" in done.stderr and failing in done.stderr
+    assert not (copy / ".venv" / "installed-requirements.txt").exists()

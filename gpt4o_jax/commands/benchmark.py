@@ -58,6 +58,7 @@ def _generate(config, mesh, flags: dict) -> dict:
 
     import jax
 
+    from gpt4o_jax.config_rules import validate_model_sizes
     from gpt4o_jax.console import say
     from gpt4o_jax.errors import RunError
     from gpt4o_jax.model import gpt
@@ -72,6 +73,7 @@ def _generate(config, mesh, flags: dict) -> dict:
             f"benchmark generate: --prompt_tokens and --new_tokens are {wanted} together, but model.context_length={T};"
             f" nearest: --config.model.context_length={wanted}"
         )
+    validate_model_sizes(config, dict(mesh.shape))
     device = mesh.devices.flat[0]
     model = gpt.GPT(config.model, Compute(device.platform, config.model.compute_dtype))
     with jax.set_mesh(mesh):

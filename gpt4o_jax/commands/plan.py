@@ -43,7 +43,7 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
 
     from gpt4o_jax.config_rules import validate_sizes
     from gpt4o_jax.console import say
-    from gpt4o_jax.model import flops, gpt
+    from gpt4o_jax.model import flops
     from gpt4o_jax.parallel.mesh import axis_between, make_mesh
     from gpt4o_jax.training import plan, topology
 
@@ -71,13 +71,12 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
         "chips": chips * flags["slices"],
         "estimate": estimate,
         "parameters": flops.parameter_count(config.model),
-        "flops_per_token": flops.train_flops_per_token(config.model),
+        "flops_per_token": flops.train_flops_per_token(config.model, config.lora.rank > 0),
     }
     if flags["show"]:
-        plan.validate_sizes(config, dict(mesh.shape))
         program = plan.build(config, mesh)
         with jax.set_mesh(mesh):
-            rows = plan.show_sharding(program, gpt.logical_axes(program.model))
+            rows = plan.show_sharding(program)
         _print_table([[name.replace("_", " ") for name in rows[0]], *([_plain(cell) for cell in row.values()] for row in rows)])
         return facts | {"mesh": dict(mesh.shape), "sharding": rows}
     say(f"{facts['parameters']:,} parameters, {facts['flops_per_token']:,.0f} FLOP a token; compiling for {mesh.size} devices")
@@ -101,7 +100,9 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
 
 
 def _plain(cell) -> str:
-    """Of a cell: axes by name, a dash for one that is whole; numbers in groups of three."""
+    """Of a cell: axes by name, a dash for one that is whole; numbers in groups of three; yes, or a dash."""
+    if isinstance(cell, bool):
+        return "yes" if cell else "-"
     if isinstance(cell, list):
         return " ".join("+".join(c) if isinstance(c, list) else "-" if c is None else str(c) for c in cell)
     return f"{cell:,}" if isinstance(cell, int) else cell

@@ -19,7 +19,7 @@ from gpt4o_jax.errors import RunError
 from gpt4o_jax.model.cache import empty_cache
 from gpt4o_jax.model.gpt import GPT
 from gpt4o_jax.model.vocabulary import head_scores
-from gpt4o_jax.parallel import constrain
+from gpt4o_jax.parallel import replicated
 
 CACHED_TOKENS = 64  # that go through the cache at once
 
@@ -71,8 +71,7 @@ def scorer(model: GPT, loss_chunk: int, through_cache: bool = False):
         else:
             hidden_BTD, _, _ = model.apply({"params": params}, *inputs)
         nll_BT, first_BT = head_scores(model.config, model.compute, params, hidden_BTD, batch.targets, loss_chunk)
-        sums = jnp.sum(nll_BT * batch.weights, axis=1), jnp.sum(first_BT * batch.weights, axis=1)
-        return tuple(constrain(x_B, None) for x_B in sums)  # whole everywhere: each process of several reads them
+        return replicated((jnp.sum(nll_BT * batch.weights, axis=1), jnp.sum(first_BT * batch.weights, axis=1)))
 
     return jax.jit(score)
 

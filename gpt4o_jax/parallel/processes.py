@@ -58,6 +58,8 @@ def joined(job: Job | None, start_limit: float, peer_limit: float):
             console.quiet()  # what happens is told once, by process 0; mistakes by whoever meets them
         _exit_on_abort(job)
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        # JAX's own notice of SIGTERM would swallow it until training listens, while a corpus is made, say.
+        jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(
             job.coordinator,
             job.processes,

@@ -2,18 +2,26 @@
 
 JAX's own way of saying that a process is missing, or that two claim one id, is to abort after its time limit with a stack of
 C++ functions. Here process 0 listens on the port that JAX will take over, every other one says who it is, and each is told in
-one line what is wrong, or to go on.
+one line what is wrong, or to go on. One that is started again meanwhile takes the place of the one that has ended.
 """
 
 import contextlib
 import json
 import socket
 import time
+from typing import NamedTuple
 
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.parallel.cluster import Job, this_host
 
 _PATIENCE = 5.0  # seconds for one message
+
+
+class _Member(NamedTuple):
+    """A process other than 0 that has come, and now waits for the others."""
+
+    who: str
+    connection: socket.socket
 
 
 def call(job: Job, limit: float) -> None:
@@ -30,7 +38,6 @@ def call(job: Job, limit: float) -> None:
 
 
 def _lead(job: Job, port: int, deadline: float, limit: float) -> None:
-    present, waiting = {0: this_host()}, []
     dual = socket.has_dualstack_ipv6()
     try:
         server = socket.create_server(
@@ -40,30 +47,32 @@ def _lead(job: Job, port: int, deadline: float, limit: float) -> None:
         raise RunError(
             f"coordinator {job.coordinator}: port {port} cannot be used here ({e.strerror}); give another port"
         ) from None
+    members: dict[int, _Member] = {}
     with server, contextlib.ExitStack() as connections:
-        problem = None
-        while len(present) < job.processes and problem is None:
+        problem, code, waiting = None, ExitCode.USAGE, []
+        while problem is None and (len(members) < job.processes - 1 or _strike_off(members, list(members))):
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
                 connection, _ = server.accept()
             except TimeoutError:
+                _strike_off(members, list(members))
+                missing = ", ".join(str(i) for i in range(1, job.processes) if i not in members)
+                problem = f"after {limit:.0f} s process {missing} of {job.processes} had not come to {job.coordinator}"
+                code = ExitCode.PEER_LOST
                 break
             connections.enter_context(connection)
             said = _read(connection)
             if said is None:
                 continue  # something that is no process of ours
-            waiting.append(connection)
-            problem = _contradiction(job, present, said)
-            present[said["index"]] = said["who"]
-        code = ExitCode.USAGE
-        if problem is None and len(present) < job.processes:
-            missing = ", ".join(str(i) for i in range(job.processes) if i not in present)
-            problem, code = (
-                f"after {limit:.0f} s process {missing} of {job.processes} had not come to {job.coordinator}",
-                ExitCode.PEER_LOST,
-            )
+            problem = _contradiction(job, members, said)
+            if problem:
+                waiting.append(connection)
+            else:
+                members[said["index"]] = _Member(said["who"], connection)
+        waiting += [member.connection for member in members.values()]
         for connection in waiting:
             with contextlib.suppress(OSError):
+                connection.settimeout(_PATIENCE)
                 connection.sendall(json.dumps({"problem": problem, "code": code}).encode() + b"\n")
         if problem is None:
             # They hang up first: the port is then free at once for JAX.
@@ -74,12 +83,28 @@ def _lead(job: Job, port: int, deadline: float, limit: float) -> None:
         raise RunError(problem, code)
 
 
-def _contradiction(job: Job, present: dict[int, str], said: dict) -> str | None:
+def _strike_off(members: dict[int, _Member], asked: list[int]) -> bool:
+    """Whether some of those asked do not answer any more; then they are not there, and their next start takes their place.
+
+    They are asked, for a machine that was taken away does not hang up.
+    """
+    for index in asked:
+        with contextlib.suppress(OSError):
+            members[index].connection.sendall(json.dumps({"there": members[index].who}).encode() + b"\n")
+    until = time.monotonic() + _PATIENCE
+    gone = [i for i in asked if _read(members[i].connection, max(until - time.monotonic(), 0.01)) is None]
+    for index in gone:
+        members.pop(index).connection.close()
+    return bool(gone)
+
+
+def _contradiction(job: Job, members: dict[int, _Member], said: dict) -> str | None:
     index, count, who = said["index"], said["processes"], said["who"]
     if count != job.processes:
-        return f"{who} was told of {count} processes, process 0 ({present[0]}) of {job.processes}: give all the same number"
-    if index in present:
-        return f"two processes with id {index}: {present[index]}; {who}; give each its own, from 0 to {job.processes - 1}"
+        return f"{who} was told of {count} processes, process 0 ({this_host()}) of {job.processes}: give all the same number"
+    if index == 0 or (index in members and not _strike_off(members, [index])):
+        before = members[index].who if index else this_host()
+        return f"two processes with id {index}: {before}; {who}; give each its own, from 0 to {job.processes - 1}"
     return None
 
 
@@ -90,9 +115,9 @@ def _report(job: Job, host: str, port: int, deadline: float, limit: float) -> No
         try:
             with socket.create_connection((host, port), timeout=min(left, _PATIENCE)) as connection:
                 connection.sendall(message)
-                connection.settimeout(max(deadline - time.monotonic(), 0) + _PATIENCE)
-                answer = _read(connection, patient=True)
-                if answer is not None:
+                while "there" in (answer := _read(connection, max(deadline - time.monotonic(), 0) + _PATIENCE) or {}):
+                    connection.sendall(message)
+                if answer:
                     if answer["problem"]:
                         raise RunError(answer["problem"], ExitCode(answer["code"]))
                     return
@@ -106,13 +131,12 @@ def _report(job: Job, host: str, port: int, deadline: float, limit: float) -> No
     )
 
 
-def _read(connection: socket.socket, patient: bool = False) -> dict | None:
-    """One line of JSON, or None."""
-    if not patient:
-        connection.settimeout(_PATIENCE)
+def _read(connection: socket.socket, seconds: float = _PATIENCE) -> dict | None:
+    """One line of JSON that is a message of ours, or None."""
     try:
-        line = connection.makefile("rb").readline(4096)
-        said = json.loads(line)
-        return said if isinstance(said, dict) and ({"index", "processes", "who"} <= set(said) or "problem" in said) else None
+        connection.settimeout(seconds)
+        said = json.loads(connection.makefile("rb").readline(4096))
     except (OSError, ValueError):
         return None
+    kinds = ({"index", "processes", "who"}, {"there"}, {"problem", "code"})
+    return said if isinstance(said, dict) and any(names <= set(said) for names in kinds) else None

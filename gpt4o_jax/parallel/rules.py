@@ -49,6 +49,11 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(names))
 
 
+def replicated(tree):
+    """Pins every array of a tree whole on every device, inside jit: what each of several processes is to read."""
+    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), tree)
+
+
 def shards_evenly(x: jax.Array, *names: str | None) -> bool:
     """Whether every named axis of x divides into its shards on the mesh in force."""
     return all(size % n == 0 for size, n in zip(x.shape, ways(names), strict=True))

@@ -16,6 +16,7 @@ from gpt4o_jax.data.tokenizer import Symbols
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.model.cache import take_rows
 from gpt4o_jax.model.gpt import GPT
+from gpt4o_jax.parallel import replicated
 from gpt4o_jax.sampling import logits as lg
 from gpt4o_jax.sampling.decode import drawable_logits, prefill
 from gpt4o_jax.sampling.generate import layout
@@ -142,7 +143,7 @@ def _search(model: GPT, K: int, M: int, sampling: Sampling, slots: int, vocab_si
         live = none(P, K)._replace(logprob_PK=jnp.broadcast_to(first, (P, K)))
         logprob_PKV = jnp.broadcast_to(logprobs(params, last_PD)[:, None], (P, K, V))
         carry = (jnp.int32(0), jnp.zeros(P, bool), cache, live, none(P, M), logprob_PKV)
-        return jax.lax.while_loop(lambda carry: ~jnp.all(carry[1]), step, carry)[4]
+        return replicated(jax.lax.while_loop(lambda carry: ~jnp.all(carry[1]), step, carry)[4])
 
     return search
 

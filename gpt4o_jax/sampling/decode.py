@@ -14,6 +14,7 @@ import numpy as np
 from gpt4o_jax.data.tokenizer import Symbols
 from gpt4o_jax.model.cache import Cache, empty_cache, grow, take_rows
 from gpt4o_jax.model.gpt import GPT, unembed
+from gpt4o_jax.parallel import replicated
 from gpt4o_jax.sampling import logits as lg
 from gpt4o_jax.sampling.logits import Chosen, Sampling, Seen
 
@@ -90,7 +91,7 @@ def functions(model: GPT, sampling: Sampling, slots: int, vocab_size: int | None
     def first(params, tokens_PT, lengths_P, keys_B):
         at_first = bucket(tokens_PT.shape[1] + DECODE_CHUNK, slots)
         state, chosen = start(model, sampling, allowed_V, params, tokens_PT, lengths_P, keys_B, at_first)
-        return state, (jax.tree.map(lambda x: x[None], chosen), None)
+        return state, (replicated(jax.tree.map(lambda x: x[None], chosen)), None)
 
     @functools.partial(jax.jit, donate_argnums=1)
     def decode(params, state: State, done_B):
@@ -109,6 +110,6 @@ def functions(model: GPT, sampling: Sampling, slots: int, vocab_size: int | None
             return (state, done_B), lg.told(logits_BV, token_B, sampling)
 
         (state, _), chosen = jax.lax.scan(one, (state, done_B), None, length=DECODE_CHUNK)
-        return state, (chosen, None)
+        return state, (replicated(chosen), None)
 
     return first, decode

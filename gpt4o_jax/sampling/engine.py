@@ -26,6 +26,7 @@ from gpt4o_jax.data.tokenizer import Symbols
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.model.cache import empty_cache
 from gpt4o_jax.model.gpt import GPT
+from gpt4o_jax.parallel import replicated
 from gpt4o_jax.sampling import decode as plain
 from gpt4o_jax.sampling import logits as lg
 from gpt4o_jax.sampling.decode import State, bucket
@@ -182,7 +183,7 @@ def _join(model: GPT, sampling: Sampling, slots: int, vocab_size: int | None, sy
         state = State(
             cache, put(state.token_B, new.token_B), put(state.positions_B, new.positions_B), put(state.keys_B, new.keys_B), seen
         )
-        return state, jax.tree.map(lambda x: x[None], chosen)
+        return state, replicated(jax.tree.map(lambda x: x[None], chosen))
 
     return join
 
@@ -217,6 +218,6 @@ def _decode(model: GPT, samplings: tuple[Sampling, ...], n: int, vocab_size: int
             return (State(cache, token_R, positions_R, state.keys_B, seen), ended_R), chosen
 
         (state, _), chosen = jax.lax.scan(one, (state, done_R), None, length=n)
-        return state, chosen
+        return state, replicated(chosen)
 
     return decode

@@ -21,6 +21,7 @@ from gpt4o_jax.data.tokenizer import Symbols
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.model.cache import SPARE, take_rows
 from gpt4o_jax.model.gpt import GPT
+from gpt4o_jax.parallel import replicated
 from gpt4o_jax.sampling import decode as plain
 from gpt4o_jax.sampling import logits as lg
 from gpt4o_jax.sampling.decode import State
@@ -93,7 +94,7 @@ def _functions(model: GPT, sampling: Sampling, slots: int, vocab_size, symbols: 
         memory = drafter.start(weights, tokens_PT, lengths_P, prompt_B)
         there_B1 = jnp.ones((len(keys_B), 1), bool)
         memory = drafter.record(memory, state.token_B[:, None], state.positions_B[:, None], there_B1)
-        return (state, memory), (jax.tree.map(lambda x: x[None], chosen), there_B1.T)
+        return (state, memory), replicated((jax.tree.map(lambda x: x[None], chosen), there_B1.T))
 
     def one_round(weights, state: State, memory, done_B):
         memory, drafts_Bk, logq_BkV = drafter.propose(weights, memory, state, done_B)
@@ -133,7 +134,7 @@ def _functions(model: GPT, sampling: Sampling, slots: int, vocab_size, symbols: 
         rounds = max(1, plain.DECODE_CHUNK // (k + 1))
         (state, memory, _), out = jax.lax.scan(body, [*state, done_B], None, length=rounds)
         in_order = lambda x: jnp.moveaxis(x, 1, 2).reshape(rounds * (k + 1), x.shape[1], *x.shape[3:])
-        return (state, memory), jax.tree.map(in_order, out)
+        return (state, memory), replicated(jax.tree.map(in_order, out))
 
     return first, decode
 

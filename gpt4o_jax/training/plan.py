@@ -12,8 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gpt4o_jax.config import RunConfig
-from gpt4o_jax.config_rules import validate_sizes
-from gpt4o_jax.model import flops
+from gpt4o_jax.model import flops, gpt, lora
 from gpt4o_jax.model.block import REMAT_POLICIES
 from gpt4o_jax.parallel.pipeline import Schedule
 from gpt4o_jax.parallel.rules import RULES
@@ -23,25 +22,31 @@ from gpt4o_jax.training.state import HOST_MEMORY
 from gpt4o_jax.training.topology import Chip, slice_count, spread
 
 
-def _leaves(program: Program):
-    leaves = jax.tree_util.tree_leaves_with_path(program.shapes.params)
-    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(program.shardings.params), strict=True):
-        yield "/".join(str(k.key) for k in path), leaf, sharding
+def show_sharding(program: Program) -> list[dict]:
+    """Parameter by parameter: shape, logical axes, mesh axes, bytes a device, and whether no step changes it.
 
-
-def show_sharding(program: Program, axes: dict) -> list[dict]:
-    """Parameter by parameter: shape, logical axes, mesh axes, bytes a device."""
-    names = jax.tree.leaves(axes, is_leaf=lambda n: isinstance(n, tuple))
+    Adapters come before the weights that they belong to. Needs the mesh in force.
+    """
+    c, axes = program.config.lora, gpt.logical_axes(program.model)
+    trained = lora.logical_axes(c, axes) if c.rank else axes
     return [
-        {
-            "parameter": path,
+        *_rows(program.shapes.params, program.shardings.params, trained, False),
+        *(_rows(program.shapes.base, program.shardings.base, axes, True) if c.rank else ()),
+    ]
+
+
+def _rows(shapes, shardings, axes, frozen: bool):
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    names = jax.tree.leaves(axes, is_leaf=lambda n: isinstance(n, tuple))
+    for (path, leaf), sharding, logical in zip(leaves, jax.tree.leaves(shardings), names, strict=True):
+        yield {
+            "parameter": "/".join(str(k.key) for k in path),
             "shape": list(leaf.shape),
             "logical": list(logical),
             "mesh": [list(e) if isinstance(e, tuple) else e for e in sharding.spec],
+            "frozen": frozen,
             "bytes_a_device": _shard_bytes(leaf, sharding),
         }
-        for (path, leaf, sharding), logical in zip(_leaves(program), names, strict=True)
-    ]
 
 
 def _shard_bytes(leaf, sharding) -> int:
@@ -59,16 +64,17 @@ def _tree_bytes(shapes, shardings, host: bool = False) -> int:
 def compile_step(config: RunConfig, mesh: Mesh, chip: Chip | None) -> dict:
     """Compiles one training step for `mesh`; what it needs and sends. config: vocab_size and compute_dtype resolved.
 
-    Bytes are those of a device (of a chip where it is one device). chip: None where the devices only stand in: then
-    there is no verdict and no roofline.
+    Bytes are those of a device (of a chip where it is one device); "parameters" of what trains: with adapters theirs, beside the
+    weights as "frozen". chip: None where the devices only stand in: then there is no verdict and no roofline.
     """
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps_per_dispatch=1))
-    validate_sizes(config, dict(mesh.shape))
     program = build(config, mesh)
     state = {
         "parameters": _tree_bytes(program.shapes.params, program.shardings.params),
         "optimizer": _tree_bytes(program.shapes.opt_state, program.shardings.opt_state),
     }
+    if config.lora.rank:
+        state["frozen"] = _tree_bytes(program.shapes.base, program.shardings.base)
     if config.optimizer.offload:
         state["optimizer_in_host"] = _tree_bytes(program.shapes.opt_state, program.shardings.opt_state, host=True)
     result = {"attention": program.attention, "mesh": dict(mesh.shape), "bytes": state, "remat": config.model.remat}
@@ -95,7 +101,8 @@ def compile_step(config: RunConfig, mesh: Mesh, chip: Chip | None) -> dict:
     if chip is not None:
         result |= {"fits": state["total"] <= chip.hbm, "hbm": chip.hbm}
         if result["fits"]:
-            result["roofline"] = roofline(config, chip, mesh, result["collectives"], state["arguments"], program.order)
+            found, frozen = result["collectives"], state.get("frozen", 0)
+            result["roofline"] = roofline(config, chip, mesh, found, state["arguments"], program.order, frozen)
     return result
 
 
@@ -106,26 +113,34 @@ def _refused(message: str) -> float | None:
     return float(said[1]) * 2 ** (10 * " KMGT".index(said[2] or " ")) if said else None
 
 
-def roofline(config: RunConfig, chip: Chip, mesh: Mesh, found: list[dict], arguments: int, order: Schedule) -> dict:
+def roofline(
+    config: RunConfig, chip: Chip, mesh: Mesh, found: list[dict], arguments: int, order: Schedule, frozen: int = 0
+) -> dict:
     """Lower bounds of a step's seconds and the MFU that they leave: compute, HBM, and links between chips and slices.
 
     compute: what a causal kernel must compute, under remat=full the blocks' forward pass twice, at the peak; stages wait in the
     pipeline's bubble, compute blocks forward once more when it goes round several times, and share the head where rows divide.
-    hbm: the arguments, parameters and optimizer, read and written once. ici, dcn: what of the collectives' arrays must come
-    from other chips of the slice and from other slices, over all links of a chip. A step takes at least the longest of them.
-    mfu_at_most: by 6N + 12LDT, which counts all T keys of a token; mfu_causal_at_most: by those that it sees.
+    Weights that adapters stand beside get no gradient; the products of the adapters are not counted.
+    hbm: the arguments, parameters and optimizer, read and written once, but for so many bytes of them that are `frozen`: read
+    alone. ici, dcn: what of the collectives' arrays must come from other chips of the slice and from other slices, over all
+    links of a chip. A step takes at least the longest of them.
+    mfu_at_most: by 6N + 12LDT, with adapters 4N + 12LDT, which counts all T keys of a token; mfu_causal_at_most: by those that
+    it sees.
     """
     model, tokens = config.model, config.train.batch_size * config.model.context_length
     peak = mesh.devices.size / chip.devices * chip.flops
-    useful = flops.train_flops_per_token(model)
-    seen = useful - flops.masked_flops_per_token(model)
+    masked, whole = flops.masked_flops_per_token(model), flops.train_flops_per_token(model)
+    useful = flops.train_flops_per_token(model, config.lora.rank > 0)
+    seen = useful - masked
     heads = 2 * model.d_model * model.vocab_size * (1 + model.mtp_heads)
-    blocks = seen / 3 - heads  # forward
+    blocks = (whole - masked) / 3 - heads  # forward
+    no_gradient = heads if config.lora.rank else 0  # of the heads; of all that is frozen: whole - useful
     passes = 3 + (model.remat in ("full", "offload")) + (order.repeats > 1)
     shards = math.prod(mesh.shape[axis] for axis in RULES["staged_batch"])
     each = order.stages if config.train.batch_size // config.train.accumulate % shards else 1  # computes the head
-    computed = passes * blocks / (1 - order.bubble) + 3 * heads * each
-    seconds = {"compute": computed * tokens / peak, "hbm": 2 * arguments * chip.devices / chip.hbm_rate, "ici": 0, "dcn": 0}
+    computed = (passes * blocks - (whole - useful - no_gradient)) / (1 - order.bubble) + (3 * heads - no_gradient) * each
+    moved = (2 * arguments - frozen) * chip.devices
+    seconds = {"compute": computed * tokens / peak, "hbm": moved / chip.hbm_rate, "ici": 0, "dcn": 0}
     for c in found:
         ici, dcn = _received(c, mesh, chip.devices)
         seconds["ici"] += ici / chip.ici

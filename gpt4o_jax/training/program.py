@@ -16,6 +16,7 @@ import optax
 
 from gpt4o_jax import parallel
 from gpt4o_jax.config import RunConfig
+from gpt4o_jax.config_rules import validate_sizes
 from gpt4o_jax.data.batches import Batch
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.model import gpt, lora
@@ -80,11 +81,15 @@ class Program:
 
 
 def build(config: RunConfig, mesh: jax.sharding.Mesh, objective: Objective = Objective()) -> Program:
-    """config: with model.vocab_size and compute_dtype resolved. Raises RunError where attention cannot be had as asked."""
+    """config: with model.vocab_size and compute_dtype resolved.
+
+    Raises RunError where attention cannot be had as asked, or something does not divide over the mesh.
+    """
     m = config.model
     compute = Compute(mesh.devices.flat[0].platform, m.compute_dtype)
     ways = mesh.shape["context"]
     attention = implementation(m, compute, m.context_length, m.dropout > 0, ways) + (f" over context={ways}" if ways > 1 else "")
+    validate_sizes(config, dict(mesh.shape))
     _check_memory(config, mesh.devices.flat[0])
     model = gpt.GPT(m, compute, (config.mesh.pipeline_repeats, config.mesh.pipeline_microbatches))
     with jax.set_mesh(mesh):

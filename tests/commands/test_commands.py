@@ -62,6 +62,16 @@ def test_evaluate_on_the_hold_out_gives_the_numbers_of_training(run, command):
     assert result["step"] == 20 and result["text"] == "holdout"
 
 
+@pytest.mark.parametrize("mesh", [{"tensor": -1}, {"stage": -1}, {"fsdp": -1}])
+def test_a_run_opens_on_more_devices_than_its_model_divides_over(run, command, all_devices, tmp_path, mesh):
+    """Those of a larger machine, whose number the mesh of the run takes in whole."""
+    workdir = shutil.copytree(run, tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps(config | {"mesh": config["mesh"] | mesh}))
+    final = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert command("evaluate", f"--workdir={workdir}")[0]["loss"] == pytest.approx(final["loss"], rel=1e-5)
+
+
 def test_evaluate_on_a_text_counts_its_bytes(run, command, tmp_path):
     path = tmp_path / "x.txt"
     path.write_text("99 green bottles and 9801 red ones stand on the wall;")

@@ -169,6 +169,21 @@ def test_what_does_not_divide_over_the_devices(refused, no_compiling, all_device
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("fragment", "knobs"), DIVISIONS)
+def test_what_does_not_divide_is_told_by_benchmark_train_too(refused, no_compiling, all_devices, train_args, fragment, knobs):
+    args = train_args("", *(f"--config.{k}" for k in knobs.split()), "--config.model.vocab_size=96")
+    refused(USAGE, fragment, "benchmark", *(a for a in args if not a.startswith("--workdir")))
+
+
+@pytest.mark.parametrize(("fragment", "knobs"), [case for case in DIVISIONS if case[0].startswith("model.")])
+def test_a_model_that_does_not_divide_is_told_by_benchmark_generate(
+    refused, no_compiling, all_devices, train_args, fragment, knobs
+):
+    args = train_args("", *(f"--config.{k}" for k in knobs.split()), "--config.model.vocab_size=96")
+    sizes = ("--prompt_tokens=4", "--new_tokens=4")
+    refused(USAGE, fragment, "benchmark", "generate", *(a for a in args[1:] if not a.startswith("--workdir")), *sizes)
+
+
 def test_run_folders_that_cannot_be(refused, no_compiling, train_args, tmp_path):
     (tmp_path / "file").write_text("x")
     refused(USAGE, "a file, expected a folder", *train_args(tmp_path / "file"))

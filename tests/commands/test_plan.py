@@ -55,6 +55,16 @@ def test_shardings_are_shown_parameter_by_parameter():
     assert up["bytes_a_device"] == 4 * 2 * 128 * 512 // parts
 
 
+def test_weights_that_adapters_stand_beside_are_shown_as_frozen():
+    code, out, err = call("--topology=v5e:2x2", "--show=sharding", **{"lora.rank": 4, "init.from": "runs/base"})
+    assert code == 0, err
+    header, *table, last = out.splitlines()
+    frozen = {row["parameter"]: row["frozen"] for row in json.loads(last)["sharding"]}
+    assert frozen["layers/mlp/up"] and not frozen["layers/mlp/up/A"]
+    assert header.split()[-5:] == ["mesh", "frozen", "bytes", "a", "device"]
+    assert {line.split()[0]: line.split()[-2] == "yes" for line in table} == frozen
+
+
 @pytest.mark.parametrize(
     ("flags", "knobs", "told"),
     [

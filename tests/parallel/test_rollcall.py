@@ -1,6 +1,7 @@
 """Processes find each other under a limit, or each is told in one line what is wrong."""
 
 import concurrent.futures
+import json
 import socket
 import time
 
@@ -42,6 +43,49 @@ def test_two_with_one_id_are_told_all(port):
     done = call(port, (0, 3), (1, 3), (1, 3))
     assert len({str(e) for e in done}) == 1 and {e.code for e in done} == {ExitCode.USAGE}
     assert "two processes with id 1" in str(done[0])
+
+
+def claim(port: int, index: int, processes: int) -> socket.socket:
+    """A process that has said who it is, and does nothing more."""
+    while True:
+        try:
+            connection = socket.create_connection(("127.0.0.1", port), timeout=5)
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+    connection.sendall(json.dumps({"index": index, "processes": processes, "who": "one that ends"}).encode() + b"\n")
+    return connection
+
+
+@pytest.mark.parametrize("how", ["ended", "taken away"])
+def test_a_process_that_is_started_again_takes_its_place(port, monkeypatch, how):
+    monkeypatch.setattr(rollcall, "_PATIENCE", 0.3)  # for the one whose machine is gone, which does not hang up
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        leader = pool.submit(call, port, (0, 3))
+        with claim(port, 1, 3) as before:
+            if how == "ended":
+                before.close()
+            assert call(port, (1, 3), (2, 3)) == [None, None]
+        assert leader.result() == [None]
+
+
+def test_nobody_goes_on_without_one_that_has_come_and_ended(port):
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        leader = pool.submit(call, port, (0, 3))
+        claim(port, 1, 3).close()
+        other = pool.submit(call, port, (2, 3))
+        time.sleep(0.5)
+        assert not leader.done() and not other.done()
+        assert call(port, (1, 3)) == [None]
+        assert leader.result() == other.result() == [None]
+
+
+def test_one_that_has_come_and_ended_is_told_as_missing(port):
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        leader = pool.submit(call, port, (0, 3), limit=1.0)
+        claim(port, 1, 3).close()
+        claim(port, 2, 3).close()
+        assert "process 1, 2 of 3 had not come" in str(leader.result()[0])
 
 
 def test_the_leader_may_not_be_there_twice(port):

@@ -91,6 +91,31 @@ def test_a_peer_that_is_stuck_is_told_with_its_place(folder):
     assert any("a peer is stuck" in t and "process 0: step 7, for" in t and "process 1: data, for" in t for t in told), told
 
 
+JOINED = """
+import sys, time
+from gpt4o_jax import parallel
+from gpt4o_jax.parallel.cluster import find
+with parallel.joined(find("127.0.0.1:" + sys.argv[2], 2, int(sys.argv[1]), {}), 60, 60):
+    print("joined", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_sigterm_ends_a_process_that_has_joined_and_does_not_train_yet(folder):
+    port = str(free_port())
+    command = lambda i: [sys.executable, "-c", JOINED, str(i), port]
+    job = [subprocess.Popen(command(i), env=environment(folder), stdout=subprocess.PIPE, text=True) for i in (0, 1)]
+    assert [p.stdout.readline() for p in job] == ["joined\n"] * 2
+    for p in job:
+        p.terminate()
+    try:
+        codes = [p.wait(30) for p in job]
+    finally:
+        for p in job:
+            p.kill()
+    assert -signal.SIGTERM in codes and set(codes) <= {-signal.SIGTERM, 76}, "76: saw the other one go first"
+
+
 RESTORE = """
 import sys
 import jax
@@ -115,6 +140,19 @@ with parallel.joined(find(f"127.0.0.1:{port}", n, index, {}), 60, 60):
         with Store(target / "checkpoints") as store:
             store.save(step, items, {"step": step})
 """
+
+
+def test_samples_and_answers_of_a_model_that_lies_over_processes(folder):
+    """While it trains; as many prompts as make rows that are split over both."""
+    knobs = {
+        "train.length": "2 steps", "mesh.data": 1, "mesh.fsdp": 2, "model.context_length": 64, "sample.every": 1,
+        "sample.prompts": "('to', 'not')", "eval.batch_size": 2, "eval.tasks": "('arithmetic',)", "eval.task_items": 1,
+    }  # fmt: skip
+    run(folder, "answers", 2, *(f"--config.{knob}={value}" for knob, value in knobs.items()))
+    for step in (1, 2):
+        assert (folder / "answers" / "samples" / f"{step}.txt").read_text().startswith("[0] to")
+    *_, last = map(json.loads, (folder / "answers" / "metrics.jsonl").read_text().splitlines())
+    assert (last["kind"], last["step"]) == ("eval", 2) and 0 <= last["arithmetic/exact_match"] <= 1
 
 
 def test_arrays_are_the_same_on_any_number_of_processes(folder, undisturbed):

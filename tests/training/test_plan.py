@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from gpt4o_jax import parallel
-from gpt4o_jax.config import MeshConfig, ModelConfig, RunConfig, TrainConfig
+from gpt4o_jax.config import InitConfig, MeshConfig, ModelConfig, RunConfig, TrainConfig
+from gpt4o_jax.config_finetune import LoraConfig
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.parallel.pipeline import Schedule
 from gpt4o_jax.training import plan, topology
 from gpt4o_jax.training.collectives import collectives
+from gpt4o_jax.training.program import build
 
 CHIP = topology.Chip(flops=1e12, hbm_rate=1e9, ici=1e8, dcn=1e6, devices=1, hbm=1e9, pod=(2, 4))
 
@@ -113,6 +115,48 @@ def test_roofline_by_hand():
     assert r["seconds"]["dcn"] == 0 and r["bound_by"] == "ici"
     assert r["mfu_at_most"] == pytest.approx(useful / 8 / 1e12 / r["step_seconds_at_least"])
     assert r["mfu_causal_at_most"] == pytest.approx(seen / 8 / 1e12 / r["step_seconds_at_least"])
+
+
+ADAPTED = RunConfig(
+    model=ModelConfig(vocab_size=64, context_length=16, n_layers=1, d_model=32, n_heads=2, compute_dtype="float32", remat="full"),
+    train=TrainConfig(batch_size=8),
+    init=InitConfig(from_="runs/base"),
+    lora=LoraConfig(rank=2),
+    mesh=MeshConfig(fsdp=8),
+)
+
+
+def test_roofline_of_adapters_counts_no_gradient_of_what_is_frozen():
+    mesh = parallel.make_mesh(ADAPTED.mesh)
+    r = plan.roofline(ADAPTED, CHIP, mesh, [], 1_000_000, Schedule(1, 1, 1), frozen=900_000)
+    attention = 4 * 32 * (16 + 1) / 2  # scores and values, of the keys that are seen
+    matrices = 2 * (4 * 32 * 32 + 2 * 32 * 4 * 32)
+    head = 2 * 32 * 64
+    useful = 2 * (matrices + head) + 3 * attention  # forward; backward to the inputs, and to both sides of attention
+    assert r["seconds"]["compute"] == pytest.approx((useful + matrices + attention) * 8 * 16 / 8 / 1e12)
+    assert r["seconds"]["hbm"] == pytest.approx((2 * 100_000 + 900_000) / 1e9), "read, and not written"
+    assert r["mfu_causal_at_most"] == pytest.approx(useful * 8 * 16 / 8 / 1e12 / r["step_seconds_at_least"])
+
+
+def test_a_plan_of_adapters_shows_the_weights_as_frozen():
+    mesh = parallel.make_mesh(ADAPTED.mesh)
+    program = build(ADAPTED, mesh)
+    with jax.set_mesh(mesh):
+        shown = {row["parameter"]: row for row in plan.show_sharding(program)}
+    up, A = shown["layers/mlp/up"], shown["layers/mlp/up/A"]
+    assert (up["frozen"], up["shape"], up["bytes_a_device"]) == (True, [1, 32, 128], 4 * 32 * 128 // 8)
+    assert (A["frozen"], A["shape"], A["logical"]) == (False, [1, 32, 2], ["layers", "embed", "rank"])
+    adapters = sum(row["bytes_a_device"] for row in shown.values() if not row["frozen"])
+    base = sum(row["bytes_a_device"] for row in shown.values() if row["frozen"])
+
+    result = plan.compile_step(ADAPTED, mesh, CHIP)
+    assert (result["bytes"]["parameters"], result["bytes"]["frozen"]) == (adapters, base)
+    assert adapters * 2 <= result["bytes"]["optimizer"] < adapters * 2 + 64, "two averages, and counters"
+    assert result["roofline"]["seconds"]["hbm"] == (2 * result["bytes"]["arguments"] - base) / CHIP.hbm_rate
+    # Gradients are summed over the devices for the adapters alone.
+    whole = 4 * sum(np.prod(row["shape"]) for row in shown.values() if not row["frozen"])
+    summed = sum(c["bytes"] for c in result["collectives"] if c["kind"] in ("all-reduce", "reduce-scatter"))
+    assert whole <= summed < 2 * whole
 
 
 def test_a_pipeline_waits_in_its_bubble_and_shares_the_head():
