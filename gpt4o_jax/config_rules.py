@@ -290,8 +290,8 @@ def _validate_moments(o) -> None:
     given = "config.optimizer.moment_dtype=bfloat16"
     averages = {"adamw": ("b1", "b2"), "muon": ("b1", "b2", "muon_momentum"), "lion": ("b2",)}
     if o.name not in averages:
-        raise RunError(f"{given} does nothing with optimizer.name={o.method}; set it to float32, or take {', '.join(averages)}")
-    for name in averages[o.method]:
+        raise RunError(f"{given} does nothing with optimizer.name={o.name}; set it to float32, or take {', '.join(averages)}")
+    for name in averages[o.name]:
         if getattr(o, name) > MOST_DECAY:
             raise RunError(
                 f"{given}: of 8 bits a step of 1 - {name} = {1 - getattr(o, name):.2g} is rounded away; nearest:"
