@@ -124,11 +124,12 @@ def _tasks(flags: dict):
             raise RunError(f"evaluate: --{name}={flags[name]} is for tasks of lm-evaluation-harness; leave it out")
     data = runs.read_config(flags["workdir"]).data
     asked = generation.tasks([name for name in names if name not in others], data, flags["limit"] or ITEMS)
+    manager = harness.find(others, flags["task_dir"], generation.names()) if others else None  # before any is answered
 
     def score(run) -> dict:
         scores = _answered(run, asked) if asked else {}
         if others:
-            scores |= harness.evaluate(run, others, flags["task_dir"], flags["num_fewshot"], flags["limit"], generation.names())
+            scores |= harness.evaluate(run, others, manager, flags["num_fewshot"], flags["limit"])
         return {"tasks": scores}
 
     return score

@@ -55,6 +55,12 @@ def test_tasks_need_lm_eval(byte_run, refused, monkeypatch):
     refused(ExitCode.USAGE, "--tasks=a needs lm-eval", "evaluate", f"--workdir={byte_run}", "--tasks=a")
 
 
+def test_every_name_is_looked_at_before_anything_is_answered(byte_run, refused, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "lm_eval.tasks", None)
+    monkeypatch.setattr("gpt4o_jax.run.open_run", lambda *_: pytest.fail("a model is opened before the mistake is told"))
+    refused(ExitCode.USAGE, "nubmers (did you mean numbers?)", "evaluate", f"--workdir={byte_run}", "--tasks=numbers,nubmers")
+
+
 def test_worlds_are_scored_and_every_answer_is_kept(byte_run, command):
     result, told = command("evaluate", f"--workdir={byte_run}", "--tasks=translation", "--limit=1")
     scores = result["tasks"]["numbers"]
