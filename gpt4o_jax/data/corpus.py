@@ -38,9 +38,13 @@ class Member:
 
     @property
     def name(self) -> str:
-        d = self.data
-        field = d.reader or (d.field if d.field != DataConfig.field else "")
-        return d.source + (f":{d.path}" if d.path else "") + (f"@{field}" if field else "")
+        return name_of(self.data)
+
+
+def name_of(data: DataConfig) -> str:
+    """What a source (not a mixture) is called in evaluations, as it stands in data.mixture."""
+    field = data.reader or (data.field if data.field != DataConfig.field else "")
+    return data.source + (f":{data.path}" if data.path else "") + (f"@{field}" if field else "")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,8 +99,21 @@ def test_tasks_are_scored_while_training_and_stand_in_the_report(train_args, tmp
             "--config.checkpoint.best=numbers/exact",
         ),
         ("world 'nubmers' does not exist (did you mean numbers?)", "--config.data.path=nubmers"),
+        (
+            "config.checkpoint.best=world:numbers/bits_per_byte: no such number",  # of its only source it is bits_per_byte
+            "--config.checkpoint.best=world:numbers/bits_per_byte",
+        ),
     ],
 )
 def test_names_that_training_does_not_know(train_args, tmp_path, refused, fragment, arg):
     refused(ExitCode.USAGE, fragment, *train_args(tmp_path / "run", *WORLD, arg))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_member_of_a_mixture_that_is_not_there_is_told_before_anything_is_written(train_args, text, tmp_path, refused, command):
+    members = f"('text:{text}=1', 'world:numbers=1')"
+    mixed = (*WORLD, "--config.data.source=mixture", "--config.data.path=", f"--config.data.mixture={members}")
+    best = "--config.checkpoint.best=world:number/bits_per_byte"
+    told = refused(ExitCode.USAGE, "(did you mean world:numbers/bits_per_byte?)", *train_args(tmp_path / "run", *mixed, best))
+    assert f"text:{text}/bits_per_byte" in told and not (tmp_path / "run").exists()
+    command(*train_args(tmp_path / "run", *mixed, best.replace("number/", "numbers/"), "--config.eval.tasks=()"))

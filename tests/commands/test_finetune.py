@@ -121,6 +121,7 @@ MISTAKES = [
     ("objective.method=grpo needs questions whose answers can be checked", ("--config.data.source=conversations",)),
     ("objective.group=3 does not divide train.batch_size=4; nearest: group=2", ("--config.objective.group=3",)),
     ("questions never end; give steps", ("--config.train.length=1 epochs",)),
+    ("there are reward, reward/en-de, reward/de-en,", ("--config.checkpoint.best=reward/en-xx",)),
     ("world 'nmbers' does not exist (did you mean numbers?)", ("--config.data.path=nmbers",)),
 ]
 
