@@ -103,7 +103,7 @@ def _choice(flags: dict):
 
     from gpt4o_jax.evaluation import choice
 
-    questions, shots = choice.read_questions(Path(flags["choice"])), flags["num_fewshot"] or 0
+    questions, shots = choice.read_questions(Path(flags["choice"]).expanduser()), flags["num_fewshot"] or 0
 
     def score(run) -> dict:
         model = (run.model, run.params, run.tokenizer)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+from etils import epath
+
 from gpt4o_jax.config import DataConfig, RunConfig
 from gpt4o_jax.data import conversations, file_digests, lanes, mixture, prepared, python_docs, sources, token_cache
 from gpt4o_jax.data import tokenizer as tokenizers
@@ -153,7 +155,7 @@ def training_rows(config: RunConfig, corpus: Corpus):
 def _tokenizer(config: RunConfig, folder: Path, key: str, text: Callable[[], Iterable[str]]) -> Tokenizer:
     wanted = config.tokenizer
     if wanted.path:
-        return tokenizers.load(Path(wanted.path))
+        return tokenizers.load(epath.Path(wanted.path))
     path = folder / f"{_digest(key, wanted.kind, str(wanted.vocab_size))}.model"
     if path.exists():
         return tokenizers.load(path)

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import itertools
 import math
+import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -81,6 +82,7 @@ def _text_by_files(config: DataConfig) -> records.Blocks:
 
 def text_files(pattern: str) -> list:
     """A file itself, the files below a folder, or those that a glob matches; sorted. Paths, or etils' where it is gs://."""
+    pattern = os.path.expanduser(pattern)
     path = Path(pattern)
     if "://" in pattern:
         return _remote_files(pattern)

@@ -238,6 +238,7 @@ def load(path) -> Tokenizer:
 
     Raises RunError where there is none, or a damaged one.
     """
+    path = path.expanduser()
     if path.is_dir():
         names = [n for n in ("tokenizer.json", "tokenizer.model") if (path / n).exists()]
         if not names:

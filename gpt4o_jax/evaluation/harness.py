@@ -90,6 +90,7 @@ def find(tasks: Sequence[str], task_dir: str = "", known: Sequence[str] = ()):
     messages. Raises RunError where lm-eval is not installed, or a task is not known.
     """
     if task_dir:
+        task_dir = os.path.expanduser(task_dir)
         if not Path(task_dir).is_dir():
             raise RunError(f"--task_dir={task_dir}: no such folder; expected one with task YAML files")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")

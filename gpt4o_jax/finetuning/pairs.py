@@ -184,7 +184,7 @@ class PairCorpus:
 
 def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> PairCorpus:
     """The pairs of a run. tokenizer: the run's own where it has one already. Raises RunError."""
-    tokenizer = tokenizer or tokenizers.load(epath.Path(config.tokenizer.path or config.init.from_).expanduser())
+    tokenizer = tokenizer or tokenizers.load(epath.Path(config.tokenizer.path or config.init.from_))
     template = chat.template_for(conversations.template_name(config.data, tokenizer), tokenizer)
     T, digest, made = config.model.context_length, hashlib.sha256(tokenizer.digest.encode()), []
 

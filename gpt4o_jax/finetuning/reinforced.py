@@ -106,7 +106,7 @@ class Prompts:
 
 def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Prompts:
     """The prompts of a run. tokenizer: the run's own where it has one already. Raises RunError."""
-    tokenizer = tokenizer or tokenizers.load(epath.Path(config.tokenizer.path or config.init.from_).expanduser())
+    tokenizer = tokenizer or tokenizers.load(epath.Path(config.tokenizer.path or config.init.from_))
     world = sources.world(config.data.path, config.data.holdout_fraction)
     name = conversations.template_name(config.data, tokenizer)
     template = chat.template_for(name, tokenizer)
