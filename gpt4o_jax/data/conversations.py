@@ -9,7 +9,7 @@ from pathlib import Path
 from gpt4o_jax.config import DataConfig
 from gpt4o_jax.data import mixture
 from gpt4o_jax.data.tokenizer import Tokenizer
-from gpt4o_jax.errors import RunError, data_error, did_you_mean
+from gpt4o_jax.errors import RunError, data_error, did_you_mean, lone_surrogate
 from gpt4o_jax.tasks import chat, readers
 from gpt4o_jax.tasks.item import Item
 from gpt4o_jax.tasks.worlds import World
@@ -116,11 +116,10 @@ def taker(data: DataConfig) -> Callable[[dict, str], Conversation] | None:
     def take(record: dict, where: str) -> Conversation:
         try:
             document = Conversation(read(record))
-            document.encode()
         except RunError as e:
             raise data_error(f"{where}: {e}") from None
-        except UnicodeEncodeError as e:  # JSON can write what no UTF-8 text holds
-            raise data_error(f"{where}: not valid Unicode: lone surrogate U+{ord(document[e.start]):04X}; leave it out") from None
+        if lone := next(filter(None, map(lone_surrogate, (document, *document.item.references, document.item.slice))), ""):
+            raise data_error(f"{where}: not valid Unicode: {lone}; leave it out")
         return document
 
     return take

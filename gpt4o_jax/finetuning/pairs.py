@@ -24,7 +24,7 @@ from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.data.batches import Batch, make_batch
 from gpt4o_jax.data.rows import shuffled
 from gpt4o_jax.data.tokenizer import Symbols, Tokenizer
-from gpt4o_jax.errors import RunError, data_error
+from gpt4o_jax.errors import RunError, data_error, lone_surrogate
 from gpt4o_jax.tasks import chat
 from gpt4o_jax.tasks.chat import Message
 from gpt4o_jax.tasks.worlds import World
@@ -57,7 +57,7 @@ def read(text: str, where: str) -> Iterator[Pair]:
             continue
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise data_error(f"{where}:{n}: not JSON") from None
         if not isinstance(record, dict) or not isinstance(record.get("messages"), list) or not record["messages"]:
             raise data_error(f"{where}:{n}: messages: expected the turns up to the question, as a list")
@@ -70,6 +70,9 @@ def read(text: str, where: str) -> Iterator[Pair]:
         for name in ("chosen", "rejected"):
             if not isinstance(record.get(name), str):
                 raise data_error(f"{where}:{n}: {name}: expected a text, got {record.get(name)!r:.40}")
+        for name, text in (*(("messages", m.text) for m in prompt), *((name, record[name]) for name in ("chosen", "rejected"))):
+            if lone := lone_surrogate(text):
+                raise data_error(f"{where}:{n}: {name}: not valid Unicode: {lone}; leave it out")
         if record["chosen"] == record["rejected"]:
             raise data_error(f"{where}:{n}: chosen and rejected are the same text; nothing is preferred")
         yield Pair(prompt, record["chosen"], record["rejected"])

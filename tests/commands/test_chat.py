@@ -1,9 +1,11 @@
 """chat: what goes to the model is the conversation, what comes back is streamed and kept; nothing ends the session but /exit."""
 
 import io
+import json
 
 import pytest
 
+from gpt4o_jax.__main__ import main
 from gpt4o_jax.errors import ExitCode
 from gpt4o_jax.sampling import chat as session_lib
 
@@ -15,9 +17,6 @@ SHORT = ("--temperature=0", "--max_new_tokens=1", "--template=own")  # room for 
 @pytest.fixture
 def talk(run, capsys, monkeypatch):
     """(replies as they stood on stdout, what was told on stderr, the final JSON) of a piped conversation."""
-    import json
-
-    from gpt4o_jax.__main__ import main
 
     def call(*lines, more=ARGS):
         capsys.readouterr()
@@ -91,6 +90,15 @@ def test_what_cannot_be_done_is_told_and_the_session_goes_on(talk, line, fragmen
     _, told, result = talk("1", line, "2", more=SHORT)
     assert fragment in told
     assert [m["content"] for m in result["messages"]][0::2] == ["1", "2"]
+
+
+def test_a_line_that_is_not_utf8_is_told_and_the_session_goes_on(run, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"1\n2\xfc\n3\n"), encoding="utf-8"))
+    assert main(["chat", f"--workdir={run}", *SHORT]) == 0
+    out, told = capsys.readouterr()
+    assert "not UTF-8 (byte 0xfc in" in told
+    said = json.loads(out.splitlines()[-1])["messages"]
+    assert [m["content"] for m in said if m["role"] == "user"] == ["1", "3"]
 
 
 def test_an_interrupted_reply_is_kept_as_far_as_it_came(talk, monkeypatch):

@@ -354,6 +354,7 @@ BROKEN = [
     (json.dumps({"messages": GOOD, "references": [1]}), ":2: references: expected a list of texts"),
     (json.dumps({"messages": GOOD, "slice": 1}), ":2: slice: expected a text, got 1"),
     ('{"messages": [{"role": "assistant", "content": "\\ud800"}]}', ":2: not valid Unicode: lone surrogate U+D800"),
+    ('{"messages": [{"role": "assistant", "content": "a"}], "references": ["\\ud800"]}', ":2: not valid Unicode: lone surr"),
 ]
 
 
