@@ -89,7 +89,8 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers) -> dict |
     start_from = initial_params if config.init.from_ else None
     objective, score = Objective(), score_text
     if method:
-        objective, score = method.begin(config, corpus, workdir, mesh, initial_params)
+        theirs = workdir / "reference" / base.reference["digest"][:16]  # the other run may go on before this one has begun
+        objective, score = method.begin(config, corpus, theirs, mesh, initial_params)
     with StopSignal(say) as stop:
         train(config, workdir, corpus, mesh, evaluate, sample, start_from, profile, stop, peers, kept, objective)
     return report.write(workdir) if parallel.is_leader() else None

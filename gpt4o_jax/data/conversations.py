@@ -75,6 +75,12 @@ def digest_parts(data: DataConfig) -> tuple[str, ...]:
     return (*(p.read_text(encoding="utf-8") for p in programs), data.reader, data.template, data.loss_on)
 
 
+def tokens_name(data: DataConfig, tokenizer: Tokenizer) -> str:
+    """Names how the documents of a source become tokens: two published tokenizers may have the same pieces and other turns."""
+    template = tokenizer.template if are_documents_of(data) and not data.template else ""
+    return tokenizer.digest + (f" {template}" if template else "")
+
+
 # ---------------------------------------------------------------- where they come from
 
 

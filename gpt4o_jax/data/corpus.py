@@ -108,16 +108,17 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Corpus:
         if config.data.lanes:
             members.append(_in_lanes(alone[i], shares[i], root / "tokens", _digest(key, tokenizer.digest), tokenizer))
             continue
-        caches = []
+        caches, how = [], conversations.tokens_name(alone[i], tokenizer)
         for j, part in enumerate(("training", "holdout")):
-            folder = root / "tokens" / f"{_digest(key, tokenizer.digest)}-{part}"
+            folder = root / "tokens" / f"{_digest(key, how)}-{part}"
             if (folder / "meta.json").exists():
                 caches.append(token_cache.open_cache(folder))
             else:
                 encode = conversations.encoder(alone[i], tokenizer)
                 caches.append(token_cache.build(folder.parent, folder.name, documents()[i][j], tokenizer, encode))
         members.append(Member(alone[i], shares[i], *caches))
-    return Corpus(_digest(whole, tokenizer.digest), tokenizer, tuple(members))
+    how = dict.fromkeys([tokenizer.digest, *(conversations.tokens_name(c, tokenizer) for c in alone)])
+    return Corpus(_digest(whole, *how), tokenizer, tuple(members))
 
 
 def _some(documents: Sequence[str], data: DataConfig) -> Sequence[str]:

@@ -50,14 +50,14 @@ def sums(margin_BP: jax.Array, weight_BP: jax.Array) -> tuple[jax.Array, dict]:
     return total, {"loss": total, "preference_accuracy": right, "preference_margin": jnp.sum(weight_BP * margin_BP)}
 
 
-def begin(config: RunConfig, corpus: PairCorpus, workdir: epath.Path, mesh: jax.sharding.Mesh, reference: Callable):
+def begin(config: RunConfig, corpus: PairCorpus, folder: epath.Path, mesh: jax.sharding.Mesh, reference: Callable):
     """(Objective, evaluate(model, params, whole) -> scores of the held-out pairs by name) of a run.
 
-    reference(model): the weights that the run starts from. What they say of each pair is kept in `workdir`, so that they are
-    needed only once.
+    reference(model): the weights that the run starts from. What they say of each pair is kept in `folder`, which is theirs, so
+    that they are needed only once.
     """
     c, t, symbols = config.objective, config.train, corpus.tokenizer.symbols
-    _know_reference(config, corpus, workdir, mesh, reference)
+    _know_reference(config, corpus, folder, mesh, reference)
 
     def batches(program, state, start: int, last_step: int):
         sizes, numbers = (t.steps_per_dispatch, t.batch_size), functools.partial(row_numbers, t)
@@ -91,11 +91,11 @@ def in_order(rows: PairRows, B: int, symbols: Symbols, most: int | None = None) 
         yield pair_batch([rows.at(r) if r < count else empty for r in range(first, first + B)], symbols)
 
 
-def _know_reference(config, corpus: PairCorpus, workdir: epath.Path, mesh, reference: Callable) -> None:
-    """Fills in what the reference model says of every target: from `workdir`, or computed and put there."""
+def _know_reference(config, corpus: PairCorpus, folder: epath.Path, mesh, reference: Callable) -> None:
+    """Fills in what the reference model says of every target: from `folder`, or computed and put there."""
     params, B = None, config.train.batch_size
     for name, rows in (("training", corpus.training), ("holdout", corpus.held_out)):
-        path = workdir / "reference" / f"{corpus.name}-{name}.npy"  # of these pairs: others may be given to a run not yet begun
+        path = folder / f"{corpus.name}-{name}.npy"  # of these pairs: others may be given to a run not yet begun
         if not path.exists():
             say(f"log-probabilities of the reference, {rows.count:,} {name} pairs")
             with jax.set_mesh(mesh):

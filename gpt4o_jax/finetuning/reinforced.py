@@ -129,10 +129,11 @@ def answer_row(prompt: list[int], c: Completion, end: int, eos: int, T: int):
 # ---------------------------------------------------------------- a run
 
 
-def begin(config: RunConfig, prompts: Prompts, workdir: epath.Path, mesh: jax.sharding.Mesh, reference: Callable):
+def begin(config: RunConfig, prompts: Prompts, folder: epath.Path, mesh: jax.sharding.Mesh, reference: Callable):
     """(Objective, evaluate(model, params, whole) -> scores on held-out items by name) of a run.
 
     reference(model): the weights that the run starts from. Under adapters they are there anyway; else they are kept too.
+    Nothing is kept in `folder`: each dispatch has answers of its own.
     """
     c, t = config.objective, config.train
     loss = functools.partial(grpo_loss, c.clip, c.beta)

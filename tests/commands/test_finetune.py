@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gpt4o_jax.__main__ import main
+from gpt4o_jax.checkpoint import manifest
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.errors import ExitCode
 from gpt4o_jax.run import open_run
@@ -70,6 +71,8 @@ def test_a_run_is_one_like_any_other(taught, tuned_args, tmp_path, command, meth
     assert f"weights from {taught} at step 20" in err and made["step"] == 20
     train, (held,) = records(workdir, "train"), records(workdir, "eval")
     if method == "dpo":
+        known = [p.name for p in (workdir / "reference").iterdir()]
+        assert known == [manifest.digest(taught / "checkpoints" / "20")[:16]], "log-probabilities of these weights"
         assert all(np.isfinite(r["loss"]) and 0 <= r["preference_accuracy"] <= 1 for r in train)
         assert 0 <= held["preference_accuracy"] <= 1 and 0 < held["pairs"] <= 12
     else:

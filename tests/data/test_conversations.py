@@ -422,6 +422,18 @@ def test_a_template_that_the_tokenizer_cannot_write(made):
     assert "chat template 'lama3' (did you mean llama3?)" in refusal(lambda: made(template="lama3"))
 
 
+def test_tokens_are_named_by_the_turns_of_the_tokenizers_model(made):
+    """Two published tokenizers with the same pieces, and other chat templates beside them."""
+    config, found = made()
+    again = byte_tokenizer()
+    again.template = "plain"
+    other = corpus.prepare(config, again)
+    assert other.name != found.name
+    assert other.members[0].training.token_count < found.members[0].training.token_count, "plain has no symbols of turns"
+    said = made(template="own")[0]
+    assert corpus.prepare(said, again).name == corpus.prepare(said, BYTES).name, "where the template is said, it is that one"
+
+
 def test_a_tokenizer_learns_words_as_turns_write_them(made):
     config, _ = made()
     documents = conversations.AsWritten(sources.load(config.data))
