@@ -42,13 +42,14 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
 
     name = flags["template"]
     if name:
-        chat.template(name)  # before the model is read
+        chat.template(name, "--template")  # before the model is read
     run = runs.open_run(flags["workdir"], flags["step"])
     trained = conversations.trained_template(run.config.data, run.tokenizer)
     if not name and not trained:
         _tell("this model was not trained to chat: what you write is continued as plain text (--template says otherwise)")
-    name = name or trained or "plain"
-    template = chat.template_for(name, run.tokenizer)
+    name = name or trained
+    template = chat.template_for(name, run.tokenizer, "--template") if name else chat.CONTINUED
+    name = name or "none"
     session = Session(run, template, sampling, flags["max_new_tokens"], flags["seed"], flags["system"])
 
     def write(text: str) -> None:

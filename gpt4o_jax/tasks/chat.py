@@ -219,9 +219,16 @@ def _gemma(messages: Sequence[Message], reply: bool) -> Rendered:
 
 
 def _plain(messages: Sequence[Message], reply: bool) -> Rendered:
-    """No turns at all: a text that model and user write in turns, a line each; for models that know no conversations."""
-    lines = [part for m in messages for part in ((Text(m.text), m.role == "assistant"), (Text("\n"), False))]
-    return [(BOS, False), *(lines[:-1] if reply else lines)]
+    """No symbols but those of every text: a line for each message, eos behind an answer, as behind a document."""
+    out: Rendered = [(BOS, False)]
+    for m in messages:
+        answer = m.role == "assistant"
+        out += [(Text(m.text), answer), (EOS, True) if answer else (Text("\n"), False)]
+    return out
+
+
+def _continued(messages: Sequence[Message], reply: bool) -> Rendered:
+    return [(BOS, False), (Text("\n".join(m.text for m in messages)), False)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,23 +259,28 @@ TEMPLATES = {
     "gemma": Template(_gemma, Symbol("<end_of_turn>")),
     "plain": Template(_plain, EOS),
 }
+# No template: one text that user and model write in turns. For talking with models that know no conversations; as nothing ends
+# a turn in it, it is none to train with.
+CONTINUED = Template(_continued, EOS)
+KNOB = "--config.data.template"
 
 
-def template(name: str) -> Template:
-    """The template of that name. Raises RunError where there is none."""
+def template(name: str, knob: str = KNOB) -> Template:
+    """The template of that name. Raises RunError where there is none. knob: where it is set, for messages."""
     if name not in TEMPLATES:
-        raise data_error(f"chat template {name!r}{did_you_mean(name, TEMPLATES)}; expected one of {', '.join(TEMPLATES)}")
+        known = ", ".join(TEMPLATES)
+        raise data_error(f"chat template {name!r}{did_you_mean(name, TEMPLATES)}; expected {knob}=one of {known}")
     return TEMPLATES[name]
 
 
-def template_for(name: str, tokenizer) -> Template:
+def template_for(name: str, tokenizer, knob: str = KNOB) -> Template:
     """The same. Raises RunError also where the tokenizer lacks symbols that it writes."""
-    missing = _missing(template(name), tokenizer)
+    missing = _missing(template(name, knob), tokenizer)
     if missing:
         able = [other for other, t in TEMPLATES.items() if not _missing(t, tokenizer)]
         raise data_error(
             f"chat template {name} writes {', '.join(missing)}, which the tokenizer has no symbols for; take"
-            f" --template={' or '.join(able)}, or a model trained or imported with a tokenizer that has them"
+            f" {knob}={' or '.join(able)}, or a model trained or imported with a tokenizer that has them"
             " (--config.tokenizer.path=FOLDER of a published one)"
         )
     return template(name)

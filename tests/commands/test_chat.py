@@ -32,7 +32,7 @@ def talk(run, capsys, monkeypatch):
 def test_a_model_without_chat_training_continues_plain_text(run, talk, command):
     replies, told, result = talk("1 gr")
     wanted = command("generate", f"--workdir={run}", "--prompt=1 gr", *ARGS)[0]["samples"][0]
-    assert told.startswith("this model was not trained to chat") and result["template"] == "plain"
+    assert told.startswith("this model was not trained to chat") and result["template"] == "none"
     assert replies == wanted["text"]
     assert result["messages"] == [{"role": "user", "content": "1 gr"}, {"role": "assistant", "content": wanted["text"]}]
     assert (result["replies"], result["tokens"]) == (1, wanted["tokens"])

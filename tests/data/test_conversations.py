@@ -366,11 +366,13 @@ def test_broken_conversations_are_told_by_file_line_and_field(tmp_path, line, fr
     assert str(path) in message and fragment in message
 
 
-def test_conversations_without_a_word_of_the_assistant(made, tmp_path):
+def test_in_every_template_the_end_of_a_turn_is_learned(made, tmp_path):
+    """Also where nothing is said in it; of plain turns it is what ends a text."""
     path = write(tmp_path / "silent.jsonl", [[("user", f"{i}"), ("assistant", "")] for i in range(40)])
-    assert made(path=str(path)), "what ends an empty answer counts"
-    message = refusal(lambda: made(path=str(path), template="plain"))
-    assert "conversations has words of the assistant: nothing that the loss would count" in message
+    for template, end in (("own", END), ("plain", BYTES.symbols.eos[0])):
+        cache = made(path=str(path), template=template)[1].members[0].training
+        assert {int(i) for i, c in zip(cache.tokens, cache.counts, strict=True) if c} <= {end, *BYTES.encode(" ")}
+        assert np.sum(cache.tokens[cache.counts > 0] == end) == cache.documents
 
 
 CONFIGS = [
@@ -418,7 +420,8 @@ def test_a_run_talks_as_it_was_trained():
 
 
 def test_a_template_that_the_tokenizer_cannot_write(made):
-    assert "chat template llama3 writes <|start_header_id|>" in refusal(lambda: made(template="llama3"))
+    told = refusal(lambda: made(template="llama3"))
+    assert "chat template llama3 writes <|start_header_id|>" in told and "take --config.data.template=own or llama2" in told
     assert "chat template 'lama3' (did you mean llama3?)" in refusal(lambda: made(template="lama3"))
 
 

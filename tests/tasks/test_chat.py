@@ -136,7 +136,7 @@ def test_ids_are_those_of_the_written_conversation(pair, name, turns, wanted):
     assert ids == reference.encode(wanted, add_special_tokens=False).ids and len(ids) == len(counts)
 
 
-@pytest.mark.parametrize("name", sorted(chat.TEMPLATES.keys() - {"plain"}))
+@pytest.mark.parametrize("name", sorted(chat.TEMPLATES))
 def test_the_loss_counts_answers_and_their_ends(pair, name):
     ours = tokenizers.byte_tokenizer() if name == "own" else pair(name)[1]
     end = chat.symbol_id(chat.template(name).end, ours)
@@ -150,6 +150,14 @@ def test_the_loss_counts_answers_and_their_ends(pair, name):
     answers += [now] if now else []
     assert [a[-1] for a in answers] == [end, end]
     assert [ours.decode(a[:-1]).strip() for a in answers] == ["Hello.", "4 üñ"]
+
+
+def test_plain_turns_are_asked_for_as_they_are_learned():
+    rendered = lambda turns, reply: chat.encode(
+        chat.template("plain").render(messages(turns), reply), tokenizers.byte_tokenizer()
+    )
+    asked, (ids, counts) = rendered([ASK], True)[0], rendered([ASK, ANSWER], False)
+    assert ids[: len(asked)] == asked and counts == [False] * len(asked) + [True] * (len(ids) - len(asked))
 
 
 def test_nothing_in_a_message_begins_or_ends_a_turn(pair):
@@ -209,7 +217,7 @@ def test_parts_of_a_message_are_joined_and_other_kinds_wait():
             "expected a text, or a list",
         ),
         (lambda: chat.read_messages(["hello"]), "message 0: role None"),
-        (lambda: chat.template("lama3"), "did you mean llama3"),
+        (lambda: chat.template("lama3"), "(did you mean llama3?); expected --config.data.template=one of own,"),
         (lambda: render("gemma", [ASK, AGAIN]), "turn 1 is of role user, expected assistant"),
         (lambda: render("llama2", [ASK, SYSTEM]), "turn 1 is of role system, expected assistant"),
         (lambda: chat.encode(render("chatml", [ASK]), tokenizers.byte_tokenizer()), "no symbol <|im_start|>"),
