@@ -16,7 +16,7 @@ from gpt4o_jax.model.gpt import GPT
 from gpt4o_jax.sampling.generate import generate
 from gpt4o_jax.sampling.logits import Sampling
 from gpt4o_jax.tasks import metrics, readers
-from gpt4o_jax.tasks.chat import Template, encode, symbols_of_answers
+from gpt4o_jax.tasks.chat import Template, question, symbols_of_answers
 from gpt4o_jax.tasks.item import Item
 from gpt4o_jax.tasks.worlds import APPLICATIONS, docstrings
 
@@ -105,7 +105,7 @@ def answer(model: GPT, params, tokenizer: Tokenizer, template: Template, items: 
     Twice the tokens of the longest reference, and 8, are the most: what is longer is wrong.
     """
     symbols = symbols_of_answers(template, tokenizer)
-    prompts = [encode(template.render(item.prompt, True), tokenizer)[0] for item in items]
+    prompts = [question(template, item.messages, tokenizer) for item in items]
     most = [2 * max(len(tokenizer.encode(text)) for text in item.references) + 8 for item in items]
     fitting = [i for i in range(len(items)) if len(prompts[i]) < model.config.context_length]
     said = [TOO_LONG] * len(items)

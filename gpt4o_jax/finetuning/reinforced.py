@@ -92,7 +92,7 @@ class Prompts:
         return self
 
     def ids(self, item: Item) -> list[int]:
-        return chat.encode(self.template.render(item.prompt, True), self.tokenizer)[0]
+        return chat.question(self.template, item.messages, self.tokenizer)
 
     def rewards(self, texts: Sequence[str], items: Sequence[Item]) -> np.ndarray:
         """From 0 to 1, each by the first metric of the world that can score its item."""

@@ -152,12 +152,23 @@ def test_the_loss_counts_answers_and_their_ends(pair, name):
     assert [ours.decode(a[:-1]).strip() for a in answers] == ["Hello.", "4 üñ"]
 
 
-def test_plain_turns_are_asked_for_as_they_are_learned():
-    rendered = lambda turns, reply: chat.encode(
-        chat.template("plain").render(messages(turns), reply), tokenizers.byte_tokenizer()
-    )
-    asked, (ids, counts) = rendered([ASK], True)[0], rendered([ASK, ANSWER], False)
-    assert ids[: len(asked)] == asked and counts == [False] * len(asked) + [True] * (len(ids) - len(asked))
+@pytest.mark.parametrize("name", sorted(chat.TEMPLATES.keys() - {"mistral", "mistral0.3"}))  # one token may lie across the border
+@pytest.mark.parametrize("answer", ["Hello.", "<think>\nhm\n</think>\n\nHello."], ids=["answer", "thoughts"])
+def test_what_is_given_to_be_answered_is_what_stands_before_an_answer_in_training(pair, name, answer):
+    ours = tokenizers.byte_tokenizer() if name in ("own", "plain") else pair(name)[1]
+    for turns in ([ASK], [ASK, ANSWER, AGAIN], [("user", f"{chat.TEMPLATES['qwen3'].no_thoughts}?")]):
+        talk = messages([*turns, ("assistant", answer)])
+        asked = chat.question(chat.template(name), talk, ours)
+        ids, counts = chat.encode(chat.template(name).render(talk, False), ours)
+        assert ids[: len(asked)] == asked
+        assert counts[len(asked)] and not counts[len(asked) - 1], "the loss begins where the prompt ends"
+
+
+def test_qwen3_without_thoughts_is_asked_as_its_template_does_with_enable_thinking_false(pair):
+    reference, ours = pair("qwen3")
+    wanted = "<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    ids = chat.question(chat.template("qwen3"), messages([ASK, ANSWER]), ours)
+    assert ids == reference.encode(wanted, add_special_tokens=False).ids
 
 
 def test_nothing_in_a_message_begins_or_ends_a_turn(pair):
