@@ -21,6 +21,7 @@ def get_config(folder=""):
     c.init.update({"from": folder, "model": True})
     c.objective.update(method="dpo", beta=0.1)
     c.data.update(source="world", path="numbers", world_items=4000)
+    c.train.mtp_weight = 0.0  # heads of multi-token prediction, where the model has some, stay as they are
     c.optimizer.update(peak_lr=1e-4, warmup_steps=20, weight_decay=0.0)
     c.train.update(length="1 epochs", batch_size=16)
     c.eval.every = c.sample.every = c.checkpoint.every = 100

@@ -64,7 +64,7 @@ def validate(c) -> None:
             "config.model.router_bias=true: optimizer.name=schedule_free averages weights by how it moved them, and does not move"
             " this one; set router_bias=false, or optimizer.name=adamw"
         )
-    if m.mtp_heads and not t.mtp_weight:
+    if m.mtp_heads and not t.mtp_weight and c.objective.method == "next_token":
         raise RunError(f"config.model.mtp_heads={m.mtp_heads} does nothing with train.mtp_weight=0; such as 0.3 (DeepSeek-V3)")
     if t.patience and not (c.checkpoint.best and c.eval.every):
         raise RunError(
@@ -327,6 +327,18 @@ def _validate_finetuning(c) -> None:
     if c.data.source not in sources:
         what = {"dpo": "pairs of answers", "grpo": "questions whose answers can be checked"}[o.method]
         raise RunError(f"{given} needs {what}: data.source={' or '.join(sources)}, got {c.data.source}")
+    if c.model.mtp_heads and c.train.mtp_weight:
+        raise RunError(
+            f"config.train.mtp_weight={c.train.mtp_weight}: {given} trains no heads of multi-token prediction; set mtp_weight=0,"
+            f" which leaves the model's mtp_heads={c.model.mtp_heads} as they are"
+        )
+    for name, value, legal, why in (
+        ("train.z_loss", c.train.z_loss, (0.0,), "has no such part"),
+        ("data.loss_on", c.data.loss_on, ("answers",), "learns from answers, not from what stands before them"),
+        ("data.rows", c.data.rows, ("packed", "first_fit"), "keeps every conversation whole"),
+    ):
+        if value not in legal:
+            raise RunError(f"config.{name}={value}: {given} {why}; leave it at {legal[0]}")
     if o.method == "grpo" and c.train.batch_size % o.group:
         raise RunError(
             f"config.objective.group={o.group} does not divide train.batch_size={c.train.batch_size}; nearest:"

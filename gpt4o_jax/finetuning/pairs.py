@@ -101,19 +101,27 @@ def near_miss(answer: str, other: str, rng: random.Random) -> str:
 
 
 def load(config: RunConfig) -> tuple[list[Pair], list[Pair]]:
-    """(training pairs, held-out pairs). Those of a file are held out by a hash of the question. Raises RunError."""
+    """(training pairs, held-out pairs). Those of files are held out by a hash of the question, or lie in data.holdout_path.
+
+    Raises RunError.
+    """
     data = config.data
     if data.source == "world":
         world = sources.world(data.path, data.holdout_fraction)
         return list(of_world(world, data.world_items, False)), list(of_world(world, config.objective.held_out, True))
-    files = sources.text_files(data.path)
-    pairs = [pair for path in files for pair in read(sources.read_text(path), str(path))]
+    pairs = _of_files(data.path)
+    if data.holdout_path:
+        return pairs, _of_files(data.holdout_path)
     is_held = lambda pair: sources.is_held("\n".join(m.text for m in pair.prompt), data.holdout_fraction)
     training, held = ([p for p in pairs if is_held(p) == wanted] for wanted in (False, True))
     for kind, found in (("training", training), ("held-out", held)):
         if not found:
             raise data_error(f"{data.path}: {len(pairs)} pairs, and no {kind} one; give more, or another data.holdout_fraction")
     return training, held
+
+
+def _of_files(path: str) -> list[Pair]:
+    return [pair for file in sources.text_files(path) for pair in read(sources.read_text(file), str(file))]
 
 
 # ---------------------------------------------------------------- as rows

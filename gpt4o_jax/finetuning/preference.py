@@ -17,7 +17,7 @@ from gpt4o_jax.config import RunConfig
 from gpt4o_jax.console import say
 from gpt4o_jax.data.batches import Batch, dispatches
 from gpt4o_jax.data.tokenizer import Symbols
-from gpt4o_jax.finetuning.logprobs import scorer, token_logprobs
+from gpt4o_jax.finetuning.logprobs import learned_logprobs, scorer, token_logprobs
 from gpt4o_jax.finetuning.pairs import PairCorpus, PairRows, pair_batch, prepare
 from gpt4o_jax.length import row_numbers
 from gpt4o_jax.model.gpt import GPT
@@ -29,7 +29,9 @@ __all__ = ["begin", "prepare"]
 
 def dpo_loss(beta: float, pairs: int, model: GPT, params, batch: Batch, t, key):
     """As Objective.loss: -log sigmoid(margin), a sum over pairs. pairs: the most in a row."""
-    return sums(*margins(beta, pairs, token_logprobs(model, params, batch, t.loss_chunk, key), batch))
+    logp_BT, more, of_experts = learned_logprobs(model, params, batch, t, key)
+    total, parts = sums(*margins(beta, pairs, logp_BT, batch))
+    return total + more, parts | of_experts
 
 
 def margins(beta: float, pairs: int, logp_BT: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -25,7 +25,7 @@ from gpt4o_jax.data.batches import Batch, make_batch, stack
 from gpt4o_jax.data.rows import random_bits
 from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.evaluation import generation
-from gpt4o_jax.finetuning.logprobs import scorer, token_logprobs
+from gpt4o_jax.finetuning.logprobs import learned_logprobs, scorer
 from gpt4o_jax.model import lora
 from gpt4o_jax.model.gpt import GPT
 from gpt4o_jax.ops.compute import Compute
@@ -44,11 +44,11 @@ BESIDE = ("old", "reference", "advantage", "reward")  # what a batch holds for e
 
 def grpo_loss(clip: float, beta: float, model: GPT, params, batch: Batch, t, key):
     """As Objective.loss, sums over answers: each of them, whatever its length, weighs the same."""
-    logp_BT = token_logprobs(model, params, batch, t.loss_chunk, key)
+    logp_BT, more, of_experts = learned_logprobs(model, params, batch, t, key)
     b, weights = batch.beside, batch.weights
     parts = per_token(jnp.where(weights > 0, logp_BT, b["old"]), b["old"], b["reference"], b["advantage"], clip, beta)
     sums = {name: jnp.sum(weights * x_BT) for name, x_BT in (parts | {"reward": b["reward"]}).items()}
-    return sums["loss"], sums
+    return sums["loss"] + more, sums | of_experts
 
 
 def per_token(logp, old, reference, advantage, clip: float, beta: float) -> dict[str, jax.Array]:

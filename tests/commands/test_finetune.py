@@ -106,6 +106,10 @@ def test_preferences_come_from_files(tuned_args, tmp_path, command, refused):
     of_file = ("--config.data.source=conversations", f"--config.data.path={file}", "--config.data.world_items=100000")
     _, err = command(*tuned_args(workdir, "dpo", *of_file))
     held, train = records(workdir, "eval")[-1], records(workdir, "train")
+    apart = tmp_path / "apart.jsonl"
+    apart.write_text("".join(json.dumps(ask(word)) + "\n" for word in words[:5]))
+    _, told = command(*tuned_args(tmp_path / "apart", "dpo", *of_file, f"--config.data.holdout_path={apart}"))
+    assert records(tmp_path / "apart", "eval")[-1]["pairs"] == 5 and " 40 training pairs" in told
     assert (
         held["preference_accuracy"] == pytest.approx(1)
         and held["preference_margin"] > 0.1
@@ -124,6 +128,13 @@ MISTAKES = [
     ("objective.method=grpo needs questions whose answers can be checked", ("--config.data.source=conversations",)),
     ("objective.group=3 does not divide train.batch_size=4; nearest: group=2", ("--config.objective.group=3",)),
     ("questions never end; give steps", ("--config.train.length=1 epochs",)),
+    ("train.z_loss=0.1: config.objective.method=grpo has no such part; leave it at 0.0", ("--config.train.z_loss=0.1",)),
+    ("data.loss_on=all: config.objective.method=grpo learns from answers", ("--config.data.loss_on=all",)),
+    ("data.rows=windows: config.objective.method=grpo keeps every conversation whole", ("--config.data.rows=windows",)),
+    (
+        "train.mtp_weight=0.3: config.objective.method=grpo trains no heads of multi-token prediction; set mtp_weight=0",
+        ("--config.model.mtp_heads=1", "--config.train.mtp_weight=0.3"),
+    ),
     ("there are reward, reward/en-de, reward/de-en,", ("--config.checkpoint.best=reward/en-xx",)),
     ("world 'nmbers' does not exist (did you mean numbers?)", ("--config.data.path=nmbers",)),
 ]
