@@ -29,7 +29,6 @@ FLAGS = (
         low=1,
     ),
 )
-ITEMS = 200  # of each slice of a task
 _FOR = {
     "stride": ("text", ""),
     "weights": ("text", ""),
@@ -115,6 +114,7 @@ def _choice(flags: dict):
 
 def _tasks(flags: dict):
     from gpt4o_jax import run as runs
+    from gpt4o_jax.data import conversations
     from gpt4o_jax.evaluation import generation, harness
 
     names = [name for name in flags["tasks"].split(",") if name]
@@ -123,7 +123,7 @@ def _tasks(flags: dict):
         if flags[name] not in (None, ""):
             raise RunError(f"evaluate: --{name}={flags[name]} is for tasks of lm-evaluation-harness; leave it out")
     data = runs.read_config(flags["workdir"]).data
-    asked = generation.tasks([name for name in names if name not in others], data, flags["limit"] or ITEMS)
+    asked = generation.tasks([name for name in names if name not in others], data, flags["limit"] or conversations.SCORED)
     manager = harness.find(others, flags["task_dir"], generation.names()) if others else None  # before any is answered
 
     def score(run) -> dict:

@@ -55,7 +55,7 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers) -> dict |
         parallel.share("Weights & Biases", lambda: check_wandb(config))  # told before anything is written or compiled
     workdir = epath.Path(workdir).expanduser()
     mesh = parallel.make_mesh(config.mesh)
-    asked = generation.tasks(config.eval.tasks, config.data, config.eval.task_items, conversations.SELECTION_SEED)
+    asked = generation.tasks(config.eval.tasks, config.data, config.eval.task_items, choosing=True)
     best, known = config.checkpoint.best, (*_scores(config), *generation.numbers(asked))
     if best and best not in known:
         raise RunError(f"config.checkpoint.best={best}: no such number{did_you_mean(best, known)}; there are {', '.join(known)}")

@@ -143,7 +143,8 @@ def _in_lanes(data: DataConfig, share: Fraction, root: Path, name: str, tokenize
 
 def split_documents(alone: Sequence[DataConfig]) -> list[tuple[Sequence[str], Sequence[str]]]:
     """(training documents, held-out documents) of each source of a corpus."""
-    return sources.split_all([sources.load(c) for c in alone], alone[0], [sources.apart(c) for c in alone])
+    more = [document for c in alone for document in sources.scored_at_last(c)]
+    return sources.split_all([sources.load(c) for c in alone], alone[0], [sources.apart(c) for c in alone], more)
 
 
 def training_rows(config: RunConfig, corpus: Corpus):

@@ -78,12 +78,19 @@ def read(text: str, where: str) -> Iterator[Pair]:
         yield Pair(prompt, record["chosen"], record["rejected"])
 
 
-def of_world(world: World, size: int, held_out: bool) -> Iterator[Pair]:
-    """One pair for each of the first items of a world whose slice has another answer nearby."""
-    item = lambda i: world.item(conversations.SELECTION_SEED if held_out else conversations.SEED, i, held_out)
+def of_world(world: World, size: int, held_out: bool, choosing: bool = True) -> Iterator[Pair]:
+    """One pair for each of the first items of a world whose slice has another answer nearby.
+
+    choosing: of held-out items those that choose a checkpoint while training, or those of the last evaluation.
+    """
+    slices = len(world.slices)
+    item = lambda i: world.item(conversations.SEED, i, False)
+    if held_out:
+        items = conversations.held_out(world, size + 19 * slices, choosing)
+        size, item = min(size, len(items)), lambda i: items[i % len(items)]
     for i in range(size):
         mine = item(i)
-        others = (item(i + n * len(world.slices)).answer for n in range(1, 20))
+        others = (item(i + n * slices).answer for n in range(1, 20))
         other = next((answer for answer in others if answer not in mine.references), None)
         if other is not None:
             close = near_miss(mine.answer, other, random.Random(f"{world.name} {i}"))

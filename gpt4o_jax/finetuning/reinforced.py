@@ -148,7 +148,7 @@ def begin(config: RunConfig, prompts: Prompts, folder: epath.Path, mesh: jax.sha
             yield step + t.steps_per_dispatch, rollout(config, prompts, program.model, params, now.base or fixed or params, step)
 
     def evaluate(model: GPT, params, whole: bool) -> dict:
-        items = [prompts.world.item(conversations.SELECTION_SEED, i, True) for i in range(c.held_out)]
+        items = conversations.held_out(prompts.world, c.held_out, choosing=True)
         texts = generation.answer(model, params, prompts.tokenizer, prompts.template, items, config.eval.batch_size)
         rewards = prompts.rewards(texts, items)
         rows = {item.slice: [r for r, i in zip(rewards, items, strict=True) if i.slice == item.slice] for item in items}
