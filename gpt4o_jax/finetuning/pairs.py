@@ -203,23 +203,42 @@ class PairCorpus:
 def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> PairCorpus:
     """The pairs of a run. tokenizer: the run's own where it has one already. Raises RunError."""
     tokenizer = tokenizer or tokenizers.load(epath.Path(config.tokenizer.path or config.init.from_))
+    digest, made = hashlib.sha256(tokenizer.digest.encode()), []
+    for pairs in load(config):
+        fitting = _fitting(pairs, config, tokenizer)
+        digest.update(repr(fitting).encode())
+        made.append(PairRows(fitting, config.model.context_length, config.seed))
+    return PairCorpus(digest.hexdigest()[:16], tokenizer, *made)
+
+
+def scored_at_last(config: RunConfig, corpus: PairCorpus) -> PairRows:
+    """Held-out pairs of the last evaluation. Of a world others than those that choose a checkpoint; of files the same."""
+    if config.data.source != "world":
+        return corpus.held_out
+    world = sources.world(config.data.path, config.data.holdout_fraction)
+    pairs = list(of_world(world, config.objective.held_out, held_out=True, choosing=False))
+    return PairRows(_fitting(pairs, config, corpus.tokenizer), config.model.context_length, config.seed)
+
+
+def _fitting(pairs: Sequence[Pair], config: RunConfig, tokenizer: Tokenizer) -> list[Encoded]:
+    """Those that fit in a row, as ids."""
     template = chat.template_for(conversations.template_name(config.data, tokenizer), tokenizer)
-    T, digest, made = config.model.context_length, hashlib.sha256(tokenizer.digest.encode()), []
+    T = config.model.context_length
 
     def encode(pair: Pair, answer: str):
         return chat.encode(template.render([*pair.prompt, chat.say("assistant", answer)], False), tokenizer)
 
-    for pairs in load(config):
-        encoded = [Encoded(encode(pair, pair.chosen), encode(pair, pair.rejected)) for pair in pairs]
-        fitting = [pair for pair in encoded if pair.length <= T + 1]
-        if not fitting:
-            shortest = min(pair.length for pair in encoded)
-            raise data_error(
-                f"{config.data.path}: none of {len(encoded)} pairs fits in a row of model.context_length={T}, which takes both"
-                f" answers, each behind its question; the shortest needs context_length={shortest - 1}"
-            )
-        if len(fitting) < len(encoded):
-            tell(f"{len(encoded) - len(fitting)} of {len(encoded)} pairs are longer than a row and left out")
-        digest.update(repr(fitting).encode())
-        made.append(PairRows(fitting, T, config.seed))
-    return PairCorpus(digest.hexdigest()[:16], tokenizer, *made)
+    encoded = [Encoded(encode(pair, pair.chosen), encode(pair, pair.rejected)) for pair in pairs]
+    fitting = [pair for pair in encoded if pair.length <= T + 1]
+    if not fitting:
+        shortest = min(pair.length for pair in encoded)
+        raise data_error(
+            f"{config.data.path}: none of {len(encoded)} pairs fits in a row of model.context_length={T}, which takes both"
+            f" answers, each behind its question; the shortest needs context_length={shortest - 1}"
+        )
+    if len(fitting) < len(encoded):
+        tell(
+            f"{len(encoded) - len(fitting)} of {len(encoded)} pairs are longer than a row and left out; the longest needs"
+            f" model.context_length={max(pair.length for pair in encoded) - 1}"
+        )
+    return fitting

@@ -148,13 +148,21 @@ def begin(config: RunConfig, prompts: Prompts, folder: epath.Path, mesh: jax.sha
             yield step + t.steps_per_dispatch, rollout(config, prompts, program.model, params, now.base or fixed or params, step)
 
     def evaluate(model: GPT, params, whole: bool) -> dict:
-        items = conversations.held_out(prompts.world, c.held_out, choosing=True)
-        texts = generation.answer(model, params, prompts.tokenizer, prompts.template, items, config.eval.batch_size)
-        rewards = prompts.rewards(texts, items)
-        rows = {item.slice: [r for r, i in zip(rewards, items, strict=True) if i.slice == item.slice] for item in items}
-        return {"reward": float(rewards.mean()), **{f"reward/{row}": float(np.mean(r)) for row, r in rows.items()}}
+        return scores(config, prompts, model, params, choosing=True)
 
     return Objective(loss, BESIDE, batches), evaluate
+
+
+def scores(config: RunConfig, prompts: Prompts, model: GPT, params, choosing: bool) -> dict:
+    """Mean rewards of greedy answers to held-out items, and by slice. Needs the mesh in force.
+
+    choosing: of items that choose a checkpoint while training, or else of those of the last evaluation.
+    """
+    items = conversations.held_out(prompts.world, config.objective.held_out, choosing)
+    texts = generation.answer(model, params, prompts.tokenizer, prompts.template, items, config.eval.batch_size)
+    rewards = prompts.rewards(texts, items)
+    rows = {item.slice: [r for r, i in zip(rewards, items, strict=True) if i.slice == item.slice] for item in items}
+    return {"reward": float(rewards.mean()), **{f"reward/{row}": float(np.mean(r)) for row, r in rows.items()}}
 
 
 def rollout(config: RunConfig, prompts: Prompts, model: GPT, params, reference, step: int) -> Batch:

@@ -65,7 +65,7 @@ def newest(workdir) -> list:
 
 
 @pytest.mark.parametrize(("method", "more"), [("dpo", ()), ("grpo", ("--config.lora.rank=2",)), ("grpo", ())])
-def test_a_run_is_one_like_any_other(taught, tuned_args, tmp_path, command, method, more):
+def test_a_run_is_one_like_any_other(taught, tuned_args, tmp_path, command, refused, method, more):
     workdir = tmp_path / "tuned"
     made, err = command(*tuned_args(workdir, method, *more))
     assert f"weights from {taught} at step 20" in err and made["step"] == 20
@@ -83,6 +83,11 @@ def test_a_run_is_one_like_any_other(taught, tuned_args, tmp_path, command, meth
     assert Store(workdir / "checkpoints").meta(20)["base"]["step"] == 20
     assert command("generate", f"--workdir={workdir}", "--prompt=a", "--max_new_tokens=2")[0]["samples"]
     assert command("runs", tmp_path)[0]
+    scores, told = command("evaluate", f"--workdir={workdir}")
+    wanted = {"preference_accuracy", "pairs"} if method == "dpo" else {"reward", "reward/en-de"}
+    assert wanted < scores.keys() and scores["step"] == 20 and "chose by this hold-out" not in told
+    assert method != "dpo" or 0 < scores["pairs"] <= 12
+    refused(USAGE, "--stride=3 is about text", "evaluate", f"--workdir={workdir}", "--stride=3")
     if more:
         command("convert", "merge", f"--workdir={workdir}", f"--to={tmp_path / 'merged'}")
         assert command("generate", f"--workdir={tmp_path / 'merged'}", "--prompt=a", "--max_new_tokens=2")[0]["samples"]
@@ -114,6 +119,10 @@ def test_preferences_come_from_files(tuned_args, tmp_path, command, refused):
         held["preference_accuracy"] == pytest.approx(1)
         and held["preference_margin"] > 0.1
         and train[-1]["loss"] < train[0]["loss"]
+    )
+    scores, _ = command("evaluate", f"--workdir={workdir}")
+    assert {name: scores[name] for name in ("preference_accuracy", "pairs")} == pytest.approx(
+        {name: held[name] for name in ("preference_accuracy", "pairs")}
     )
     assert held["pairs"] + int(err.split(" training pairs")[0].split()[-1]) == 40
     with file.open("a") as f:
