@@ -63,6 +63,8 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers) -> dict |
     prepare = (method.prepare,) if method else ()
     config, corpus = parallel.leader_first("run folder", lambda: run.open_folder(workdir, config, mesh, *prepare))
     held_out = None if method else perplexity.holdouts(corpus)
+    for line in () if method else corpus.too_long(config.model.context_length):
+        say(line)
     template = conversations.template_of(config.data, corpus.tokenizer) if asked else None
 
     def score_text(model, params, whole: bool) -> dict:

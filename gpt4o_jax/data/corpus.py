@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 from etils import epath
 
 from gpt4o_jax.config import DataConfig, RunConfig
@@ -68,6 +69,19 @@ class Corpus:
     def in_lanes(self) -> list[lanes.Chunks]:
         """Training text that is tokenised as it is read."""
         return [m.training for m in self.members if isinstance(m.training, lanes.Chunks)]
+
+    def too_long(self, T: int) -> list[str]:
+        """A line for each source that has conversations of more tokens than a row of T holds, which end where it does."""
+        lines = []
+        for member in self.members:
+            lengths = np.diff(member.training.offsets) if conversations.are_documents_of(member.data) else np.zeros(0, np.int64)
+            if over := int(np.count_nonzero(lengths > T + 1)):
+                lines.append(
+                    f"{member.name}: {over:,} of {len(lengths):,} conversations are longer than a row of"
+                    f" model.context_length={T} and lose what is behind it; the longest needs"
+                    f" --config.model.context_length={lengths.max() - 1}"
+                )
+        return lines
 
     def rows(self, config: RunConfig):
         """`training_rows`."""

@@ -11,6 +11,7 @@ K steps, B rows, T positions
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -19,11 +20,13 @@ import numpy as np
 from etils import epath
 
 from gpt4o_jax.config import RunConfig
+from gpt4o_jax.console import say as tell
 from gpt4o_jax.data import conversations, sources
 from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.data.batches import Batch, make_batch, stack
 from gpt4o_jax.data.rows import random_bits
 from gpt4o_jax.data.tokenizer import Tokenizer
+from gpt4o_jax.errors import data_error
 from gpt4o_jax.evaluation import generation
 from gpt4o_jax.finetuning.logprobs import learned_logprobs, scorer
 from gpt4o_jax.model import lora
@@ -36,6 +39,7 @@ from gpt4o_jax.tasks.item import Item
 from gpt4o_jax.tasks.worlds import World
 from gpt4o_jax.training.objective import Objective
 
+_FAR = 1_000_003  # between a question and those that may take its place; a prime, so that of few items each comes
 BESIDE = ("old", "reference", "advantage", "reward")  # what a batch holds for each target; log-probabilities are the first two
 
 
@@ -91,6 +95,17 @@ class Prompts:
     def rows(self, config: RunConfig) -> "Prompts":
         return self
 
+    def drawn(self, seed: int, number: int, T: int) -> tuple[Item, list[int]]:
+        """Question `number` of a run and its ids: another one in its place where it leaves no room in T for an answer.
+
+        `prepare` has found some that do.
+        """
+        for n in itertools.count():
+            item = self.world.item(seed, number + n * _FAR, False)
+            ids = self.ids(item)
+            if len(ids) < T:
+                return item, ids
+
     def ids(self, item: Item) -> list[int]:
         return chat.question(self.template, item.messages, self.tokenizer)
 
@@ -110,9 +125,22 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Prompts:
     world = sources.world(config.data.path, config.data.holdout_fraction)
     name = conversations.template_name(config.data, tokenizer)
     template = chat.template_for(name, tokenizer)
-    made = repr([world.item(config.seed, i, False) for i in range(64)])
-    digest = hashlib.sha256("\0".join((tokenizer.digest, name, world.name, made)).encode()).hexdigest()[:16]
-    return Prompts(digest, tokenizer, world, template)
+    made, T = [world.item(config.seed, i, False) for i in range(64)], config.model.context_length
+    digest = hashlib.sha256("\0".join((tokenizer.digest, name, world.name, repr(made))).encode()).hexdigest()[:16]
+    prompts = Prompts(digest, tokenizer, world, template)
+    lengths = [len(prompts.ids(item)) for item in made]
+    fitting = sum(length < T for length in lengths)
+    if not fitting:
+        raise data_error(
+            f"config.data.path={config.data.path}: none of its first {len(made)} questions leaves room for an answer in"
+            f" model.context_length={T}: they are {min(lengths)} to {max(lengths)} tokens; use a model of a longer context"
+        )
+    if fitting < len(made):
+        tell(
+            f"{len(made) - fitting} of the first {len(made)} questions leave no room for an answer in model.context_length={T}"
+            f" (up to {max(lengths)} tokens): others take the place of such questions"
+        )
+    return prompts
 
 
 def answer_row(prompt: list[int], c: Completion, end: int, eos: int, T: int):
@@ -170,10 +198,10 @@ def rollout(config: RunConfig, prompts: Prompts, model: GPT, params, reference, 
     c, t, T = config.objective, config.train, config.model.context_length
     K, B = t.steps_per_dispatch, t.batch_size
     each = B // c.group
-    items = [prompts.world.item(config.seed, step * each + i, False) for i in range(K * each)]
+    items, ids = zip(*(prompts.drawn(config.seed, step * each + i, T) for i in range(K * each)), strict=True)
     seed = int(random_bits(config.seed, step) >> np.uint64(33))
     symbols, end = prompts.tokenizer.symbols, chat.symbol_id(prompts.template.end, prompts.tokenizer)
-    ids, sampling = [prompts.ids(item) for item in items], Sampling(stop_ids=(end,))
+    sampling = Sampling(stop_ids=(end,))
     size = dict(vocab_size=prompts.tokenizer.vocab_size, symbols=symbols, num_samples=c.group)
     found = generate(model, params, ids, c.answer_tokens, sampling, seed, **size)
     texts = [prompts.template.said(prompts.tokenizer.decode(f.ids)) for f in found]

@@ -186,6 +186,10 @@ def test_a_conversation_too_long_loses_its_end_and_one_without_an_answer_in_reac
     told = {c for i in range(rows.rows_per_epoch) for c in BYTES.decode(rows[i][0].tolist()) if c.isalpha()}
     trained = {d.item.messages[0].text[0] for d in sources.split(sources.load(config.data), config.data)[0]}
     assert told == {letter for pair in ("ab", "ef") for letter in pair if pair[0] in trained}
+    lengths = np.diff(found.members[0].training.offsets)
+    (told,) = found.too_long(T)
+    assert f"{np.sum(lengths > T + 1)} of {len(lengths)} conversations are longer than a row" in told
+    assert f"--config.model.context_length={lengths.max() - 1}" in told and not found.too_long(int(lengths.max()) - 1)
     path = write(tmp_path / "long.jsonl", [[("user", f"{i}" + "c" * 100), ("assistant", "d")] for i in range(40)])
     config, found = made(path=str(path))
     assert f"within its first {T + 1} tokens" in refusal(corpus.training_rows, config, found)
