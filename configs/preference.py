@@ -5,7 +5,8 @@ Time: not measured yet.
 Expected: not measured yet. Learning rate and beta are starting points.
 Command: python -m gpt4o_jax train --config=configs/preference.py:runs/numbers --workdir=runs/preferred
     with pairs of your own, a line each {"messages": [turns up to the question], "chosen": text, "rejected": text}:
-    --config.data.source=conversations --config.data.path=pairs.jsonl
+    --config.data.source=conversations --config.data.path=pairs.jsonl --config.data.holdout_path=held_out_pairs.jsonl
+    (without the last a share of them is held out, by question)
     --config.lora.rank=16 trains adapters
     The other run must stay where it is. Of a world, the right answer with one wrong word in it is rejected.
 """

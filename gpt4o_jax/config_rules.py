@@ -346,6 +346,8 @@ def _validate_finetuning(c) -> None:
         )
     if o.method == "grpo" and parse_length(c.train.length)[1] == "epochs":
         raise RunError(f"{given}: train.length={c.train.length!r}: questions never end; give steps, such as '200 steps'")
+    if o.method == "grpo" and c.data.world_items != (default := type(c.data).world_items):
+        raise RunError(f"config.data.world_items={c.data.world_items}: {given} asks ever new questions; leave it at {default}")
     if o.method == "grpo" and c.train.batch_warmup_steps:
         raise RunError(f"{given} samples whole batches; set train.batch_warmup_steps=0")
 

@@ -49,6 +49,7 @@ def tuned_args(train_args, taught):
             *rates,
             "--config.checkpoint.best=",
             "--config.train.steps_per_dispatch=10",
+            *(["--config.data.world_items=100000"] if method == "grpo" else []),
             *more,
         )
 
@@ -139,6 +140,7 @@ MISTAKES = [
     ("questions never end; give steps", ("--config.train.length=1 epochs",)),
     ("train.z_loss=0.1: config.objective.method=grpo has no such part; leave it at 0.0", ("--config.train.z_loss=0.1",)),
     ("data.loss_on=all: config.objective.method=grpo learns from answers", ("--config.data.loss_on=all",)),
+    ("data.world_items=400: config.objective.method=grpo asks ever new questions", ("--config.data.world_items=400",)),
     ("data.rows=windows: config.objective.method=grpo keeps every conversation whole", ("--config.data.rows=windows",)),
     (
         "train.mtp_weight=0.3: config.objective.method=grpo trains no heads of multi-token prediction; set mtp_weight=0",
