@@ -24,6 +24,7 @@ def get_config(folder=""):
     c.init.update({"from": folder, "model": True})
     c.objective.update(method="grpo", beta=0.02, group=8, answer_tokens=8)
     c.data.update(source="world", path="arithmetic")
+    c.train.mtp_weight = 0.0  # heads of multi-token prediction, where the model has some, stay as they are
     c.optimizer.update(peak_lr=5e-5, b2=0.99, schedule="constant", warmup_steps=10, weight_decay=0.0)
     c.train.update(length="400 steps", batch_size=64, steps_per_dispatch=4)
     c.log.every = 4

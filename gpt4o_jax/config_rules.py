@@ -64,7 +64,7 @@ def validate(c) -> None:
             "config.model.router_bias=true: optimizer.name=schedule_free averages weights by how it moved them, and does not move"
             " this one; set router_bias=false, or optimizer.name=adamw"
         )
-    if m.mtp_heads and not t.mtp_weight:
+    if m.mtp_heads and not t.mtp_weight and c.objective.method == "next_token":
         raise RunError(f"config.model.mtp_heads={m.mtp_heads} does nothing with train.mtp_weight=0; such as 0.3 (DeepSeek-V3)")
     if t.patience and not (c.checkpoint.best and c.eval.every):
         raise RunError(
@@ -300,8 +300,8 @@ def _validate_moments(o) -> None:
     given = "config.optimizer.moment_dtype=bfloat16"
     averages = {"adamw": ("b1", "b2"), "muon": ("b1", "b2", "muon_momentum"), "lion": ("b2",)}
     if o.name not in averages:
-        raise RunError(f"{given} does nothing with optimizer.name={o.method}; set it to float32, or take {', '.join(averages)}")
-    for name in averages[o.method]:
+        raise RunError(f"{given} does nothing with optimizer.name={o.name}; set it to float32, or take {', '.join(averages)}")
+    for name in averages[o.name]:
         if getattr(o, name) > MOST_DECAY:
             raise RunError(
                 f"{given}: of 8 bits a step of 1 - {name} = {1 - getattr(o, name):.2g} is rounded away; nearest:"
@@ -337,6 +337,18 @@ def _validate_finetuning(c) -> None:
     if c.data.source not in sources:
         what = {"dpo": "pairs of answers", "grpo": "questions whose answers can be checked"}[o.method]
         raise RunError(f"{given} needs {what}: data.source={' or '.join(sources)}, got {c.data.source}")
+    if c.model.mtp_heads and c.train.mtp_weight:
+        raise RunError(
+            f"config.train.mtp_weight={c.train.mtp_weight}: {given} trains no heads of multi-token prediction; set mtp_weight=0,"
+            f" which leaves the model's mtp_heads={c.model.mtp_heads} as they are"
+        )
+    for name, value, legal, why in (
+        ("train.z_loss", c.train.z_loss, (0.0,), "has no such part"),
+        ("data.loss_on", c.data.loss_on, ("answers",), "learns from answers, not from what stands before them"),
+        ("data.rows", c.data.rows, ("packed", "first_fit"), "keeps every conversation whole"),
+    ):
+        if value not in legal:
+            raise RunError(f"config.{name}={value}: {given} {why}; leave it at {legal[0]}")
     if o.method == "grpo" and c.train.batch_size % o.group:
         raise RunError(
             f"config.objective.group={o.group} does not divide train.batch_size={c.train.batch_size}; nearest:"
@@ -344,6 +356,8 @@ def _validate_finetuning(c) -> None:
         )
     if o.method == "grpo" and parse_length(c.train.length)[1] == "epochs":
         raise RunError(f"{given}: train.length={c.train.length!r}: questions never end; give steps, such as '200 steps'")
+    if o.method == "grpo" and c.data.world_items != (default := type(c.data).world_items):
+        raise RunError(f"config.data.world_items={c.data.world_items}: {given} asks ever new questions; leave it at {default}")
     if o.method == "grpo" and c.train.batch_warmup_steps:
         raise RunError(f"{given} samples whole batches; set train.batch_warmup_steps=0")
 

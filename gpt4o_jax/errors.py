@@ -33,6 +33,15 @@ def data_error(message: str) -> RunError:
     return RunError(message, ExitCode.DATA)
 
 
+def lone_surrogate(text: str) -> str:
+    """The first character that JSON can write and no UTF-8 text holds, and its place; "" where there is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        return f"lone surrogate U+{ord(text[e.start]):04X} at character {e.start}"
+    return ""
+
+
 def did_you_mean(name: str, known) -> str:
     """' (did you mean X?)' with the nearest of `known`, or '' where nothing is near."""
     import difflib

@@ -26,7 +26,8 @@ class Origin:
 
 def find(folder: str) -> Origin:
     """The checkpoint that config.init.from=folder means. Raises RunError where there is none, or it is not intact."""
-    store = Store(epath.Path(folder).expanduser() / "checkpoints")
+    run = epath.Path(folder).expanduser()
+    store = Store(run / "checkpoints")
     if not store.steps():
         raise data_error(f"config.init.from={folder}: no finished checkpoint there; expected the folder of a run")
     step = store.chosen()
@@ -36,7 +37,7 @@ def find(folder: str) -> Origin:
             f"config.init.from={folder}: a run of adapters, not of weights; make weights of it first:"
             f" convert merge --workdir={folder} --to=FOLDER"
         )
-    return Origin(epath.Path(folder), store, step)
+    return Origin(run, store, step)
 
 
 def base_of(workdir: epath.Path, config: RunConfig, step: int | None = None) -> Origin:

@@ -280,12 +280,12 @@ def _fits(config: RunConfig) -> bool:
     return True
 
 
-def corpus(run: Run) -> Corpus:
-    """The text of the run, as tokens. Raises RunError where its source is not the same here."""
+def corpus(run: Run, prepare: Callable = corpora.prepare) -> Corpus:
+    """The text of the run, as tokens. prepare: as in `open_folder`. Raises RunError where its source is not the same here."""
     stored = Store(run.workdir / "checkpoints").meta(run.step)["corpus"]
     if stored is None:
         raise data_error(f"{run.workdir}: imported weights have no hold-out; use --text=FILE")
-    found = corpora.prepare(run.config, run.tokenizer)
+    found = prepare(run.config, run.tokenizer)
     if found.name != stored:
         raise data_error(
             f"{run.workdir}: the hold-out cannot be rebuilt here: {run.config.data.source} gives corpus {found.name},"

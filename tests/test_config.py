@@ -231,6 +231,8 @@ def test_any_text_is_a_value_or_one_clear_line(name, text):
         ({"optimizer": {"name": "schedule_free"}}, "takes the place of schedule=cosine; nearest: optimizer.schedule=constant"),
         ({"optimizer": {"name": "schedule_free", "schedule": "constant", "ema_decay": 0.9}}, "set ema_decay=0"),
         ({"optimizer": {"name": "schedule_free", "schedule": "constant", "b1": 0.0}}, "needs b1 above 0 (got 0.0)"),
+        ({"optimizer": {"name": "adafactor", "moment_dtype": "bfloat16"}}, "does nothing with optimizer.name=adafactor"),
+        ({"optimizer": {"moment_dtype": "bfloat16", "b2": 0.999}}, "of 8 bits a step of 1 - b2 = 0.001 is rounded away"),
         ({"data": {"source": "text"}}, "config.data.path is empty"),
         ({"data": {"holdout": "tail"}}, "shingle_bytes=50: near-duplicates can be dropped only with data.holdout=hash"),
         ({"mesh": {"fsdp": -1, "data": -1}}, "at most one axis takes what is left (-1)"),
@@ -239,6 +241,11 @@ def test_any_text_is_a_value_or_one_clear_line(name, text):
 )  # fmt: skip
 def test_bad_values_are_refused(values, fragment):
     assert fragment in refusal(freeze, values)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "lion"])
+def test_moments_in_half_the_memory_can_be_asked_for(name):
+    assert freeze({"optimizer": {"name": name, "moment_dtype": "bfloat16"}}).optimizer.moment_dtype == "bfloat16"
 
 
 @settings(deadline=None)

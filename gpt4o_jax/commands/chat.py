@@ -1,6 +1,7 @@
 """talks with a model in the terminal"""
 
 import dataclasses
+import io
 import sys
 
 from gpt4o_jax.commands import sampling_flags
@@ -41,13 +42,14 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
 
     name = flags["template"]
     if name:
-        chat.template(name)  # before the model is read
+        chat.template(name, "--template")  # before the model is read
     run = runs.open_run(flags["workdir"], flags["step"])
     trained = conversations.trained_template(run.config.data, run.tokenizer)
     if not name and not trained:
         _tell("this model was not trained to chat: what you write is continued as plain text (--template says otherwise)")
-    name = name or trained or "plain"
-    template = chat.template_for(name, run.tokenizer)
+    name = name or trained
+    template = chat.template_for(name, run.tokenizer, "--template") if name else chat.CONTINUED
+    name = name or "none"
     session = Session(run, template, sampling, flags["max_new_tokens"], flags["seed"], flags["system"])
 
     def write(text: str) -> None:
@@ -75,8 +77,12 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
 
 
 def _lines():
-    """What the user writes, a line at a time, to the end; empty lines are passed over."""
+    """What the user writes, a line at a time, to the end; empty lines, and those that are not UTF-8, are passed over."""
+    from gpt4o_jax.errors import lone_surrogate
+
     on_terminal = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):  # or one byte that is not UTF-8 takes the lines around it along
+        sys.stdin.reconfigure(errors="surrogateescape")
     if on_terminal:
         import readline  # noqa: F401  (lines can be edited, and called back)
     while True:
@@ -89,7 +95,10 @@ def _lines():
             return
         if not line and not on_terminal:
             return
-        if line.strip():
+        if lone_surrogate(line):
+            byte = next(ord(ch) & 0xFF for ch in line if lone_surrogate(ch))
+            _tell(f"not UTF-8 (byte 0x{byte:02x} in {line.strip()!r:.60}): passed over; `iconv -t UTF-8` converts it")
+        elif line.strip():
             yield line.strip()
 
 

@@ -18,7 +18,7 @@ def read(spec: str, overrides: dict[str, str]) -> RunConfig:
     The file is Python and is executed: name only files you trust.
     """
     path, _, argument = spec.partition(":")
-    values = config_lib.flatten(_get_config(Path(path), argument))
+    values = config_lib.flatten(_get_config(Path(path).expanduser(), argument))
     known = config_lib.knobs()
     given = {}
     for name, text in overrides.items():

@@ -29,7 +29,6 @@ FLAGS = (
         low=1,
     ),
 )
-ITEMS = 200  # of each slice of a task
 _FOR = {
     "stride": ("text", ""),
     "weights": ("text", ""),
@@ -79,8 +78,12 @@ def _perplexity(flags: dict):
                 f"evaluate: --stride={flags['stride']}: at most the model's context_length={run.config.model.context_length},"
                 " or tokens between two windows would not be scored"
             )
+        if texts is None and run.config.objective.method != "next_token":
+            return _objective(run, {name: flags[name] for name in ("stride", "weights", "kv_cache") if flags[name]})
         if texts is None:
             groups = perplexity.holdouts(runs.corpus(run))
+            if run.config.checkpoint.best in (*run.config.objective.scores, *(f"{name}/bits_per_byte" for name in groups)):
+                _tell_that_it_chose(run)
         else:
             groups = {"text": [perplexity.text_document(text, run.tokenizer) for text in texts]}
         stride = flags["stride"] or run.config.eval.stride
@@ -98,12 +101,43 @@ def _perplexity(flags: dict):
     return score
 
 
+def _objective(run, given: dict) -> dict:
+    """Scores of a run of preferences or rewards: its own, on what is held out."""
+    from gpt4o_jax import origin
+    from gpt4o_jax import run as runs
+    from gpt4o_jax.finetuning import preference, reinforced
+
+    method = run.config.objective.method
+    for name, value in given.items():
+        raise RunError(
+            f"evaluate: --{name}={value} is about text, and a run of {method} is scored by its own numbers; add --text=FILE"
+        )
+    if method == "grpo":
+        prompts = runs.corpus(run, reinforced.prepare)
+        return {"text": "holdout", **reinforced.scores(run.config, prompts, run.model, run.params, choosing=False)}
+    corpus = runs.corpus(run, preference.prepare)
+    base = origin.base_of(run.workdir, run.config, run.step)
+    reference = runs.load_params(base.store, base.step, run.model, run.mesh)
+    if run.config.checkpoint.best in run.config.objective.scores and run.config.data.source != "world":
+        _tell_that_it_chose(run)
+    return {"text": "holdout", **preference.last_scores(run.config, corpus, run.model, run.params, reference)}
+
+
+def _tell_that_it_chose(run) -> None:
+    from gpt4o_jax.console import say
+
+    best = run.config.checkpoint.best
+    say(
+        f"checkpoint.best={best} chose by this hold-out, so its score is a little too good; other data: --text, --tasks, --choice"
+    )
+
+
 def _choice(flags: dict):
     from pathlib import Path
 
     from gpt4o_jax.evaluation import choice
 
-    questions, shots = choice.read_questions(Path(flags["choice"])), flags["num_fewshot"] or 0
+    questions, shots = choice.read_questions(Path(flags["choice"]).expanduser()), flags["num_fewshot"] or 0
 
     def score(run) -> dict:
         model = (run.model, run.params, run.tokenizer)
@@ -115,6 +149,7 @@ def _choice(flags: dict):
 
 def _tasks(flags: dict):
     from gpt4o_jax import run as runs
+    from gpt4o_jax.data import conversations
     from gpt4o_jax.evaluation import generation, harness
 
     names = [name for name in flags["tasks"].split(",") if name]
@@ -123,12 +158,13 @@ def _tasks(flags: dict):
         if flags[name] not in (None, ""):
             raise RunError(f"evaluate: --{name}={flags[name]} is for tasks of lm-evaluation-harness; leave it out")
     data = runs.read_config(flags["workdir"]).data
-    asked = generation.tasks([name for name in names if name not in others], data, flags["limit"] or ITEMS)
+    asked = generation.tasks([name for name in names if name not in others], data, flags["limit"] or conversations.SCORED)
+    manager = harness.find(others, flags["task_dir"], generation.names()) if others else None  # before any is answered
 
     def score(run) -> dict:
         scores = _answered(run, asked) if asked else {}
         if others:
-            scores |= harness.evaluate(run, others, flags["task_dir"], flags["num_fewshot"], flags["limit"], generation.names())
+            scores |= harness.evaluate(run, others, manager, flags["num_fewshot"], flags["limit"])
         return {"tasks": scores}
 
     return score

@@ -90,7 +90,7 @@ def _read_prompts(file: str) -> list[str]:
     from gpt4o_jax.data.sources import read_text
 
     prompts = []
-    for n, line in enumerate(read_text(Path(file)).replace("\r\n", "\n").split("\n"), start=1):
+    for n, line in enumerate(read_text(Path(file).expanduser()).replace("\r\n", "\n").split("\n"), start=1):
         if not line.strip():
             continue
         if file.endswith(".jsonl"):

@@ -83,7 +83,7 @@ def plan(spec: str, workdir: Path, seeds: int, overrides: dict[str, str]) -> lis
 
     Raises RunError, before anything is run or written, for whatever is wrong with any of them.
     """
-    path = Path(spec.partition(":")[0])
+    path = Path(spec.partition(":")[0]).expanduser()
     with config_file.told_in_one_line("--sweep", path):
         module = config_file.load("--sweep", path)
         if not hasattr(module, "sweep"):

@@ -38,7 +38,7 @@ def main(flags: dict, overrides: dict[str, str], action: str) -> dict:
         documents = [sources.read_text(p) for p in sources.text_files(flags["text"])]
         tokenizer = tokenizers.train(flags["kind"], flags["vocab_size"] or 2048, documents)
         try:
-            tokenizer.save(Path(flags["out"]))
+            tokenizer.save(Path(flags["out"]).expanduser())
         except OSError as e:
             raise RunError(f"--out={flags['out']}: cannot write ({e.strerror or e})", ExitCode.STORAGE) from None
         tokens = sum(len(tokenizer.encode(d)) for d in documents)

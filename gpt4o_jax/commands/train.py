@@ -55,14 +55,16 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers) -> dict |
         parallel.share("Weights & Biases", lambda: check_wandb(config))  # told before anything is written or compiled
     workdir = epath.Path(workdir).expanduser()
     mesh = parallel.make_mesh(config.mesh)
-    asked = generation.tasks(config.eval.tasks, config.data, config.eval.task_items, conversations.SELECTION_SEED)
-    best, known = config.checkpoint.best, (*config.objective.scores, *generation.numbers(asked))
-    if best and best not in known and not best.endswith("/bits_per_byte"):
+    asked = generation.tasks(config.eval.tasks, config.data, config.eval.task_items, choosing=True)
+    best, known = config.checkpoint.best, (*_scores(config), *generation.numbers(asked))
+    if best and best not in known:
         raise RunError(f"config.checkpoint.best={best}: no such number{did_you_mean(best, known)}; there are {', '.join(known)}")
     method = _method(config)
     prepare = (method.prepare,) if method else ()
     config, corpus = parallel.leader_first("run folder", lambda: run.open_folder(workdir, config, mesh, *prepare))
     held_out = None if method else perplexity.holdouts(corpus)
+    for line in () if method else corpus.too_long(config.model.context_length):
+        say(line)
     template = conversations.template_of(config.data, corpus.tokenizer) if asked else None
 
     def score_text(model, params, whole: bool) -> dict:
@@ -89,10 +91,24 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers) -> dict |
     start_from = initial_params if config.init.from_ else None
     objective, score = Objective(), score_text
     if method:
-        objective, score = method.begin(config, corpus, workdir, mesh, initial_params)
+        theirs = workdir / "reference" / base.reference["digest"][:16]  # the other run may go on before this one has begun
+        objective, score = method.begin(config, corpus, theirs, mesh, initial_params)
     with StopSignal(say) as stop:
         train(config, workdir, corpus, mesh, evaluate, sample, start_from, profile, stop, peers, kept, objective)
     return report.write(workdir) if parallel.is_leader() else None
+
+
+def _scores(config) -> list[str]:
+    """The numbers of every evaluation of a run, but for those of its tasks."""
+    from gpt4o_jax.data import corpus, mixture, sources
+
+    scores, data = list(config.objective.scores), config.data
+    members = [corpus.name_of(alone) for _, alone in mixture.members(data)]
+    if len(members) > 1:
+        scores += [f"{name}/bits_per_byte" for name in members]
+    if config.objective.method == "grpo":
+        scores += [f"reward/{row}" for row in sources.world(data.path, data.holdout_fraction).slices]
+    return scores
 
 
 def _method(config):

@@ -3,19 +3,24 @@
 They come from JSONL files, from datasets through a reader (tasks/readers.py), and from the worlds that tasks/ makes up.
 """
 
+import functools
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gpt4o_jax.config import DataConfig
+from gpt4o_jax.console import say
 from gpt4o_jax.data import mixture
 from gpt4o_jax.data.tokenizer import Tokenizer
-from gpt4o_jax.errors import RunError, data_error, did_you_mean
+from gpt4o_jax.errors import RunError, data_error, did_you_mean, lone_surrogate
 from gpt4o_jax.tasks import chat, readers
 from gpt4o_jax.tasks.item import Item
 from gpt4o_jax.tasks.worlds import World
 
 SEED = 0  # of the items of worlds: a run's own seed moves their order, not the items, so that they are tokenised once
-SELECTION_SEED = 1  # of held-out items that choose a checkpoint while training: not those of `evaluate`, whose seed is 0
+SELECTION_SEED = 1  # of held-out items that choose a checkpoint while training
+SCORED = 200  # held-out items of each slice of a world that `evaluate` scores, of SEED; none of them chooses a checkpoint
 
 
 class Conversation(str):
@@ -75,6 +80,12 @@ def digest_parts(data: DataConfig) -> tuple[str, ...]:
     return (*(p.read_text(encoding="utf-8") for p in programs), data.reader, data.template, data.loss_on)
 
 
+def tokens_name(data: DataConfig, tokenizer: Tokenizer) -> str:
+    """Names how the documents of a source become tokens: two published tokenizers may have the same pieces and other turns."""
+    template = tokenizer.template if are_documents_of(data) and not data.template else ""
+    return tokenizer.digest + (f" {template}" if template else "")
+
+
 # ---------------------------------------------------------------- where they come from
 
 
@@ -92,6 +103,41 @@ class WorldItems(Sequence[Conversation]):
             raise IndexError(i)
         held_out, seed = self._how
         return Conversation(self._world.item(seed, i, held_out))
+
+
+def held_out(world: World, size: int, choosing: bool) -> list[Item]:
+    """Held-out items of a world, at most `size`: those that choose a checkpoint while training, or those of the last evaluation.
+
+    Item i is of slice i % len(world.slices). None is both (of the first SCORED of a slice), but where there are too few.
+    """
+    slices = len(world.slices)
+    if world.held_out:
+        return one_part([world.item(SEED, i, True) for i in range(world.held_out)], choosing, world.name, slices)[:size]
+    if not choosing:
+        return [world.item(SEED, i, True) for i in range(size)]
+    scored, wanted = _scored(world), math.ceil(size / slices)
+    fresh = []
+    for first in range(slices):
+        items = (world.item(SELECTION_SEED, i, True) for i in range(first, 20 * wanted * slices, slices))
+        fresh.append(list(itertools.islice((item for item in items if item.prompt not in scored), wanted)))
+    return [item for group in zip(*fresh, strict=False) for item in group][:size]
+
+
+@functools.cache
+def _scored(world: World) -> set:
+    """What the last evaluation asks."""
+    return {world.item(SEED, i, True).prompt for i in range(SCORED * len(world.slices))}
+
+
+def one_part(items: Sequence[Item], choosing: bool, name: str, group: int = 1) -> list[Item]:
+    """Of held-out items that come to an end: every third chooses a checkpoint while training, the last evaluation has the others.
+
+    group: items that stay together. Where there are too few to share, both have all, and that is told.
+    """
+    if len(items) < 3 * group:
+        say(f"{name}: of {len(items)} held-out item(s) none can be kept apart: those that choose a checkpoint are scored at last")
+        return list(items)
+    return [item for i, item in enumerate(items) if (i // group % 3 == 2) == choosing]
 
 
 class AsWritten(Sequence[str]):
@@ -116,11 +162,10 @@ def taker(data: DataConfig) -> Callable[[dict, str], Conversation] | None:
     def take(record: dict, where: str) -> Conversation:
         try:
             document = Conversation(read(record))
-            document.encode()
         except RunError as e:
             raise data_error(f"{where}: {e}") from None
-        except UnicodeEncodeError as e:  # JSON can write what no UTF-8 text holds
-            raise data_error(f"{where}: not valid Unicode: lone surrogate U+{ord(document[e.start]):04X}; leave it out") from None
+        if lone := next(filter(None, map(lone_surrogate, (document, *document.item.references, document.item.slice))), ""):
+            raise data_error(f"{where}: not valid Unicode: {lone}; leave it out")
         return document
 
     return take

@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
+from etils import epath
+
 from gpt4o_jax.config import DataConfig, RunConfig
 from gpt4o_jax.data import conversations, file_digests, lanes, mixture, prepared, python_docs, sources, token_cache
 from gpt4o_jax.data import tokenizer as tokenizers
@@ -38,9 +41,13 @@ class Member:
 
     @property
     def name(self) -> str:
-        d = self.data
-        field = d.reader or (d.field if d.field != DataConfig.field else "")
-        return d.source + (f":{d.path}" if d.path else "") + (f"@{field}" if field else "")
+        return name_of(self.data)
+
+
+def name_of(data: DataConfig) -> str:
+    """What a source (not a mixture) is called in evaluations, as it stands in data.mixture."""
+    field = data.reader or (data.field if data.field != DataConfig.field else "")
+    return data.source + (f":{data.path}" if data.path else "") + (f"@{field}" if field else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +69,19 @@ class Corpus:
     def in_lanes(self) -> list[lanes.Chunks]:
         """Training text that is tokenised as it is read."""
         return [m.training for m in self.members if isinstance(m.training, lanes.Chunks)]
+
+    def too_long(self, T: int) -> list[str]:
+        """A line for each source that has conversations of more tokens than a row of T holds, which end where it does."""
+        lines = []
+        for member in self.members:
+            lengths = np.diff(member.training.offsets) if conversations.are_documents_of(member.data) else np.zeros(0, np.int64)
+            if over := int(np.count_nonzero(lengths > T + 1)):
+                lines.append(
+                    f"{member.name}: {over:,} of {len(lengths):,} conversations are longer than a row of"
+                    f" model.context_length={T} and lose what is behind it; the longest needs"
+                    f" --config.model.context_length={lengths.max() - 1}"
+                )
+        return lines
 
     def rows(self, config: RunConfig):
         """`training_rows`."""
@@ -102,16 +122,17 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Corpus:
         if config.data.lanes:
             members.append(_in_lanes(alone[i], shares[i], root / "tokens", _digest(key, tokenizer.digest), tokenizer))
             continue
-        caches = []
+        caches, how = [], conversations.tokens_name(alone[i], tokenizer)
         for j, part in enumerate(("training", "holdout")):
-            folder = root / "tokens" / f"{_digest(key, tokenizer.digest)}-{part}"
+            folder = root / "tokens" / f"{_digest(key, how)}-{part}"
             if (folder / "meta.json").exists():
                 caches.append(token_cache.open_cache(folder))
             else:
                 encode = conversations.encoder(alone[i], tokenizer)
                 caches.append(token_cache.build(folder.parent, folder.name, documents()[i][j], tokenizer, encode))
         members.append(Member(alone[i], shares[i], *caches))
-    return Corpus(_digest(whole, tokenizer.digest), tokenizer, tuple(members))
+    how = dict.fromkeys([tokenizer.digest, *(conversations.tokens_name(c, tokenizer) for c in alone)])
+    return Corpus(_digest(whole, *how), tokenizer, tuple(members))
 
 
 def _some(documents: Sequence[str], data: DataConfig) -> Sequence[str]:
@@ -136,7 +157,8 @@ def _in_lanes(data: DataConfig, share: Fraction, root: Path, name: str, tokenize
 
 def split_documents(alone: Sequence[DataConfig]) -> list[tuple[Sequence[str], Sequence[str]]]:
     """(training documents, held-out documents) of each source of a corpus."""
-    return sources.split_all([sources.load(c) for c in alone], alone[0], [sources.apart(c) for c in alone])
+    more = [document for c in alone for document in sources.scored_at_last(c)]
+    return sources.split_all([sources.load(c) for c in alone], alone[0], [sources.apart(c) for c in alone], more)
 
 
 def training_rows(config: RunConfig, corpus: Corpus):
@@ -149,7 +171,7 @@ def training_rows(config: RunConfig, corpus: Corpus):
 def _tokenizer(config: RunConfig, folder: Path, key: str, text: Callable[[], Iterable[str]]) -> Tokenizer:
     wanted = config.tokenizer
     if wanted.path:
-        return tokenizers.load(Path(wanted.path))
+        return tokenizers.load(epath.Path(wanted.path))
     path = folder / f"{_digest(key, wanted.kind, str(wanted.vocab_size))}.model"
     if path.exists():
         return tokenizers.load(path)

@@ -1,6 +1,7 @@
 """TensorFlow Datasets that were prepared as array_record, read at random and without TensorFlow."""
 
 import contextlib
+import os
 import re
 
 from gpt4o_jax.data.records import Blocks, Take, first_line
@@ -83,7 +84,7 @@ def _open(spec: str, data_dir: str):
     prepare = f"run `python -m gpt4o_jax data prepare --tfds={name}" + (f" --data_dir={data_dir}`" if data_dir else "`")
     with _quiet():
         try:
-            builder = tfds.builder(name, data_dir=data_dir or None)
+            builder = tfds.builder(name, data_dir=os.path.expanduser(data_dir) or None)
             source = builder.as_data_source(split=split)
         except tfds.core.DatasetNotFoundError:
             hint = did_you_mean(re.split("[/:]", name)[0], tfds.list_builders(with_community_datasets=False))

@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 
-from gpt4o_jax.errors import data_error
+from gpt4o_jax.errors import data_error, lone_surrogate
 
 _LINES = 1024  # of a JSONL file read at once
 
@@ -87,11 +87,8 @@ def _json_text(path, number: int, line: bytes, field: str, take: Take | None) ->
         raise data_error(f"{path}:{number}: no key {field!r} (there are {keys}); set data.field")
     if not isinstance(record[field], str):
         raise data_error(f"{path}:{number}: {field!r} is {json.dumps(record[field])[:40]}, expected a string")
-    try:
-        record[field].encode()
-    except UnicodeEncodeError as e:  # JSON can write what no UTF-8 text holds
-        lone = f"U+{ord(record[field][e.start]):04X} at character {e.start}"
-        raise data_error(f"{path}:{number}: {field!r} is not valid Unicode: lone surrogate {lone}; leave it out") from None
+    if lone := lone_surrogate(record[field]):
+        raise data_error(f"{path}:{number}: {field!r} is not valid Unicode: {lone}; leave it out")
     return record[field]
 
 

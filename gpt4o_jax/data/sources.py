@@ -7,6 +7,7 @@ import glob
 import hashlib
 import itertools
 import math
+import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -36,11 +37,26 @@ def load(config: DataConfig) -> Sequence[str]:
 
 
 def apart(config: DataConfig) -> Sequence[str] | None:
-    """The hold-out of a source that has one of its own: held-out items of a world, or data.holdout_path."""
+    """The hold-out of a source that has one of its own: held-out items of a world, or data.holdout_path.
+
+    Of a world they are those that choose a checkpoint while training.
+    """
     if config.source == "world":
         made, size = world(config.path, config.holdout_fraction), math.ceil(config.world_items * config.holdout_fraction)
-        return conversations.WorldItems(made, min(size, made.held_out or HELD_ITEMS, HELD_ITEMS), held_out=True)
+        return _as_documents(conversations.held_out(made, min(size, HELD_ITEMS), choosing=True))
     return load(dataclasses.replace(config, path=config.holdout_path)) if config.holdout_path else None
+
+
+def scored_at_last(config: DataConfig) -> list[str]:
+    """Of a world the held-out items that no evaluation while training sees, as `evaluate` asks them."""
+    if config.source != "world":
+        return []
+    made = world(config.path, config.holdout_fraction)
+    return _as_documents(conversations.held_out(made, conversations.SCORED * len(made.slices), choosing=False))
+
+
+def _as_documents(items) -> list[str]:
+    return [conversations.Conversation(item) for item in items]
 
 
 HELD_ITEMS = 500  # most held-out items of a world whose bits are counted: they are made up, and more would only take longer
@@ -81,6 +97,7 @@ def _text_by_files(config: DataConfig) -> records.Blocks:
 
 def text_files(pattern: str) -> list:
     """A file itself, the files below a folder, or those that a glob matches; sorted. Paths, or etils' where it is gs://."""
+    pattern = os.path.expanduser(pattern)
     path = Path(pattern)
     if "://" in pattern:
         return _remote_files(pattern)
@@ -166,7 +183,7 @@ def split(documents: Sequence[str], config: DataConfig) -> tuple[Sequence[str], 
 
 
 def split_all(
-    corpora: Sequence[Sequence[str]], config: DataConfig, own: Sequence[Sequence[str] | None] = ()
+    corpora: Sequence[Sequence[str]], config: DataConfig, own: Sequence[Sequence[str] | None] = (), more: Sequence[str] = ()
 ) -> list[tuple[Sequence[str], Sequence[str]]]:
     """(training documents, held-out documents) of each source.
 
@@ -174,6 +191,7 @@ def split_all(
     of the hold-out of any source are dropped from the training text of all (see near_duplicate_test).
     own: the hold-out of each source that has one apart; what repeats it is not dropped from that source's training text, where
     items of one form are much alike, but what repeats those by hash is.
+    more: held-out documents that are in none of the hold-outs, and must not be repeated either.
     tail: the last holdout_fraction of the characters of all documents of a source, all of which are read at once.
     """
     if config.holdout == "tail":
@@ -184,7 +202,7 @@ def split_all(
         for documents, held in zip(corpora, own, strict=True)
     ]
     if config.shingle_bytes:
-        pairs = _without_repeats(pairs, [held is not None for held in own], config)
+        pairs = _without_repeats(pairs, [held is not None for held in own], config, more)
     for documents, (training, held) in zip(corpora, pairs, strict=True):
         if not training:
             raise data_error(
@@ -196,13 +214,13 @@ def split_all(
     return pairs
 
 
-def _without_repeats(pairs, apart: Sequence[bool], config: DataConfig):
+def _without_repeats(pairs, apart: Sequence[bool], config: DataConfig, more: Sequence[str]):
     """pairs, less training documents that repeat a hold-out: of sources that are apart one by hash, of others any."""
     if all(apart):
         return pairs
     test = lambda held: near_duplicate_test(held, config.shingle_bytes, config.shingle_share)
     by_hash = test([d for (_, held), a in zip(pairs, apart, strict=True) if not a for d in held])
-    of_any = by_hash if not any(apart) else test([d for _, held in pairs for d in held])
+    of_any = by_hash if not any(apart) else test([*(d for _, held in pairs for d in held), *more])
     kept = []
     for (training, held), a in zip(pairs, apart, strict=True):
         repeats = by_hash if a else of_any

@@ -43,9 +43,8 @@ def prepare(spec: str, data_dir: str, say: Callable[[str], None]) -> dict:
 def _run(python: str, spec: str, data_dir: str) -> dict:
     """What the script says at its end. Its progress goes to stderr."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    done = subprocess.run(
-        [python, "-P", str(_SCRIPT), spec, data_dir], stdout=subprocess.PIPE, text=True, env=environment, check=False
-    )
+    arguments = [python, "-P", str(_SCRIPT), spec, os.path.expanduser(data_dir)]
+    done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, env=environment, check=False)
     try:
         return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):

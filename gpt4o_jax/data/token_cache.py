@@ -59,8 +59,7 @@ def build(
 ) -> TokenCache:
     """Opens root/name, made first if it is not there. A folder appears whole or not at all.
 
-    encode: a document -> its ids, and whether the loss counts each; without it, they are texts of which all counts. Raises
-    RunError where nothing counts.
+    encode: a document -> its ids, and whether the loss counts each; without it, they are texts of which all counts.
     """
     folder = root / name
     if not (folder / "meta.json").exists():
@@ -83,7 +82,7 @@ def build(
 
 def _write(folder: Path, documents: Sequence[str], tokenizer: Tokenizer, encode) -> None:
     dtype = token_dtype(tokenizer)
-    offsets, text_bytes, counting = [0], 0, 0
+    offsets, text_bytes = [0], 0
     with open(folder / "tokens.bin", "wb") as f, open(folder / "counts.bin", "wb") as f_counts:
         for text in documents:
             ids, counts = encode(text) if encode else (tokenizer.document(text), [])
@@ -91,11 +90,8 @@ def _write(folder: Path, documents: Sequence[str], tokenizer: Tokenizer, encode)
             f_counts.write(bytes(counts))
             offsets.append(offsets[-1] + len(ids))
             text_bytes += len(text.encode())
-            counting += sum(counts)
     if encode is None:
         (folder / "counts.bin").unlink()
-    elif documents and not counting:
-        raise data_error(f"none of {len(documents)} conversations has words of the assistant: nothing that the loss would count")
     np.array(offsets, np.int64).tofile(folder / "offsets.bin")
     meta = {"dtype": np.dtype(dtype).name, "documents": len(documents), "tokens": offsets[-1], "text_bytes": text_bytes}
     (folder / "meta.json").write_text(json.dumps(meta | ({"counts": True} if encode else {})))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt4o_jax.errors import RunError, data_error, did_you_mean
+from gpt4o_jax.errors import RunError, data_error, did_you_mean, lone_surrogate
 
 SPECIALS = (
     "<pad>", "<bos>", "<eos>", "<unk>",
@@ -80,13 +80,8 @@ class Tokenizer:
 
         behind_symbol: the text follows a control symbol, where some tokenizers put no `prefix` in front of it.
         """
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as e:
-            raise data_error(
-                f"text is not valid Unicode: lone surrogate U+{ord(text[e.start]):04X} at character {e.start};"
-                " read the file as UTF-8, or encode with errors='replace'"
-            ) from None
+        if lone := lone_surrogate(text):
+            raise data_error(f"text is not valid Unicode: {lone}; read the file as UTF-8, or encode with errors='replace'")
         return self._encode_behind(text) if behind_symbol else self._encode(text)
 
     def document(self, text: str) -> list[int]:
@@ -238,6 +233,7 @@ def load(path) -> Tokenizer:
 
     Raises RunError where there is none, or a damaged one.
     """
+    path = path.expanduser()
     if path.is_dir():
         names = [n for n in ("tokenizer.json", "tokenizer.model") if (path / n).exists()]
         if not names:

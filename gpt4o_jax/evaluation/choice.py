@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from gpt4o_jax.data.tokenizer import Tokenizer
-from gpt4o_jax.errors import RunError, data_error
+from gpt4o_jax.errors import RunError, data_error, lone_surrogate
 from gpt4o_jax.evaluation.continuations import encode_pair, score
 from gpt4o_jax.model.gpt import GPT
 
@@ -40,6 +40,8 @@ def read_questions(path) -> list[Question]:
         texts = isinstance(question, str) and isinstance(choices, list) and all(isinstance(c, str) and c for c in choices)
         if not texts or len(choices) < 2:
             raise data_error(f"{path}:{n}: expected question a text and choices a list of two or more texts")
+        if lone := next(filter(None, map(lone_surrogate, (question, *choices))), ""):
+            raise data_error(f"{path}:{n}: not valid Unicode: {lone}; leave it out")
         if type(answer) is not int or not 0 <= answer < len(choices):
             raise data_error(f"{path}:{n}: answer is {answer!r}, expected a number from 0 to {len(choices) - 1}")
         questions.append(Question(question, tuple(choices), answer))

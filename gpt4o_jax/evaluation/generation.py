@@ -16,7 +16,7 @@ from gpt4o_jax.model.gpt import GPT
 from gpt4o_jax.sampling.generate import generate
 from gpt4o_jax.sampling.logits import Sampling
 from gpt4o_jax.tasks import metrics, readers
-from gpt4o_jax.tasks.chat import Template, encode, symbols_of_answers
+from gpt4o_jax.tasks.chat import Template, question, symbols_of_answers
 from gpt4o_jax.tasks.item import Item
 from gpt4o_jax.tasks.worlds import APPLICATIONS, docstrings
 
@@ -44,23 +44,23 @@ def names() -> list[str]:
     return [*APPLICATIONS, *sources.WORLD_NAMES, HOLDOUT]
 
 
-def tasks(asked: Sequence[str], data: DataConfig, limit: int, seed: int = 0) -> list[Task]:
+def tasks(asked: Sequence[str], data: DataConfig, limit: int, choosing: bool = False) -> list[Task]:
     """The tasks that are asked for: worlds, applications (all their worlds), or "holdout", of a run that is trained on `data`.
 
-    limit: held-out items of each slice of a world, and of the hold-out. Raises RunError where there is no such task.
+    limit: held-out items of each slice of a world, and of the hold-out. choosing: those that choose a checkpoint while training,
+    which are others than those of the last evaluation. Raises RunError where there is no such task.
     """
     found: dict[str, Task] = {}
     for name in asked:
         if not known(name):
             raise RunError(f"task {name!r} does not exist{did_you_mean(name, names())}; there are {', '.join(names())}")
         if name == HOLDOUT:
-            found[name] = _holdout(data, limit)
+            found[name] = _holdout(data, limit, choosing)
             continue
         for world in (sources.world(each, data.holdout_fraction) for each in APPLICATIONS.get(name, (name,))):
-            size = limit * len(world.slices)
-            items = conversations.WorldItems(world, min(size, world.held_out or size), held_out=True, seed=seed)
+            items = conversations.held_out(world, limit * len(world.slices), choosing)
             baseline = docstrings.lead if world.name == docstrings.NAME else None
-            found[world.name] = Task(world.name, [d.item for d in items], world.metrics, baseline)
+            found[world.name] = Task(world.name, items, world.metrics, baseline)
     for task in found.values():
         for metric in task.metrics:  # told now where a library is missing, and not when all is answered
             for item in itertools.islice((item for item in task.items if metrics.can_score(metric, item)), 1):
@@ -82,16 +82,17 @@ def leading(task: Task) -> dict[str, str]:
     return {row: next(m for m in task.metrics if can(row, m)) for row in slices}
 
 
-def _holdout(data: DataConfig, limit: int) -> Task:
+def _holdout(data: DataConfig, limit: int, choosing: bool) -> Task:
     """The first held-out conversations of the first source that has some, but for worlds, which are tasks of their own."""
     for _, alone in mixture.members(data):
         if conversations.are_documents_of(alone) and alone.source != "world":
             own = sources.apart(alone)
             if own is None:
                 own = (d for d in sources.load(alone) if d.strip() and sources.is_held(d, alone.holdout_fraction))
-            items = [d.item for d in itertools.islice(own, limit)]
-            if not items:
+            found = [d.item for d in itertools.islice(own, 3 * limit)]
+            if not found:
                 raise data_error(f"task {HOLDOUT}: no conversation of {alone.path} is held out; raise data.holdout_fraction")
+            items = conversations.one_part(found, choosing, f"task {HOLDOUT}")[:limit]
             return Task(HOLDOUT, items, readers.METRICS.get(alone.reader, ("exact_match", "chrf")))
     raise RunError(f"task {HOLDOUT}: the run was trained on no conversations of files; expected one of {', '.join(names()[:-1])}")
 
@@ -105,7 +106,7 @@ def answer(model: GPT, params, tokenizer: Tokenizer, template: Template, items: 
     Twice the tokens of the longest reference, and 8, are the most: what is longer is wrong.
     """
     symbols = symbols_of_answers(template, tokenizer)
-    prompts = [encode(template.render(item.prompt, True), tokenizer)[0] for item in items]
+    prompts = [question(template, item.messages, tokenizer) for item in items]
     most = [2 * max(len(tokenizer.encode(text)) for text in item.references) + 8 for item in items]
     fitting = [i for i in range(len(items)) if len(prompts[i]) < model.config.context_length]
     said = [TOO_LONG] * len(items)

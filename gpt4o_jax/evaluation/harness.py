@@ -83,43 +83,42 @@ def _settings(given: dict) -> tuple[list[str], int, Sampling]:
     return until, int(lengths[0]) if lengths else MAX_GEN_TOKS, sampling
 
 
-def evaluate(
-    run: Run,
-    tasks: Sequence[str],
-    task_dir: str = "",
-    shots: int | None = None,
-    limit: int | None = None,
-    known: Sequence[str] = (),
-) -> dict:
-    """Runs tasks by name and returns {task: {metric: value}}; needs the mesh in force.
+def find(tasks: Sequence[str], task_dir: str = "", known: Sequence[str] = ()):
+    """What lm-eval knows its tasks by, where all of these are among them.
 
-    task_dir: folder of task YAML files; with one, nothing is asked of the network. shots None: what each task says.
-    known: tasks that are none of lm-eval's, for messages. Raises RunError where lm-eval is not installed, or a task is not known.
+    task_dir: folder of task YAML files; with one, nothing is asked of the network. known: tasks that are none of lm-eval's, for
+    messages. Raises RunError where lm-eval is not installed, or a task is not known.
     """
     if task_dir:
+        task_dir = os.path.expanduser(task_dir)
         if not Path(task_dir).is_dir():
             raise RunError(f"--task_dir={task_dir}: no such folder; expected one with task YAML files")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     try:
-        import lm_eval
-        from lm_eval.api.model import LM
         from lm_eval.tasks import TaskManager
     except ImportError as e:
         meant = "".join(f"; {name}{near}" for name in tasks if (near := did_you_mean(name, known)))
         hint = f"{meant}; without it there are {', '.join(known)}" if known else ""
         raise RunError(f"--tasks={','.join(tasks)} needs lm-eval ({e}): pip install -r requirements-eval.txt{hint}") from None
+    manager = TaskManager(include_path=task_dir or None)
+    for name in tasks:
+        if name not in manager.all_tasks:
+            hint = did_you_mean(name, [*known, *manager.all_tasks])
+            raise data_error(f"--tasks: lm-eval has no task {name!r}{hint}; see --task_dir, or take one of {', '.join(known)}")
+    return manager
+
+
+def evaluate(run: Run, tasks: Sequence[str], manager, shots: int | None = None, limit: int | None = None) -> dict:
+    """Runs tasks that `find` found and returns {task: {metric: value}}; needs the mesh in force. shots None: what each says."""
+    import lm_eval
+    from lm_eval.api.model import LM
 
     class Model(Harness, LM):
         def __init__(self, run: Run, batch_size: int):
             LM.__init__(self)
             Harness.__init__(self, run, batch_size)
 
-    manager = TaskManager(include_path=task_dir or None)
-    for name in tasks:
-        if name not in manager.all_tasks:
-            hint = did_you_mean(name, [*known, *manager.all_tasks])
-            raise data_error(f"--tasks: lm-eval has no task {name!r}{hint}; see --task_dir, or take one of {', '.join(known)}")
     model = Model(run, run.config.eval.batch_size)
     found = lm_eval.simple_evaluate(
         model=model, tasks=list(tasks), num_fewshot=shots, limit=limit, task_manager=manager, bootstrap_iters=0, log_samples=False

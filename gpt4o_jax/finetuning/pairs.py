@@ -24,7 +24,7 @@ from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.data.batches import Batch, make_batch
 from gpt4o_jax.data.rows import shuffled
 from gpt4o_jax.data.tokenizer import Symbols, Tokenizer
-from gpt4o_jax.errors import RunError, data_error
+from gpt4o_jax.errors import RunError, data_error, lone_surrogate
 from gpt4o_jax.tasks import chat
 from gpt4o_jax.tasks.chat import Message
 from gpt4o_jax.tasks.worlds import World
@@ -57,7 +57,7 @@ def read(text: str, where: str) -> Iterator[Pair]:
             continue
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise data_error(f"{where}:{n}: not JSON") from None
         if not isinstance(record, dict) or not isinstance(record.get("messages"), list) or not record["messages"]:
             raise data_error(f"{where}:{n}: messages: expected the turns up to the question, as a list")
@@ -70,17 +70,27 @@ def read(text: str, where: str) -> Iterator[Pair]:
         for name in ("chosen", "rejected"):
             if not isinstance(record.get(name), str):
                 raise data_error(f"{where}:{n}: {name}: expected a text, got {record.get(name)!r:.40}")
+        for name, text in (*(("messages", m.text) for m in prompt), *((name, record[name]) for name in ("chosen", "rejected"))):
+            if lone := lone_surrogate(text):
+                raise data_error(f"{where}:{n}: {name}: not valid Unicode: {lone}; leave it out")
         if record["chosen"] == record["rejected"]:
             raise data_error(f"{where}:{n}: chosen and rejected are the same text; nothing is preferred")
         yield Pair(prompt, record["chosen"], record["rejected"])
 
 
-def of_world(world: World, size: int, held_out: bool) -> Iterator[Pair]:
-    """One pair for each of the first items of a world whose slice has another answer nearby."""
-    item = lambda i: world.item(conversations.SELECTION_SEED if held_out else conversations.SEED, i, held_out)
+def of_world(world: World, size: int, held_out: bool, choosing: bool = True) -> Iterator[Pair]:
+    """One pair for each of the first items of a world whose slice has another answer nearby.
+
+    choosing: of held-out items those that choose a checkpoint while training, or those of the last evaluation.
+    """
+    slices = len(world.slices)
+    item = lambda i: world.item(conversations.SEED, i, False)
+    if held_out:
+        items = conversations.held_out(world, size + 19 * slices, choosing)
+        size, item = min(size, len(items)), lambda i: items[i % len(items)]
     for i in range(size):
         mine = item(i)
-        others = (item(i + n * len(world.slices)).answer for n in range(1, 20))
+        others = (item(i + n * slices).answer for n in range(1, 20))
         other = next((answer for answer in others if answer not in mine.references), None)
         if other is not None:
             close = near_miss(mine.answer, other, random.Random(f"{world.name} {i}"))
@@ -98,19 +108,27 @@ def near_miss(answer: str, other: str, rng: random.Random) -> str:
 
 
 def load(config: RunConfig) -> tuple[list[Pair], list[Pair]]:
-    """(training pairs, held-out pairs). Those of a file are held out by a hash of the question. Raises RunError."""
+    """(training pairs, held-out pairs). Those of files are held out by a hash of the question, or lie in data.holdout_path.
+
+    Raises RunError.
+    """
     data = config.data
     if data.source == "world":
         world = sources.world(data.path, data.holdout_fraction)
         return list(of_world(world, data.world_items, False)), list(of_world(world, config.objective.held_out, True))
-    files = sources.text_files(data.path)
-    pairs = [pair for path in files for pair in read(sources.read_text(path), str(path))]
+    pairs = _of_files(data.path)
+    if data.holdout_path:
+        return pairs, _of_files(data.holdout_path)
     is_held = lambda pair: sources.is_held("\n".join(m.text for m in pair.prompt), data.holdout_fraction)
     training, held = ([p for p in pairs if is_held(p) == wanted] for wanted in (False, True))
     for kind, found in (("training", training), ("held-out", held)):
         if not found:
             raise data_error(f"{data.path}: {len(pairs)} pairs, and no {kind} one; give more, or another data.holdout_fraction")
     return training, held
+
+
+def _of_files(path: str) -> list[Pair]:
+    return [pair for file in sources.text_files(path) for pair in read(sources.read_text(file), str(file))]
 
 
 # ---------------------------------------------------------------- as rows
@@ -184,24 +202,43 @@ class PairCorpus:
 
 def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> PairCorpus:
     """The pairs of a run. tokenizer: the run's own where it has one already. Raises RunError."""
-    tokenizer = tokenizer or tokenizers.load(epath.Path(config.tokenizer.path or config.init.from_).expanduser())
+    tokenizer = tokenizer or tokenizers.load(epath.Path(config.tokenizer.path or config.init.from_))
+    digest, made = hashlib.sha256(tokenizer.digest.encode()), []
+    for pairs in load(config):
+        fitting = _fitting(pairs, config, tokenizer)
+        digest.update(repr(fitting).encode())
+        made.append(PairRows(fitting, config.model.context_length, config.seed))
+    return PairCorpus(digest.hexdigest()[:16], tokenizer, *made)
+
+
+def scored_at_last(config: RunConfig, corpus: PairCorpus) -> PairRows:
+    """Held-out pairs of the last evaluation. Of a world others than those that choose a checkpoint; of files the same."""
+    if config.data.source != "world":
+        return corpus.held_out
+    world = sources.world(config.data.path, config.data.holdout_fraction)
+    pairs = list(of_world(world, config.objective.held_out, held_out=True, choosing=False))
+    return PairRows(_fitting(pairs, config, corpus.tokenizer), config.model.context_length, config.seed)
+
+
+def _fitting(pairs: Sequence[Pair], config: RunConfig, tokenizer: Tokenizer) -> list[Encoded]:
+    """Those that fit in a row, as ids."""
     template = chat.template_for(conversations.template_name(config.data, tokenizer), tokenizer)
-    T, digest, made = config.model.context_length, hashlib.sha256(tokenizer.digest.encode()), []
+    T = config.model.context_length
 
     def encode(pair: Pair, answer: str):
         return chat.encode(template.render([*pair.prompt, chat.say("assistant", answer)], False), tokenizer)
 
-    for pairs in load(config):
-        encoded = [Encoded(encode(pair, pair.chosen), encode(pair, pair.rejected)) for pair in pairs]
-        fitting = [pair for pair in encoded if pair.length <= T + 1]
-        if not fitting:
-            shortest = min(pair.length for pair in encoded)
-            raise data_error(
-                f"{config.data.path}: none of {len(encoded)} pairs fits in a row of model.context_length={T}, which takes both"
-                f" answers, each behind its question; the shortest needs context_length={shortest - 1}"
-            )
-        if len(fitting) < len(encoded):
-            tell(f"{len(encoded) - len(fitting)} of {len(encoded)} pairs are longer than a row and left out")
-        digest.update(repr(fitting).encode())
-        made.append(PairRows(fitting, T, config.seed))
-    return PairCorpus(digest.hexdigest()[:16], tokenizer, *made)
+    encoded = [Encoded(encode(pair, pair.chosen), encode(pair, pair.rejected)) for pair in pairs]
+    fitting = [pair for pair in encoded if pair.length <= T + 1]
+    if not fitting:
+        shortest = min(pair.length for pair in encoded)
+        raise data_error(
+            f"{config.data.path}: none of {len(encoded)} pairs fits in a row of model.context_length={T}, which takes both"
+            f" answers, each behind its question; the shortest needs context_length={shortest - 1}"
+        )
+    if len(fitting) < len(encoded):
+        tell(
+            f"{len(encoded) - len(fitting)} of {len(encoded)} pairs are longer than a row and left out; the longest needs"
+            f" model.context_length={max(pair.length for pair in encoded) - 1}"
+        )
+    return fitting

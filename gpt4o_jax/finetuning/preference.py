@@ -17,8 +17,8 @@ from gpt4o_jax.config import RunConfig
 from gpt4o_jax.console import say
 from gpt4o_jax.data.batches import Batch, dispatches
 from gpt4o_jax.data.tokenizer import Symbols
-from gpt4o_jax.finetuning.logprobs import scorer, token_logprobs
-from gpt4o_jax.finetuning.pairs import PairCorpus, PairRows, pair_batch, prepare
+from gpt4o_jax.finetuning.logprobs import learned_logprobs, scorer, token_logprobs
+from gpt4o_jax.finetuning.pairs import PairCorpus, PairRows, pair_batch, prepare, scored_at_last
 from gpt4o_jax.length import row_numbers
 from gpt4o_jax.model.gpt import GPT
 from gpt4o_jax.ops.compute import Compute
@@ -29,7 +29,9 @@ __all__ = ["begin", "prepare"]
 
 def dpo_loss(beta: float, pairs: int, model: GPT, params, batch: Batch, t, key):
     """As Objective.loss: -log sigmoid(margin), a sum over pairs. pairs: the most in a row."""
-    return sums(*margins(beta, pairs, token_logprobs(model, params, batch, t.loss_chunk, key), batch))
+    logp_BT, more, of_experts = learned_logprobs(model, params, batch, t, key)
+    total, parts = sums(*margins(beta, pairs, logp_BT, batch))
+    return total + more, parts | of_experts
 
 
 def margins(beta: float, pairs: int, logp_BT: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -50,37 +52,51 @@ def sums(margin_BP: jax.Array, weight_BP: jax.Array) -> tuple[jax.Array, dict]:
     return total, {"loss": total, "preference_accuracy": right, "preference_margin": jnp.sum(weight_BP * margin_BP)}
 
 
-def begin(config: RunConfig, corpus: PairCorpus, workdir: epath.Path, mesh: jax.sharding.Mesh, reference: Callable):
+def begin(config: RunConfig, corpus: PairCorpus, folder: epath.Path, mesh: jax.sharding.Mesh, reference: Callable):
     """(Objective, evaluate(model, params, whole) -> scores of the held-out pairs by name) of a run.
 
-    reference(model): the weights that the run starts from. What they say of each pair is kept in `workdir`, so that they are
-    needed only once.
+    reference(model): the weights that the run starts from. What they say of each pair is kept in `folder`, which is theirs, so
+    that they are needed only once.
     """
     c, t, symbols = config.objective, config.train, corpus.tokenizer.symbols
-    _know_reference(config, corpus, workdir, mesh, reference)
+    _know_reference(config, corpus, folder, mesh, reference)
 
     def batches(program, state, start: int, last_step: int):
         sizes, numbers = (t.steps_per_dispatch, t.batch_size), functools.partial(row_numbers, t)
         feed = (config.data.prefetch, numbers, config.data.workers, symbols)
         return dispatches(corpus.training, start, last_step, *sizes, *feed, make=pair_batch)
 
-    @functools.cache
-    def scores(model: GPT):
-        def of_batch(params, batch):
-            logp_BT = token_logprobs(model, params, batch, t.loss_chunk)
-            return sums(*margins(c.beta, corpus.held_out.most, logp_BT, batch))[1] | {"pairs": jnp.sum(batch.weights)}
-
-        return jax.jit(of_batch)
-
-    def evaluate(model: GPT, params, whole: bool) -> dict:
-        B = config.eval.batch_size
-        rows = None if whole else max(1, config.eval.max_tokens // corpus.held_out.T)
-        found = [jax.device_get(scores(model)(params, batch)) for batch in in_order(corpus.held_out, B, symbols, rows)]
-        total = {name: float(sum(part[name] for part in found)) for name in found[0]}
-        pairs = total.pop("pairs")
-        return {name: value / pairs for name, value in total.items()} | {"pairs": round(pairs)}
-
+    evaluate = functools.partial(scores, config, corpus.held_out, symbols)
     return Objective(functools.partial(dpo_loss, c.beta, corpus.training.most), ("reference",), batches), evaluate
+
+
+def scores(config: RunConfig, rows: PairRows, symbols: Symbols, model: GPT, params, whole: bool) -> dict:
+    """What a model prefers of pairs whose reference is known, by name. whole: of all of them."""
+    most = None if whole else max(1, config.eval.max_tokens // rows.T)
+    score = _scorer(config.objective.beta, rows.most, model, config.train.loss_chunk)
+    found = [jax.device_get(score(params, batch)) for batch in in_order(rows, config.eval.batch_size, symbols, most)]
+    total = {name: float(sum(part[name] for part in found)) for name in found[0]}
+    pairs = total.pop("pairs")
+    return {name: value / pairs for name, value in total.items()} | {"pairs": round(pairs)}
+
+
+@functools.lru_cache(maxsize=4)
+def _scorer(beta: float, pairs: int, model: GPT, chunk: int):
+    def of_batch(params, batch):
+        logp_BT = token_logprobs(model, params, batch, chunk)
+        return sums(*margins(beta, pairs, logp_BT, batch))[1] | {"pairs": jnp.sum(batch.weights)}
+
+    return jax.jit(of_batch)
+
+
+def last_scores(config: RunConfig, corpus: PairCorpus, model: GPT, params, reference) -> dict:
+    """`scores` of the held-out pairs of the last evaluation (pairs.scored_at_last). Needs the mesh in force.
+
+    reference: the weights that the run began with.
+    """
+    rows, symbols = scored_at_last(config, corpus), corpus.tokenizer.symbols
+    rows.reference = _said(config, rows, symbols, model, reference)
+    return scores(config, rows, symbols, model, params, whole=True)
 
 
 def in_order(rows: PairRows, B: int, symbols: Symbols, most: int | None = None) -> Iterator[Batch]:
@@ -91,21 +107,27 @@ def in_order(rows: PairRows, B: int, symbols: Symbols, most: int | None = None) 
         yield pair_batch([rows.at(r) if r < count else empty for r in range(first, first + B)], symbols)
 
 
-def _know_reference(config, corpus: PairCorpus, workdir: epath.Path, mesh, reference: Callable) -> None:
-    """Fills in what the reference model says of every target: from `workdir`, or computed and put there."""
-    params, B = None, config.train.batch_size
+def _know_reference(config, corpus: PairCorpus, folder: epath.Path, mesh, reference: Callable) -> None:
+    """Fills in what the reference model says of every target: from `folder`, or computed and put there."""
+    params = None
     for name, rows in (("training", corpus.training), ("holdout", corpus.held_out)):
-        path = workdir / "reference" / f"{corpus.name}-{name}.npy"  # of these pairs: others may be given to a run not yet begun
+        path = folder / f"{corpus.name}-{name}.npy"  # of these pairs: others may be given to a run not yet begun
         if not path.exists():
             say(f"log-probabilities of the reference, {rows.count:,} {name} pairs")
             with jax.set_mesh(mesh):
                 model = GPT(config.model, Compute(mesh.devices.flat[0].platform, config.model.compute_dtype))
                 params = reference(model) if params is None else params
-                score = scorer(model, config.train.loss_chunk)
-                parts = [jax.device_get(score(params, batch)) for batch in in_order(rows, B, corpus.tokenizer.symbols)]
+                said = _said(config, rows, corpus.tokenizer.symbols, model, params)
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.with_suffix(".tmp").open("wb") as f:
-                np.save(f, np.concatenate(parts)[: rows.rows_per_epoch])
+                np.save(f, said)
             path.with_suffix(".tmp").replace(path)
         with path.open("rb") as f:
             rows.reference = np.load(f, allow_pickle=False)
+
+
+def _said(config, rows: PairRows, symbols: Symbols, model: GPT, params) -> np.ndarray:
+    """Log-probabilities of the targets of all rows, [rows, T]."""
+    score = scorer(model, config.train.loss_chunk)
+    parts = [jax.device_get(score(params, batch)) for batch in in_order(rows, config.train.batch_size, symbols)]
+    return np.concatenate(parts)[: rows.rows_per_epoch]

@@ -11,6 +11,7 @@ K steps, B rows, T positions
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -19,13 +20,15 @@ import numpy as np
 from etils import epath
 
 from gpt4o_jax.config import RunConfig
+from gpt4o_jax.console import say as tell
 from gpt4o_jax.data import conversations, sources
 from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.data.batches import Batch, make_batch, stack
 from gpt4o_jax.data.rows import random_bits
 from gpt4o_jax.data.tokenizer import Tokenizer
+from gpt4o_jax.errors import data_error
 from gpt4o_jax.evaluation import generation
-from gpt4o_jax.finetuning.logprobs import scorer, token_logprobs
+from gpt4o_jax.finetuning.logprobs import learned_logprobs, scorer
 from gpt4o_jax.model import lora
 from gpt4o_jax.model.gpt import GPT
 from gpt4o_jax.ops.compute import Compute
@@ -36,6 +39,7 @@ from gpt4o_jax.tasks.item import Item
 from gpt4o_jax.tasks.worlds import World
 from gpt4o_jax.training.objective import Objective
 
+_FAR = 1_000_003  # between a question and those that may take its place; a prime, so that of few items each comes
 BESIDE = ("old", "reference", "advantage", "reward")  # what a batch holds for each target; log-probabilities are the first two
 
 
@@ -44,11 +48,11 @@ BESIDE = ("old", "reference", "advantage", "reward")  # what a batch holds for e
 
 def grpo_loss(clip: float, beta: float, model: GPT, params, batch: Batch, t, key):
     """As Objective.loss, sums over answers: each of them, whatever its length, weighs the same."""
-    logp_BT = token_logprobs(model, params, batch, t.loss_chunk, key)
+    logp_BT, more, of_experts = learned_logprobs(model, params, batch, t, key)
     b, weights = batch.beside, batch.weights
     parts = per_token(jnp.where(weights > 0, logp_BT, b["old"]), b["old"], b["reference"], b["advantage"], clip, beta)
     sums = {name: jnp.sum(weights * x_BT) for name, x_BT in (parts | {"reward": b["reward"]}).items()}
-    return sums["loss"], sums
+    return sums["loss"] + more, sums | of_experts
 
 
 def per_token(logp, old, reference, advantage, clip: float, beta: float) -> dict[str, jax.Array]:
@@ -91,8 +95,19 @@ class Prompts:
     def rows(self, config: RunConfig) -> "Prompts":
         return self
 
+    def drawn(self, seed: int, number: int, T: int) -> tuple[Item, list[int]]:
+        """Question `number` of a run and its ids: another one in its place where it leaves no room in T for an answer.
+
+        `prepare` has found some that do.
+        """
+        for n in itertools.count():
+            item = self.world.item(seed, number + n * _FAR, False)
+            ids = self.ids(item)
+            if len(ids) < T:
+                return item, ids
+
     def ids(self, item: Item) -> list[int]:
-        return chat.encode(self.template.render(item.prompt, True), self.tokenizer)[0]
+        return chat.question(self.template, item.messages, self.tokenizer)
 
     def rewards(self, texts: Sequence[str], items: Sequence[Item]) -> np.ndarray:
         """From 0 to 1, each by the first metric of the world that can score its item."""
@@ -106,13 +121,26 @@ class Prompts:
 
 def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Prompts:
     """The prompts of a run. tokenizer: the run's own where it has one already. Raises RunError."""
-    tokenizer = tokenizer or tokenizers.load(epath.Path(config.tokenizer.path or config.init.from_).expanduser())
+    tokenizer = tokenizer or tokenizers.load(epath.Path(config.tokenizer.path or config.init.from_))
     world = sources.world(config.data.path, config.data.holdout_fraction)
     name = conversations.template_name(config.data, tokenizer)
     template = chat.template_for(name, tokenizer)
-    made = repr([world.item(config.seed, i, False) for i in range(64)])
-    digest = hashlib.sha256("\0".join((tokenizer.digest, name, world.name, made)).encode()).hexdigest()[:16]
-    return Prompts(digest, tokenizer, world, template)
+    made, T = [world.item(config.seed, i, False) for i in range(64)], config.model.context_length
+    digest = hashlib.sha256("\0".join((tokenizer.digest, name, world.name, repr(made))).encode()).hexdigest()[:16]
+    prompts = Prompts(digest, tokenizer, world, template)
+    lengths = [len(prompts.ids(item)) for item in made]
+    fitting = sum(length < T for length in lengths)
+    if not fitting:
+        raise data_error(
+            f"config.data.path={config.data.path}: none of its first {len(made)} questions leaves room for an answer in"
+            f" model.context_length={T}: they are {min(lengths)} to {max(lengths)} tokens; use a model of a longer context"
+        )
+    if fitting < len(made):
+        tell(
+            f"{len(made) - fitting} of the first {len(made)} questions leave no room for an answer in model.context_length={T}"
+            f" (up to {max(lengths)} tokens): others take the place of such questions"
+        )
+    return prompts
 
 
 def answer_row(prompt: list[int], c: Completion, end: int, eos: int, T: int):
@@ -129,10 +157,11 @@ def answer_row(prompt: list[int], c: Completion, end: int, eos: int, T: int):
 # ---------------------------------------------------------------- a run
 
 
-def begin(config: RunConfig, prompts: Prompts, workdir: epath.Path, mesh: jax.sharding.Mesh, reference: Callable):
+def begin(config: RunConfig, prompts: Prompts, folder: epath.Path, mesh: jax.sharding.Mesh, reference: Callable):
     """(Objective, evaluate(model, params, whole) -> scores on held-out items by name) of a run.
 
     reference(model): the weights that the run starts from. Under adapters they are there anyway; else they are kept too.
+    Nothing is kept in `folder`: each dispatch has answers of its own.
     """
     c, t = config.objective, config.train
     loss = functools.partial(grpo_loss, c.clip, c.beta)
@@ -147,13 +176,21 @@ def begin(config: RunConfig, prompts: Prompts, workdir: epath.Path, mesh: jax.sh
             yield step + t.steps_per_dispatch, rollout(config, prompts, program.model, params, now.base or fixed or params, step)
 
     def evaluate(model: GPT, params, whole: bool) -> dict:
-        items = [prompts.world.item(conversations.SELECTION_SEED, i, True) for i in range(c.held_out)]
-        texts = generation.answer(model, params, prompts.tokenizer, prompts.template, items, config.eval.batch_size)
-        rewards = prompts.rewards(texts, items)
-        rows = {item.slice: [r for r, i in zip(rewards, items, strict=True) if i.slice == item.slice] for item in items}
-        return {"reward": float(rewards.mean()), **{f"reward/{row}": float(np.mean(r)) for row, r in rows.items()}}
+        return scores(config, prompts, model, params, choosing=True)
 
     return Objective(loss, BESIDE, batches), evaluate
+
+
+def scores(config: RunConfig, prompts: Prompts, model: GPT, params, choosing: bool) -> dict:
+    """Mean rewards of greedy answers to held-out items, and by slice. Needs the mesh in force.
+
+    choosing: of items that choose a checkpoint while training, or else of those of the last evaluation.
+    """
+    items = conversations.held_out(prompts.world, config.objective.held_out, choosing)
+    texts = generation.answer(model, params, prompts.tokenizer, prompts.template, items, config.eval.batch_size)
+    rewards = prompts.rewards(texts, items)
+    rows = {item.slice: [r for r, i in zip(rewards, items, strict=True) if i.slice == item.slice] for item in items}
+    return {"reward": float(rewards.mean()), **{f"reward/{row}": float(np.mean(r)) for row, r in rows.items()}}
 
 
 def rollout(config: RunConfig, prompts: Prompts, model: GPT, params, reference, step: int) -> Batch:
@@ -161,10 +198,10 @@ def rollout(config: RunConfig, prompts: Prompts, model: GPT, params, reference, 
     c, t, T = config.objective, config.train, config.model.context_length
     K, B = t.steps_per_dispatch, t.batch_size
     each = B // c.group
-    items = [prompts.world.item(config.seed, step * each + i, False) for i in range(K * each)]
+    items, ids = zip(*(prompts.drawn(config.seed, step * each + i, T) for i in range(K * each)), strict=True)
     seed = int(random_bits(config.seed, step) >> np.uint64(33))
     symbols, end = prompts.tokenizer.symbols, chat.symbol_id(prompts.template.end, prompts.tokenizer)
-    ids, sampling = [prompts.ids(item) for item in items], Sampling(stop_ids=(end,))
+    sampling = Sampling(stop_ids=(end,))
     size = dict(vocab_size=prompts.tokenizer.vocab_size, symbols=symbols, num_samples=c.group)
     found = generate(model, params, ids, c.answer_tokens, sampling, seed, **size)
     texts = [prompts.template.said(prompts.tokenizer.decode(f.ids)) for f in found]

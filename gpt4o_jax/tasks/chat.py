@@ -103,10 +103,14 @@ def _chatml(messages: Sequence[Message], reply: bool, system: str = "") -> Rende
     return [*out, begin, (Text("assistant\n"), False)] if reply else out
 
 
+_NO_THOUGHTS = "<think>\n\n</think>\n\n"
+
+
 def _qwen3(messages: Sequence[Message], reply: bool) -> Rendered:
     """Qwen 3's ChatML: thoughts, <think>...</think> before an answer, stay only in answers to the last question.
 
-    There the last answer has a place for thoughts even where it has none, which the loss then does not count.
+    There the last answer has a place for thoughts even where it has none, which the loss then does not count: `question` gives
+    it, as the published template does with enable_thinking=False. Who chats leaves thoughts to the model.
     """
     asked = max((n for n, m in enumerate(messages) if m.role == "user" and not _tool_answer(m.text)), default=len(messages))
     shown: list[Message] = []
@@ -121,11 +125,9 @@ def _qwen3(messages: Sequence[Message], reply: bool) -> Rendered:
             m = say(m.role, answer)
         shown.append(m)
     out = _chatml(shown, reply)
-    empty = "<think>\n\n</think>\n\n"
-    for i, (part, _) in enumerate(out):
-        if isinstance(part, Text) and part.text.startswith(empty):
-            out[i : i + 1] = [(Text(empty), False), (Text(part.text.removeprefix(empty)), True)]
-            break
+    if shown and shown[-1].role == "assistant" and shown[-1].text.startswith(_NO_THOUGHTS):
+        *_, (text, _), _, _ = out  # what ends the turn and its line come behind
+        out[-3:-2] = [(Text(_NO_THOUGHTS), False), (Text(text.text.removeprefix(_NO_THOUGHTS)), True)]
     return out
 
 
@@ -219,9 +221,16 @@ def _gemma(messages: Sequence[Message], reply: bool) -> Rendered:
 
 
 def _plain(messages: Sequence[Message], reply: bool) -> Rendered:
-    """No turns at all: a text that model and user write in turns, a line each; for models that know no conversations."""
-    lines = [part for m in messages for part in ((Text(m.text), m.role == "assistant"), (Text("\n"), False))]
-    return [(BOS, False), *(lines[:-1] if reply else lines)]
+    """No symbols but those of every text: a line for each message, eos behind an answer, as behind a document."""
+    out: Rendered = [(BOS, False)]
+    for m in messages:
+        answer = m.role == "assistant"
+        out += [(Text(m.text), answer), (EOS, True) if answer else (Text("\n"), False)]
+    return out
+
+
+def _continued(messages: Sequence[Message], reply: bool) -> Rendered:
+    return [(BOS, False), (Text("\n".join(m.text for m in messages)), False)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,6 +240,7 @@ class Template:
     render: Callable[[Sequence[Message], bool], Rendered]
     end: Symbol  # what ends the assistant's turn
     begin: str = ""  # what stands before the text of the assistant's turn, and is not of it
+    no_thoughts: str = ""  # what stands behind the head of a turn whose answer has no thoughts, and is not learned
 
     def said(self, text: str) -> str:
         """The text of a reply that was generated behind the head of a turn."""
@@ -243,7 +253,7 @@ TEMPLATES = {
     "own": Template(_own, Symbol("<|end_of_turn|>"), " "),
     "chatml": Template(_chatml, Symbol("<|im_end|>")),
     "qwen2.5": Template(lambda messages, reply: _chatml(messages, reply, _QWEN), Symbol("<|im_end|>")),
-    "qwen3": Template(_qwen3, Symbol("<|im_end|>")),
+    "qwen3": Template(_qwen3, Symbol("<|im_end|>"), no_thoughts=_NO_THOUGHTS),
     "llama3": Template(_llama3, Symbol("<|eot_id|>")),
     "llama3.1": Template(lambda messages, reply: _llama3(messages, reply, _LLAMA), Symbol("<|eot_id|>")),
     "llama2": Template(_llama2, EOS, " "),
@@ -252,23 +262,28 @@ TEMPLATES = {
     "gemma": Template(_gemma, Symbol("<end_of_turn>")),
     "plain": Template(_plain, EOS),
 }
+# No template: one text that user and model write in turns. For talking with models that know no conversations; as nothing ends
+# a turn in it, it is none to train with.
+CONTINUED = Template(_continued, EOS)
+KNOB = "--config.data.template"
 
 
-def template(name: str) -> Template:
-    """The template of that name. Raises RunError where there is none."""
+def template(name: str, knob: str = KNOB) -> Template:
+    """The template of that name. Raises RunError where there is none. knob: where it is set, for messages."""
     if name not in TEMPLATES:
-        raise data_error(f"chat template {name!r}{did_you_mean(name, TEMPLATES)}; expected one of {', '.join(TEMPLATES)}")
+        known = ", ".join(TEMPLATES)
+        raise data_error(f"chat template {name!r}{did_you_mean(name, TEMPLATES)}; expected {knob}=one of {known}")
     return TEMPLATES[name]
 
 
-def template_for(name: str, tokenizer) -> Template:
+def template_for(name: str, tokenizer, knob: str = KNOB) -> Template:
     """The same. Raises RunError also where the tokenizer lacks symbols that it writes."""
-    missing = _missing(template(name), tokenizer)
+    missing = _missing(template(name, knob), tokenizer)
     if missing:
         able = [other for other, t in TEMPLATES.items() if not _missing(t, tokenizer)]
         raise data_error(
             f"chat template {name} writes {', '.join(missing)}, which the tokenizer has no symbols for; take"
-            f" --template={' or '.join(able)}, or a model trained or imported with a tokenizer that has them"
+            f" {knob}={' or '.join(able)}, or a model trained or imported with a tokenizer that has them"
             " (--config.tokenizer.path=FOLDER of a published one)"
         )
     return template(name)
@@ -294,6 +309,15 @@ def symbols_of_answers(template: Template, tokenizer):
     """The tokenizer's Symbols for generating a reply: what ends the assistant's turn ends it too."""
     ends = (*tokenizer.symbols.eos, symbol_id(template.end, tokenizer))
     return dataclasses.replace(tokenizer.symbols, eos=tuple(dict.fromkeys(ends)))
+
+
+def question(template: Template, messages: Sequence[Message], tokenizer) -> list[int]:
+    """Ids of a conversation up to where its last message, an answer, begins in training: what is given to be answered."""
+    *asked, answer = messages
+    rendered = template.render(asked, True)
+    if template.no_thoughts and "</think>" not in answer.text:
+        rendered = [*rendered, (Text(template.no_thoughts), False)]
+    return encode(rendered, tokenizer)[0]
 
 
 def encode(rendered: Rendered, tokenizer) -> tuple[list[int], list[bool]]:

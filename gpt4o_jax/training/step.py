@@ -63,10 +63,16 @@ def loss_sum(
         total += mtp_weight / heads * later.total
         parts["mtp_loss"] = parts.get("mtp_loss", 0.0) + later.nll / heads
     if "routings" in aux:
-        balance, router_z = (jnp.sum(batch.weights) * loss for loss in moe.losses(aux["routings"]))
-        total += balance_loss * balance + router_z_loss * router_z
-        parts |= {"balance_loss": balance, "router_z_loss": router_z, "load": moe.load(aux["routings"])}
+        more, of_experts = expert_losses(aux["routings"], batch, balance_loss, router_z_loss)
+        total, parts = total + more, parts | of_experts
     return total, parts
+
+
+def expert_losses(routings: dict, batch: Batch, balance_loss: float, router_z_loss: float):
+    """What a mixture of experts adds to what is minimised, and its parts, as `loss_sum` has them."""
+    balance, router_z = (jnp.sum(batch.weights) * loss for loss in moe.losses(routings))
+    parts = {"balance_loss": balance, "router_z_loss": router_z, "load": moe.load(routings)}
+    return balance_loss * balance + router_z_loss * router_z, parts
 
 
 def next_token(model: GPT, params, batch: Batch, t: TrainConfig, key=None):

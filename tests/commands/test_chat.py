@@ -1,9 +1,11 @@
 """chat: what goes to the model is the conversation, what comes back is streamed and kept; nothing ends the session but /exit."""
 
 import io
+import json
 
 import pytest
 
+from gpt4o_jax.__main__ import main
 from gpt4o_jax.errors import ExitCode
 from gpt4o_jax.sampling import chat as session_lib
 
@@ -15,9 +17,6 @@ SHORT = ("--temperature=0", "--max_new_tokens=1", "--template=own")  # room for 
 @pytest.fixture
 def talk(run, capsys, monkeypatch):
     """(replies as they stood on stdout, what was told on stderr, the final JSON) of a piped conversation."""
-    import json
-
-    from gpt4o_jax.__main__ import main
 
     def call(*lines, more=ARGS):
         capsys.readouterr()
@@ -33,7 +32,7 @@ def talk(run, capsys, monkeypatch):
 def test_a_model_without_chat_training_continues_plain_text(run, talk, command):
     replies, told, result = talk("1 gr")
     wanted = command("generate", f"--workdir={run}", "--prompt=1 gr", *ARGS)[0]["samples"][0]
-    assert told.startswith("this model was not trained to chat") and result["template"] == "plain"
+    assert told.startswith("this model was not trained to chat") and result["template"] == "none"
     assert replies == wanted["text"]
     assert result["messages"] == [{"role": "user", "content": "1 gr"}, {"role": "assistant", "content": wanted["text"]}]
     assert (result["replies"], result["tokens"]) == (1, wanted["tokens"])
@@ -91,6 +90,15 @@ def test_what_cannot_be_done_is_told_and_the_session_goes_on(talk, line, fragmen
     _, told, result = talk("1", line, "2", more=SHORT)
     assert fragment in told
     assert [m["content"] for m in result["messages"]][0::2] == ["1", "2"]
+
+
+def test_a_line_that_is_not_utf8_is_told_and_the_session_goes_on(run, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"1\n2\xfc\n3\n"), encoding="utf-8"))
+    assert main(["chat", f"--workdir={run}", *SHORT]) == 0
+    out, told = capsys.readouterr()
+    assert "not UTF-8 (byte 0xfc in" in told
+    said = json.loads(out.splitlines()[-1])["messages"]
+    assert [m["content"] for m in said if m["role"] == "user"] == ["1", "3"]
 
 
 def test_an_interrupted_reply_is_kept_as_far_as_it_came(talk, monkeypatch):

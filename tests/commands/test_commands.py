@@ -12,6 +12,7 @@ from gpt4o_jax import __main__ as entry
 from gpt4o_jax.__main__ import COMMANDS, main
 from gpt4o_jax.commands import benchmark, evaluate, generate, report, runs, sweep, tokenizer, train, verify
 from gpt4o_jax.errors import ExitCode
+from tests.commands.conftest import BASE
 
 # ---------------------------------------------------------------- what works
 
@@ -223,6 +224,27 @@ def test_benchmark_times_generation(train_args, command):
     small = ("--prompt_tokens=3", "--new_tokens=4", "--repeats=1", "--weights=int4", "--kv_cache=int8")
     result, _ = command("benchmark", "generate", *small, *flags)
     assert result["tokens_per_second"] > 0 and result["prompt_tokens_per_second"] > 0 and result["weight_bytes"] > 0
+
+
+def test_every_path_may_begin_with_the_home_folder(train_args, text, tmp_path, command, monkeypatch):
+    """No shell spells out the ~ of --flag=~/x."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lines = text.read_text().splitlines()
+    (tmp_path / "x.txt").write_text("\n".join(lines[:90]))
+    (tmp_path / "held.txt").write_text("\n".join(lines[90:]))
+    for name in ("base.py", "from_run.py"):
+        shutil.copy(BASE.with_name(name), tmp_path / name)
+    of_home = ("--config.data.path=~/x.txt", "--config.data.holdout_path=~/held.txt", "--config.data.cache_dir=~/cache")
+    of_home += ("--config.tokenizer.kind=byte",)
+    command(*train_args("~/run", "--config=~/base.py", *of_home))
+    assert (tmp_path / "run" / "report.md").exists() and (tmp_path / "cache").exists()
+    command(*train_args("~/next", "--config=~/from_run.py:~/run", *of_home))
+    assert command("evaluate", "--workdir=~/next", "--text=~/held.txt")[0]["tokens"] > 0
+    (tmp_path / "questions.jsonl").write_text('{"question": "1 green", "choices": [" red", " wall"], "answer": 0}\n')
+    assert command("evaluate", "--workdir=~/next", "--choice=~/questions.jsonl")[0]["questions"] == 1
+    (tmp_path / "prompts.txt").write_text("1 green\n")
+    assert command("generate", "--workdir=~/next", "--prompts=~/prompts.txt", "--max_new_tokens=1")[0]
+    assert command("tokenizer", "inspect", "--tokenizer=~/run", "--text=1 green")[0]["ids"]
 
 
 # ---------------------------------------------------------------- help

@@ -55,6 +55,12 @@ def test_tasks_need_lm_eval(byte_run, refused, monkeypatch):
     refused(ExitCode.USAGE, "--tasks=a needs lm-eval", "evaluate", f"--workdir={byte_run}", "--tasks=a")
 
 
+def test_every_name_is_looked_at_before_anything_is_answered(byte_run, refused, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "lm_eval.tasks", None)
+    monkeypatch.setattr("gpt4o_jax.run.open_run", lambda *_: pytest.fail("a model is opened before the mistake is told"))
+    refused(ExitCode.USAGE, "nubmers (did you mean numbers?)", "evaluate", f"--workdir={byte_run}", "--tasks=numbers,nubmers")
+
+
 def test_worlds_are_scored_and_every_answer_is_kept(byte_run, command):
     result, told = command("evaluate", f"--workdir={byte_run}", "--tasks=translation", "--limit=1")
     scores = result["tasks"]["numbers"]
@@ -74,7 +80,8 @@ WORLD = (
 
 
 def test_tasks_are_scored_while_training_and_stand_in_the_report(train_args, tmp_path, command):
-    command(*train_args(tmp_path / "run", *WORLD))
+    _, told = command(*train_args(tmp_path / "run", *WORLD, "--config.model.context_length=96"))
+    assert told.count("200 conversations are longer than a row of model.context_length=96 and lose what is behind it") == 1
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     (scores,) = (r for r in records if r["kind"] == "eval")
     assert scores["numbers/exact_match"] == 0 and scores["numbers/en-de/exact_match"] == 0 and scores["tokens"] > 0
@@ -93,8 +100,23 @@ def test_tasks_are_scored_while_training_and_stand_in_the_report(train_args, tmp
             "--config.checkpoint.best=numbers/exact",
         ),
         ("world 'nubmers' does not exist (did you mean numbers?)", "--config.data.path=nubmers"),
+        (
+            "config.checkpoint.best=world:numbers/bits_per_byte: no such number",  # of its only source it is bits_per_byte
+            "--config.checkpoint.best=world:numbers/bits_per_byte",
+        ),
     ],
 )
 def test_names_that_training_does_not_know(train_args, tmp_path, refused, fragment, arg):
     refused(ExitCode.USAGE, fragment, *train_args(tmp_path / "run", *WORLD, arg))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_member_of_a_mixture_that_is_not_there_is_told_before_anything_is_written(train_args, text, tmp_path, refused, command):
+    members = f"('text:{text}=1', 'world:numbers=1')"
+    mixed = (*WORLD, "--config.data.source=mixture", "--config.data.path=", f"--config.data.mixture={members}")
+    best = "--config.checkpoint.best=world:number/bits_per_byte"
+    told = refused(ExitCode.USAGE, "(did you mean world:numbers/bits_per_byte?)", *train_args(tmp_path / "run", *mixed, best))
+    assert f"text:{text}/bits_per_byte" in told and not (tmp_path / "run").exists()
+    command(*train_args(tmp_path / "run", *mixed, best.replace("number/", "numbers/"), "--config.eval.tasks=()"))
+    _, told = command("evaluate", f"--workdir={tmp_path / 'run'}")
+    assert "world:numbers/bits_per_byte chose by this hold-out, so its score is a little too good" in told

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gpt4o_jax.__main__ import main
+from gpt4o_jax.checkpoint import manifest
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.errors import ExitCode
 from gpt4o_jax.run import open_run
@@ -48,6 +49,7 @@ def tuned_args(train_args, taught):
             *rates,
             "--config.checkpoint.best=",
             "--config.train.steps_per_dispatch=10",
+            *(["--config.data.world_items=100000"] if method == "grpo" else []),
             *more,
         )
 
@@ -64,12 +66,14 @@ def newest(workdir) -> list:
 
 
 @pytest.mark.parametrize(("method", "more"), [("dpo", ()), ("grpo", ("--config.lora.rank=2",)), ("grpo", ())])
-def test_a_run_is_one_like_any_other(taught, tuned_args, tmp_path, command, method, more):
+def test_a_run_is_one_like_any_other(taught, tuned_args, tmp_path, command, refused, method, more):
     workdir = tmp_path / "tuned"
     made, err = command(*tuned_args(workdir, method, *more))
     assert f"weights from {taught} at step 20" in err and made["step"] == 20
     train, (held,) = records(workdir, "train"), records(workdir, "eval")
     if method == "dpo":
+        known = [p.name for p in (workdir / "reference").iterdir()]
+        assert known == [manifest.digest(taught / "checkpoints" / "20")[:16]], "log-probabilities of these weights"
         assert all(np.isfinite(r["loss"]) and 0 <= r["preference_accuracy"] <= 1 for r in train)
         assert 0 <= held["preference_accuracy"] <= 1 and 0 < held["pairs"] <= 12
     else:
@@ -80,6 +84,11 @@ def test_a_run_is_one_like_any_other(taught, tuned_args, tmp_path, command, meth
     assert Store(workdir / "checkpoints").meta(20)["base"]["step"] == 20
     assert command("generate", f"--workdir={workdir}", "--prompt=a", "--max_new_tokens=2")[0]["samples"]
     assert command("runs", tmp_path)[0]
+    scores, told = command("evaluate", f"--workdir={workdir}")
+    wanted = {"preference_accuracy", "pairs"} if method == "dpo" else {"reward", "reward/en-de"}
+    assert wanted < scores.keys() and scores["step"] == 20 and "chose by this hold-out" not in told
+    assert method != "dpo" or 0 < scores["pairs"] <= 12
+    refused(USAGE, "--stride=3 is about text", "evaluate", f"--workdir={workdir}", "--stride=3")
     if more:
         command("convert", "merge", f"--workdir={workdir}", f"--to={tmp_path / 'merged'}")
         assert command("generate", f"--workdir={tmp_path / 'merged'}", "--prompt=a", "--max_new_tokens=2")[0]["samples"]
@@ -103,10 +112,18 @@ def test_preferences_come_from_files(tuned_args, tmp_path, command, refused):
     of_file = ("--config.data.source=conversations", f"--config.data.path={file}", "--config.data.world_items=100000")
     _, err = command(*tuned_args(workdir, "dpo", *of_file))
     held, train = records(workdir, "eval")[-1], records(workdir, "train")
+    apart = tmp_path / "apart.jsonl"
+    apart.write_text("".join(json.dumps(ask(word)) + "\n" for word in words[:5]))
+    _, told = command(*tuned_args(tmp_path / "apart", "dpo", *of_file, f"--config.data.holdout_path={apart}"))
+    assert records(tmp_path / "apart", "eval")[-1]["pairs"] == 5 and " 40 training pairs" in told
     assert (
         held["preference_accuracy"] == pytest.approx(1)
         and held["preference_margin"] > 0.1
         and train[-1]["loss"] < train[0]["loss"]
+    )
+    scores, _ = command("evaluate", f"--workdir={workdir}")
+    assert {name: scores[name] for name in ("preference_accuracy", "pairs")} == pytest.approx(
+        {name: held[name] for name in ("preference_accuracy", "pairs")}
     )
     assert held["pairs"] + int(err.split(" training pairs")[0].split()[-1]) == 40
     with file.open("a") as f:
@@ -121,6 +138,15 @@ MISTAKES = [
     ("objective.method=grpo needs questions whose answers can be checked", ("--config.data.source=conversations",)),
     ("objective.group=3 does not divide train.batch_size=4; nearest: group=2", ("--config.objective.group=3",)),
     ("questions never end; give steps", ("--config.train.length=1 epochs",)),
+    ("train.z_loss=0.1: config.objective.method=grpo has no such part; leave it at 0.0", ("--config.train.z_loss=0.1",)),
+    ("data.loss_on=all: config.objective.method=grpo learns from answers", ("--config.data.loss_on=all",)),
+    ("data.world_items=400: config.objective.method=grpo asks ever new questions", ("--config.data.world_items=400",)),
+    ("data.rows=windows: config.objective.method=grpo keeps every conversation whole", ("--config.data.rows=windows",)),
+    (
+        "train.mtp_weight=0.3: config.objective.method=grpo trains no heads of multi-token prediction; set mtp_weight=0",
+        ("--config.model.mtp_heads=1", "--config.train.mtp_weight=0.3"),
+    ),
+    ("there are reward, reward/en-de, reward/de-en,", ("--config.checkpoint.best=reward/en-xx",)),
     ("world 'nmbers' does not exist (did you mean numbers?)", ("--config.data.path=nmbers",)),
 ]
 

@@ -9,11 +9,12 @@ from etils import epath
 
 from gpt4o_jax import parallel, task_report
 from gpt4o_jax.config import DataConfig, ModelConfig
-from gpt4o_jax.data import sources
+from gpt4o_jax.data import conversations, sources
 from gpt4o_jax.data.tokenizer import byte_tokenizer
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.evaluation import generation
 from gpt4o_jax.evaluation.generation import Task
+from gpt4o_jax.finetuning.pairs import of_world
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.tasks import metrics
@@ -111,9 +112,25 @@ def test_every_world_has_scores_of_every_slice_and_pictures(tmp_path, monkeypatc
     assert set(rows) == {*(item.slice for item in task.items), "all"}
 
 
-def test_training_is_not_scored_by_the_items_of_the_last_evaluation():
-    of = lambda seed: {str(i.messages) for i in generation.tasks(["numbers"], DataConfig(), 20, seed)[0].items}
-    assert len(of(0) & of(1)) < 10
+@pytest.mark.parametrize("name", sources.WORLD_NAMES)
+def test_no_item_of_the_last_evaluation_chooses_a_checkpoint(name):
+    asked = lambda items: {i.prompt for i in items}
+    (last,), (choosing,) = (generation.tasks([name], DataConfig(), n, c) for n, c in ((200, False), (50, True)))
+    assert not asked(last.items) & asked(choosing.items)
+    assert min(len(choosing.items), len(last.items)) >= 25
+    world = sources.world(name)
+    by_slice = [world.slices[i % len(world.slices)] for i in range(len(choosing.items))]
+    assert [i.slice for i in choosing.items] == by_slice
+    bits = [d.item for d in sources.apart(DataConfig(source="world", path=name))]
+    assert bits and not asked(last.items) & asked(bits), "nor those whose bits are counted while training"
+    pairs = [{p.prompt for p in of_world(world, 40, True, choosing)} for choosing in (False, True)]
+    assert pairs[0] and pairs[1] and not pairs[0] & pairs[1]
+
+
+def test_too_few_items_to_keep_some_apart_are_told(capsys):
+    assert conversations.one_part(ITEMS[:2], True, "task holdout") == ITEMS[:2]
+    assert "task holdout: of 2 held-out item(s) none can be kept apart" in capsys.readouterr().err
+    assert conversations.one_part(ITEMS, True, "") == [ITEMS[2]] and not capsys.readouterr().err
 
 
 def test_answers_and_scores_are_saved_side_by_side(tmp_path, monkeypatch):
@@ -155,8 +172,12 @@ def test_held_out_conversations_are_a_task(tmp_path, reader):
     (task,) = generation.tasks(["holdout"], data, 7)
     if reader:
         assert len(task.items) == 7 and task.items[0].references == ("one", "two") and task.items[0].slice == "s"
+        held = [d.item for d in sources.apart(data)]
     else:
-        assert [i.messages for i in task.items] == [d.item.messages for d in sources.split(sources.load(data), data)[1]][:7]
+        held = [d.item for d in sources.split(sources.load(data), data)[1]]
+    assert list(task.items) == [item for i, item in enumerate(held[:21]) if i % 3 < 2][:7]
+    (choosing,) = generation.tasks(["holdout"], data, 7, choosing=True)
+    assert list(choosing.items) == held[:21][2::3], "every third chooses checkpoints, and is not scored at last"
 
 
 def test_tasks_that_cannot_be():

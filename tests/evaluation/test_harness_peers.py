@@ -122,7 +122,8 @@ def test_tasks_get_the_same_scores(both):
     run, theirs, folder = both
     names, manager = ["local_choice", "local_rolling", "local_until"], TaskManager(include_path=str(folder))
     for shots in (0, 2):
-        got = harness.evaluate(run, names[: 1 if shots else 3], str(folder), shots or None)
+        asked = names[: 1 if shots else 3]
+        got = harness.evaluate(run, asked, harness.find(asked, str(folder)), shots or None)
         how = {"num_fewshot": shots or None, "bootstrap_iters": 0, "log_samples": False, "task_manager": manager}
         wanted = lm_eval.simple_evaluate(model=theirs, tasks=names[: 1 if shots else 3], **how)["results"]
         choice = {k: v for k, v in got["local_choice"].items() if k in ("acc", "acc_norm")}

@@ -200,6 +200,7 @@ def test_questions_are_read_from_jsonl(tmp_path):
         (json.dumps({**GOOD, "answer": 2}), ":2: answer is 2, expected a number from 0 to 1"),
         (json.dumps({**GOOD, "answer": "A"}), ":2: answer is 'A'"),
         (json.dumps({**GOOD, "choices": ["1"]}), ":2: expected question a text"),
+        (json.dumps({**GOOD, "choices": ["1", "\ud800"]}), ":2: not valid Unicode: lone surrogate U+D800"),
         (json.dumps({**GOOD, "choices": ["1", ""]}), ":2: expected question a text"),
     ],
 )

@@ -146,6 +146,11 @@ ASK = '{"messages": [{"role": "user", "content": "a"}], '
         ('{"messages": [{"role": "assistant", "content": "a"}]}', "answers belong in chosen and rejected"),
         (ASK + '"rejected": "b"}', "f:2: chosen: expected a text, got None"),
         (ASK + '"chosen": "b", "rejected": 3}', "f:2: rejected: expected a text, got 3"),
+        (
+            ASK.replace('"a"', '"a\\ud800"') + '"chosen": "b", "rejected": "c"}',
+            "f:2: messages: not valid Unicode: lone",
+        ),
+        (ASK + '"chosen": "\\ud800", "rejected": "c"}', "f:2: chosen: not valid Unicode: lone surrogate U+D800 at character 0"),
         (ASK + '"chosen": "b", "rejected": "b"}', "f:2: chosen and rejected are the same text"),
     ],
 )

@@ -3,6 +3,7 @@
 B rows, T positions, V vocabulary
 """
 
+import dataclasses
 import functools
 import math
 
@@ -17,6 +18,7 @@ from gpt4o_jax.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from gpt4o_jax.config_finetune import ObjectiveConfig
 from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.data.batches import Batch
+from gpt4o_jax.errors import RunError
 from gpt4o_jax.finetuning import reinforced
 from gpt4o_jax.finetuning.logprobs import token_logprobs
 from gpt4o_jax.model import gpt
@@ -135,6 +137,25 @@ def test_a_rollout_says_what_was_sampled_and_what_it_was_worth(one_device, sampl
     np.testing.assert_array_equal(batch.beside["old"], batch.beside["reference"])
     other = reinforced.rollout(config, prompts, model, params, params, step=10)
     assert np.any(other.tokens != batch.tokens)
+
+
+def test_questions_that_do_not_fit_are_left_out_and_told(one_device, sampled, capsys):
+    config, prompts, model = sampled
+    lengths = sorted(len(prompts.ids(prompts.world.item(4, i, False))) for i in range(64))
+    T = lengths[20] + 1
+    short = dataclasses.replace(config, model=dataclasses.replace(config.model, context_length=T))
+    found = reinforced.prepare(short, prompts.tokenizer)
+    assert f"of the first 64 questions leave no room for an answer in model.context_length={T}" in capsys.readouterr().err
+    model = gpt.GPT(short.model, model.compute)
+    params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(0))
+    batch = reinforced.rollout(short, found, model, params, params, step=0)
+    np.testing.assert_allclose(batch.weights.sum(axis=-1), 1, rtol=1e-6)
+    first = [i for i in range(4) if len(prompts.ids(prompts.world.item(4, i, False))) < T]
+    assert len(first) < 4 and all(found.drawn(4, i, T)[0] == prompts.world.item(4, i, False) for i in first)
+    few = dataclasses.replace(config, model=dataclasses.replace(config.model, context_length=lengths[0]))
+    with pytest.raises(RunError) as e:
+        reinforced.prepare(few, prompts.tokenizer)
+    assert f"they are {lengths[0]} to {lengths[-1]} tokens; use a model of a longer context" in str(e.value)
 
 
 def ends(prompts):
