@@ -4,9 +4,9 @@
 #   bash launch/restart.sh COMMAND...
 #
 # Again: 75 stopped by a signal, 76 a peer was lost, 137 killed, 143 terminated. Anything else is passed on: 0 done, 2 wrong
-# config, 3 bad data, 4 diverged would only happen again. A signal to this script (Ctrl-C too) ends the command by SIGTERM, and
-# then it is not run again: whoever sent it wants an end. RESTARTS (default 20): at most so many. BACKOFF (default 5): seconds before the
-# first, doubled each time up to 300; a run that lasted ten minutes begins again at the first.
+# config, 3 bad data, 4 diverged would only happen again. A signal to this script (Ctrl-C too) ends the command by SIGTERM,
+# and then it is not run again: whoever sent it wants an end. RESTARTS (default 20): at most so many. BACKOFF (default 5):
+# seconds before the first, doubled each time up to 300; a run that lasted ten minutes begins again at the first.
 set -uo pipefail
 
 [[ $# -gt 0 ]] || { sed -n '2,/^set /{/^#/s/^#\{1,\} \{0,1\}//p;}' "${BASH_SOURCE[0]}" >&2; exit 2; }
