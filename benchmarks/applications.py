@@ -106,15 +106,14 @@ def name(prefix: str, world: str, bar: str) -> str:
 
 
 def _worst(prefix: str, runs: list[dict], minutes: float, bars: dict) -> dict:
-    found = {}
+    found, commit = {}, {"commit": ", ".join(dict.fromkeys(r["commit"] for r in runs))}  # of the runs, which may be kept ones
     for world, wanted in bars.items():
         for bar in wanted:
             row, _, metric = bar.partition("/")
             each = [_value(r["scores"][world], row, metric) for r in runs]
-            found[name(prefix, world, bar)] = (min(each), {"seeds": each})
+            found[name(prefix, world, bar)] = (min(each), {"seeds": each} | commit)
     most = [r["minutes"] for r in runs]
-    details = {"limit": minutes, "seeds": most} | {key: [r[key] for r in runs] for key in ("commit", "scores")}
-    found[f"{prefix}_minutes"] = (max(most), details)
+    found[f"{prefix}_minutes"] = (max(most), {"limit": minutes, "seeds": most, "scores": [r["scores"] for r in runs]} | commit)
     return found
 
 

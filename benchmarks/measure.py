@@ -414,7 +414,7 @@ def main(names: list[str]) -> None:
         commit = current_commit()
         with contextlib.nullcontext(kept) if kept else tempfile.TemporaryDirectory(prefix="gpt4o_jax_") as folder:
             for target, (value, details) in MEASUREMENTS[name](Path(folder)).items():
-                record(target, value, details, commit)
+                record(target, value, details, details.pop("commit", commit))
                 promise = f" (target {TARGETS[target].number:g} {TARGETS[target].unit})" if target in TARGETS else ""
                 print(f"{target}: {value:.4g}{promise}")
 
