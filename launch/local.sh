@@ -4,9 +4,9 @@
 #   bash launch/local.sh N TRAIN_FLAGS...     for example: bash launch/local.sh 2 --config=configs/quickstart.py --workdir=runs/two
 #
 # With GPUs each process takes its share of them, or of those that CUDA_VISIBLE_DEVICES names: N must divide their number.
-# Without, the processes share the CPU: good for trying out what a pod does. When one process ends, so do the others;
-# launch/restart.sh says which exit codes start them again. PORT (default: a free one) is the coordinator's. N=1 is the plain
-# command.
+# Without, or with JAX_PLATFORMS=cpu, the processes share the CPU: good for trying out what a pod does. When one process ends,
+# so do the others; launch/restart.sh says which exit codes start them again. PORT (default: a free one) is the coordinator's.
+# N=1 is the plain command.
 set -euo pipefail
 
 usage() {
@@ -30,6 +30,7 @@ python=$root/.venv/bin/python
 port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
 gpus=() told='' # by number or UUID
 count=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true)
+[[ "${JAX_PLATFORMS:-}" != cpu ]] || count=0
 if ((count > 0)) && [[ -n "${CUDA_VISIBLE_DEVICES+set}" ]]; then
   told="CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES: "
   for gpu in ${CUDA_VISIBLE_DEVICES//,/ }; do

@@ -4,9 +4,11 @@
 #   TPU=NAME ZONE=us-east5-a TYPE=v5p-16 bash launch/tpu_vm.sh [--dry-run] TRAIN_FLAGS...
 #
 # for example TRAIN_FLAGS: --config=configs/gpt4o.py:small --workdir=gs://BUCKET/runs/small
-# WORKDIR must be gs://: the workers have no other storage in common. A spot slice that was taken away is made again.
+# WORKDIR must be gs://: the workers have no other storage in common. A spot slice that was taken away is made again, whatever
+# was being done on it.
 # --dry-run prints each command and runs none. VERSION (default v2-alpha-tpuv5), SPOT=1, PROJECT: passed to gcloud.
-# RESTARTS (default 20): at most so many. The slice is left running, and costs money, until
+# RESTARTS (default 20): at most so many, BACKOFF (default 10) seconds before the first.
+# The slice is left running, and costs money, until
 #   gcloud compute tpus tpu-vm delete NAME --zone=ZONE
 set -euo pipefail
 
@@ -43,31 +45,40 @@ make_slice() {
   local made
   made=$(state)
   [[ "$made" != READY ]] || return 0
-  if [[ -n "$made" ]]; then run gcloud compute tpus tpu-vm delete "${where[@]}" --quiet; fi # preempted: can only be made anew
+  if [[ -n "$made" ]]; then run gcloud compute tpus tpu-vm delete "${where[@]}" --quiet || return; fi # preempted: of no use
   local how=("--accelerator-type=$TYPE" "--version=${VERSION:-v2-alpha-tpuv5}")
   if [[ -n "${SPOT:-}" ]]; then how+=(--spot); fi
   run gcloud compute tpus tpu-vm create "${where[@]}" "${how[@]}"
 }
 
 copy_repository() {
-  local archive
+  local archive code=0
   archive=$(mktemp) # GNU's alone takes a suffix
-  run git -C "$root" archive --format=tar.gz --output="$archive" HEAD
-  run gcloud compute tpus tpu-vm scp "$archive" "${where[@]/#$TPU/$TPU:gpt4o_jax.tar.gz}" --worker=all
+  run git -C "$root" archive --format=tar.gz --output="$archive" HEAD &&
+    run gcloud compute tpus tpu-vm scp "$archive" "${where[@]/#$TPU/$TPU:gpt4o_jax.tar.gz}" --worker=all || code=$?
   rm -f "$archive"
+  ((code == 0)) || return "$code"
   ssh_all 'set -euo pipefail; mkdir -p gpt4o_jax; tar -xzf gpt4o_jax.tar.gz -C gpt4o_jax; cd gpt4o_jax; source launch/environment.sh; prepare_environment requirements-tpu.txt'
 }
 
 flags=$(printf ' %q' "$@")
-pause=10
+had='' # a slice, which may be lost
+attempt() {
+  make_slice || return
+  had=1
+  copy_repository || return
+  ssh_all "cd gpt4o_jax && .venv/bin/python -m gpt4o_jax train$flags"
+}
+lost() { [[ -n "$had" && "$(state)" != READY ]]; }
+
+pause=${BACKOFF:-10}
 for ((left = ${RESTARTS:-20}; ; left--)); do
-  make_slice
-  copy_repository
   code=0
-  ssh_all "cd gpt4o_jax && .venv/bin/python -m gpt4o_jax train$flags" || code=$?
+  attempt || code=$? # which takes `set -e` from within it
   case $code in
     75 | 76 | 137 | 143 | 255) ;; # 255: ssh lost the worker
-    *) exit "$code" ;;
+    0) exit 0 ;;
+    *) lost || exit "$code" ;;
   esac
   if ((left == 0)); then exit "$code"; fi
   echo "tpu_vm.sh: exit code $code, again in $pause s" >&2

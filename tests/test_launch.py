@@ -20,6 +20,7 @@ AGAIN, FOR_GOOD = (75, 76, 137, 143), (0, 1, 2, 3, 4, 5)
 
 def bash(script: str | Path, *args: str, **variables: str) -> subprocess.CompletedProcess:
     command = ["bash", str(LAUNCH / script), *args]
+    variables = {"JAX_PLATFORMS": ""} | variables
     return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=60)
 
 
@@ -187,6 +188,14 @@ def test_local_shares_out_the_gpus_that_it_may_use(alone, pretended, tmp_path, m
     assert [(tmp_path / f"gpus.{i}").read_text().strip() for i in (0, 1)] == shares
 
 
+def test_local_leaves_gpus_alone_where_cpus_are_asked_for(alone, pretended, tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    path = with_gpus(tmp_path / "bin", 3)
+    done = bash(alone / "local.sh", "2", CODES="0 0", PATH=path, JAX_PLATFORMS="cpu", **pretended)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / f"gpus.{i}").read_text().strip() for i in (0, 1)] == ["unset", "unset"]
+
+
 def test_local_tells_of_gpus_that_cannot_be_shared(alone, pretended, tmp_path):
     path = with_gpus(tmp_path / "bin", 4)
     done = bash(alone / "local.sh", "2", CODES="0 0", PATH=path, CUDA_VISIBLE_DEVICES="0,1,3", **pretended)
@@ -200,17 +209,63 @@ def test_local_wants_a_number(args):
     assert done.returncode == 2 and "launch/local.sh N TRAIN_FLAGS" in done.stderr
 
 
+TPU_VM = "gcloud compute tpus tpu-vm"
+
+
 def test_tpu_vm_prints_each_command():
     variables = dict(TPU="pod", ZONE="us-z", TYPE="v5p-16", SPOT="1")
     done = bash("tpu_vm.sh", "--dry-run", "--workdir=gs://b/r", "--config.train.length=20 steps", **variables)
     assert done.returncode == 0, done.stderr
     create, _archive, scp, prepare, train = done.stdout.splitlines()
-    assert create.split() == "gcloud compute tpus tpu-vm create pod --zone=us-z --accelerator-type=v5p-16 --version=v2-alpha-tpuv5 --spot".split()  # fmt: skip # noqa: E501
+    assert create.strip() == f"{TPU_VM} create pod --zone=us-z --accelerator-type=v5p-16 --version=v2-alpha-tpuv5 --spot"
     assert " scp " in scp and "pod:gpt4o_jax.tar.gz --zone=us-z --worker=all" in scp
     assert "requirements-tpu.txt" in prepare and "--command=set\\ -euo\\ pipefail\\;" in prepare
     (command,) = re.findall(r"--command=(.*)$", train)
     spoken = subprocess.run(["bash", "-c", f"printf %s {command}"], capture_output=True, text=True).stdout
     assert spoken == "cd gpt4o_jax && .venv/bin/python -m gpt4o_jax train --workdir=gs://b/r --config.train.length=20\\ steps"
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    """A PATH with a gcloud that appends what it does to a file: an ssh or create ends with the next of the codes in the file
+    codes (or with 0), and takes the slice away if that is 9; describe tells the state of the slice.
+    """
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    (bin / "gcloud").write_text(f"""#!/usr/bin/env bash
+cd {tmp_path}
+case $4 in
+  describe) cat state 2>/dev/null; exit ;;
+  delete) rm -f state ;;
+  create | ssh)
+    read -r code < codes
+    sed -i.old 1d codes
+    [[ $4 == ssh || $code != 0 ]] || echo READY > state
+    [[ $code != 9 ]] || echo PREEMPTED > state ;;
+esac
+echo "$4" >> told
+exit "${{code:-0}}"
+""")
+    (bin / "gcloud").chmod(0o755)
+    return f"{bin}:{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize(
+    "codes, expected, told",
+    [
+        ("0 0 0", 0, "create scp ssh ssh"),
+        ("1", 1, "create"),  # a mistake in the name, say
+        ("0 1", 1, "create scp ssh"),  # an install that fails
+        ("0 9 0 0 0", 0, "create scp ssh delete create scp ssh ssh"),  # the slice is lost in the install
+        ("0 0 9 1 0 0 0", 0, "create scp ssh ssh delete create create scp ssh ssh"),  # and there is none at once
+        ("0 0 75 0 0", 0, "create scp ssh ssh scp ssh ssh"),
+        ("0 0 2", 2, "create scp ssh ssh"),
+    ],
+)
+def test_tpu_vm_makes_a_lost_slice_again(cloud, tmp_path, codes, expected, told):
+    (tmp_path / "codes").write_text("\n".join(codes.split()) + "\n")
+    done = bash("tpu_vm.sh", "--workdir=gs://b/r", TPU="pod", ZONE="z", TYPE="v5p-16", PATH=cloud, BACKOFF="0")
+    assert (done.returncode, (tmp_path / "told").read_text().split()) == (expected, told.split()), done.stderr
 
 
 def test_tpu_vm_wants_storage_that_all_workers_see():
