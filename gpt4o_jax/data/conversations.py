@@ -192,7 +192,8 @@ def conversation_item(record: dict) -> Item:
         raise data_error(f"messages: {e}") from None
     last = messages[-1]
     if last.role != "assistant":
-        raise data_error(f"messages: the last is of role {last.role}, expected assistant: its words are what is learned")
+        pair = "; chosen and rejected make preference pairs, for training by DPO alone" if "chosen" in record else ""
+        raise data_error(f"messages: the last is of role {last.role}, expected assistant: its words are what is learned{pair}")
     references, row = record.get("references", [last.text]), record.get("slice", "")
     if not isinstance(references, list) or not references or not all(isinstance(r, str) for r in references):
         raise data_error(f"references: expected a list of texts, got {references!r:.40}")

@@ -355,6 +355,7 @@ BROKEN = [
     ('{"messages": [{"role": "usr", "content": "x"}]}', ":2: messages: message 0: role 'usr' (did you mean user?)"),
     ('{"messages": [{"role": "user", "content": 3}]}', ":2: messages: message 0: content is 3; expected a text"),
     (json.dumps({"messages": GOOD[:1]}), ":2: messages: the last is of role user, expected assistant"),
+    (json.dumps({"messages": GOOD[:1], "chosen": "a", "rejected": "b"}), "is learned; chosen and rejected make preference pairs"),
     (json.dumps({"messages": GOOD, "references": []}), ":2: references: expected a list of texts, got []"),
     (json.dumps({"messages": GOOD, "references": [1]}), ":2: references: expected a list of texts"),
     (json.dumps({"messages": GOOD, "slice": 1}), ":2: slice: expected a text, got 1"),
