@@ -4,6 +4,7 @@ python benchmarks/gpu_speed.py [SHAPE ...]          (default: every shape); `tin
 
 Needs jax, flax, optax and numpy only (the package from its sources: run in the root of the repository). Prints one
 JSON object a line and appends results.jsonl's records, which `measure.py --report` turns into BENCHMARKS.md.
+Ours and torch run in processes of their own, one after the other: JAX takes most of a GPU's memory until it ends.
 Floating-point operations are 6N + 12LdT a token; the denominator is the datasheet's dense bfloat16 rate.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gpt4o_jax import parallel
-from gpt4o_jax.config import ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from gpt4o_jax.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from gpt4o_jax.training.throughput import measure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,26 +53,37 @@ def ours(shape: str) -> dict:
         scan_unroll=layers,
     )
     train = TrainConfig(batch_size=B, steps_per_dispatch=K)
-    config = RunConfig(model=model, optimizer=OptimizerConfig(name="adamw"), train=train)
+    data = DataConfig(rows="windows")  # a row is one document, as torch has it
+    config = RunConfig(model=model, data=data, optimizer=OptimizerConfig(name="adamw"), train=train)
     return measure(config, parallel.make_mesh(), dispatches)
 
 
 def torch_compiled(shape: str) -> dict:
     *numbers, _, K, dispatches = SHAPES[shape]
-    command = [sys.executable, "benchmarks/torch_gpt2.py", *map(str, numbers), str(K * dispatches), "bfloat16-compiled"]
-    out = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout.decode()
-    return json.loads(out.splitlines()[-1])
+    return last_line("benchmarks/torch_gpt2.py", *map(str, numbers), str(K * dispatches), "bfloat16-compiled")
+
+
+def last_line(*command: str) -> dict:
+    """The JSON that a script prints last, or {"error": its exit code}: what others have measured is not lost."""
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE)
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"error": f"exit code {done.returncode}"}
 
 
 def main(names: list[str]) -> None:
+    if names[:1] == ["ours"]:
+        print(json.dumps(ours(names[1])))
+        return
     unknown = set(names) - set(SHAPES)
     if unknown:
         sys.exit(f"gpu_speed.py: no shape {', '.join(sorted(unknown))}; shapes: {', '.join(SHAPES)}")
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     for shape in names or [s for s in SHAPES if s != "tiny"]:
-        details = ours(shape)
+        details = last_line("benchmarks/gpu_speed.py", "ours", shape)
+        if "error" in details:
+            sys.exit(f"gpu_speed.py: {shape}: {details['error']}")
         if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
-            details["torch_compiled_tokens_per_second"] = torch_compiled(shape)["tokens_per_second"]
+            theirs = torch_compiled(shape)
+            details["torch_compiled_tokens_per_second"] = theirs.get("tokens_per_second") or theirs["error"]
         entry = {
             "name": f"{shape}_mfu",
             "value": details["mfu"],

@@ -23,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import applications
+import fast_path
 import finetuning
 import generation_speed
 import mesh_table
@@ -253,6 +254,7 @@ MEASUREMENTS = {
     "first_step": first_step,
     "help": help_text,
     "mup_transfer": mup_transfer,
+    "fast_path": lambda folder: fast_path.measure_fast_path(),
 }
 
 

@@ -79,6 +79,10 @@ TARGETS = {
     "standard_rate_shift": Target(
         2.0, "factors of 2", "the same without muP: what there is to mend", "the grid", at_least=True
     ),
+    "fast_path_drift": Target(
+        4.0, "times the control", "root mean square between the loss curves of bfloat16 with attention by blocks and of float32"
+        " with plain attention, over that of orders of the same rows; configs/quickstart.py, 300 steps", "a factor of 2",
+    ),
     "kills_survived": Target(
         20.0, "of 20", "SIGKILLs at random moments of a 300-step run after which the final digest is the uninterrupted run's"
         " (tests/system/test_resume.py)", "none", at_least=True,

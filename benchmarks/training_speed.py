@@ -59,7 +59,7 @@ def _ours(shape: str) -> dict:
         "model.context_length": T, "model.vocab_size": vocabulary, "model.positions": "learned", "model.norm": "layer",
         "model.norm_eps": 1e-5, "model.mlp": "gelu_tanh", "model.qk_norm": False, "model.bias": True, "model.tied": True,
         "model.output_init": "scaled", "optimizer.name": "adamw", "train.batch_size": B, "train.steps_per_dispatch": K,
-        "log.every": K, "eval.every": 0, "sample.every": 0, "checkpoint.every": 0,
+        "log.every": K, "eval.every": 0, "sample.every": 0, "checkpoint.every": 0, "data.rows": "windows",
     }  # fmt: skip
     flags = [f"--config.{name}={value}" for name, value in knobs.items()]
     return _last_line(

@@ -99,6 +99,7 @@ class Attention(nn.Module):
         """Attention of rows to themselves, by the implementation that suits the hardware; cut rows are in zig-zag order."""
         c = self.config
         T = q_BTNH.shape[1]
+        segments_BT = segments_BT if self.compute.packed else None
         ways = context.parts(T)
         # Initialisation traces one token, which not every implementation takes.
         name = "reference" if self.is_initializing() else implementation(c, self.compute, T, dropout is not None, ways)

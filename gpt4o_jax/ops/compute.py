@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """Platform of the mesh's devices, operand type of matrix products (sums are float32), and type of the cache."""
+    """Platform of the mesh's devices, operand type of matrix products (sums are float32), type of the cache; kind of rows."""
 
     platform: str = "cpu"  # "cpu", "gpu" or "tpu"
     dtype: str = "float32"  # "float32" or "bfloat16"
     kv_cache: str = "float32"  # what keys and values are kept in while generating, one of model/cache.py's KINDS
+    packed: bool = True  # whether a row may hold several documents; else attention compares none, and padding is at the end
 
     @property
     def operand(self) -> jnp.dtype:

@@ -250,6 +250,22 @@ def test_remat_and_unrolling_change_no_result(one_device, base, unroll):
         jax.tree.map(close, run(**changes), wanted)
 
 
+@pytest.mark.parametrize("attention", ["reference", "blocks"])
+@pytest.mark.parametrize("changes", [{}, PATTERN | EXPERTS | {"n_layers": 4}], ids=["dense", "pattern"])
+def test_rows_of_one_document_need_no_segments(one_device, attention, changes):
+    """Also where padding is behind them: no token of theirs sees it, and experts count it no more than before."""
+    model, params = make(attention=attention, **changes)
+    alone = gpt.GPT(model.config, dataclasses.replace(FLOAT32, packed=False))
+    row = (np.arange(13, dtype=np.int32), np.ones(13, np.int32))
+    padded = (row[0], (np.arange(13) < 7).astype(np.int32))
+    batch = make_batch([row, padded])
+    run = lambda model: jax.jit(jax.value_and_grad(lambda p: loss_sum(model, p, batch, 8, balance_loss=0.1)[0]))(params)
+    jax.tree.map(close, run(alone), run(model))
+    two = make_batch([(row[0], np.repeat([1, 2], [6, 7]).astype(np.int32))])
+    with pytest.raises(AssertionError):
+        close(score(alone, params, two), score(model, params, two))
+
+
 def test_a_pattern_with_wide_windows_is_the_model_without(one_device):
     """Layer l is entry l // P of block_(l % P)."""
     plain, params = make(n_layers=4)

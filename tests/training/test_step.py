@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from gpt4o_jax import parallel
-from gpt4o_jax.config import ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from gpt4o_jax.config import DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, RunConfig, TrainConfig
 from gpt4o_jax.data.batches import Batch
 from gpt4o_jax.length import micro_batches, row_numbers
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.training import program
 from gpt4o_jax.training import step as training_step
 from gpt4o_jax.training.optimizer import make_optimizer
 from gpt4o_jax.training.schedules import schedule_factor
@@ -223,3 +224,13 @@ def test_absent_micro_batches_cost_nothing_and_no_new_compilation(start, monkeyp
     assert step._cache_size() == 1
     # The schedule counts steps, whatever their size.
     np.testing.assert_allclose(metrics["lr_factor"][0], schedule_factor(GROWING.optimizer, TOTAL, 7), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "method, rows, packed", [("next_token", "windows", False), ("next_token", "first_fit", True), ("dpo", "windows", True)]
+)
+def test_attention_compares_documents_where_rows_may_hold_several(method, rows, packed):
+    """Rows of preference pairs hold several, whatever data.rows says of text."""
+    changes = dict(data=DataConfig(rows=rows), objective=ObjectiveConfig(method=method))
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    assert program.build(dataclasses.replace(CONFIG, **changes), mesh).model.compute.packed == packed
