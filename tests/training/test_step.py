@@ -231,6 +231,7 @@ def test_absent_micro_batches_cost_nothing_and_no_new_compilation(start, monkeyp
 )
 def test_attention_compares_documents_where_rows_may_hold_several(method, rows, packed):
     """Rows of preference pairs hold several, whatever data.rows says of text."""
-    changes = dict(data=DataConfig(rows=rows), objective=ObjectiveConfig(method=method))
+    model = dataclasses.replace(CONFIG.model, compute_dtype="float32")
+    changes = dict(model=model, data=DataConfig(rows=rows), objective=ObjectiveConfig(method=method))
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
     assert program.build(dataclasses.replace(CONFIG, **changes), mesh).model.compute.packed == packed
