@@ -95,15 +95,17 @@ class OptimizerConfig:
         ("adamw", "muon", "lion", "adafactor", "schedule_free"),
     )
     peak_lr: float = knob(1e-3, "Peak learning rate of all but Muon's matrices; Lion's is 3 to 10 times below AdamW's.", low=0.0)
-    muon_lr: float = knob(0.02, "Peak learning rate of Muon.", low=0.0)
-    muon_momentum: float = knob(0.95, "Nesterov momentum of Muon.", low=0.0, high=0.9999)
+    muon_lr: float = knob(0.02, "muon: its peak learning rate, of hidden matrices.", low=0.0)
+    muon_momentum: float = knob(0.95, "muon: its Nesterov momentum.", low=0.0, high=0.9999)
     b1: float = knob(
         0.9,
         "Decay of the first moment (adafactor: 0 keeps none); schedule_free: share of the average where gradients are taken.",
         low=0.0,
         high=0.9999,
     )
-    b2: float = knob(0.95, "Decay of the second moment, and of Lion's momentum.", low=0.0, high=0.999999)
+    b2: float = knob(
+        0.95, "Decay of the second moment, and of Lion's momentum; adafactor's follows from the step.", low=0.0, high=0.999999
+    )
     moment_dtype: str = knob(
         "float32",
         "What adamw, muon and lion keep their moments in (computed in float32): bfloat16 takes half the memory.",
@@ -112,7 +114,7 @@ class OptimizerConfig:
     offload: bool = knob(
         False, "The optimizer's state lies in the host's memory (pinned_host) but for its update, where the platform has such."
     )
-    eps: float = knob(1e-8, "AdamW and schedule_free: added to the root of the second moment.", low=0.0)
+    eps: float = knob(1e-8, "adamw, muon and schedule_free: added to the root of the second moment.", low=0.0)
     weight_decay: float = knob(0.1, "Decoupled weight decay, multiplied by the learning rate.", low=0.0)
     decay_mask: str = knob(
         "matrices",
