@@ -82,8 +82,13 @@ class DataConfig:
         low=0,
         high=2**16,
     )
-    prefetch: int = knob(2, "Dispatches of batches built ahead.", low=1, high=64)
-    workers: int = knob(1, "Threads that build batches, at most data.prefetch.", low=1, high=64)
+    prefetch: int = knob(2, "Dispatches of batches that data.workers builds ahead.", low=1, high=64)
+    workers: int = knob(
+        1,
+        "Threads that build batches, at most data.prefetch; 0: each is built where it is asked for, none ahead.",
+        low=0,
+        high=64,
+    )
     cache_dir: str = knob("", "Folder of tokenised corpora; empty: gpt4o_jax/ in the user's cache folder.")
 
 
