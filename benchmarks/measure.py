@@ -216,6 +216,33 @@ def help_text(folder: Path) -> dict:
     return {"help_seconds": (statistics.median(times), {"all": times})}
 
 
+def seek(folder: Path) -> dict:
+    """Seconds until a dispatch of step 10^6 is there, of a text that was prepared and is open: the slowest of all kinds."""
+    from gpt4o_jax.commands import config_file
+    from gpt4o_jax.data import corpus as corpora
+    from gpt4o_jax.data.batches import dispatches
+    from gpt4o_jax.data.rows import ROWS
+
+    step, mixed = 10**6, f"('python_docs=0.7', 'text:{ROOT}/gpt4o_jax/**/[!_]*.py=0.3')"
+    kinds = {kind: {"data.rows": kind} for kind in ROWS}
+    kinds |= {f"mixture, {kind}": {"data.source": "mixture", "data.mixture": mixed, "data.rows": kind} for kind in ROWS}
+    kinds["lanes"] = {"data.lanes": "8", "data.shingle_bytes": "0"}
+    times = {}
+    for kind, knobs in kinds.items():
+        knobs = knobs | {"data.cache_dir": str(folder / "cache")}
+        config = config_file.read(str(ROOT / "configs" / "quickstart.py"), knobs)
+        K, B = config.train.steps_per_dispatch, config.train.batch_size
+        trials = []
+        for _ in range(4):  # the first makes the text's tokens, and counts them for the lanes
+            corpus = corpora.prepare(config)
+            start = time.monotonic()
+            rows = corpora.training_rows(config, corpus)
+            next(dispatches(rows, step, step + K, K, B, prefetch=1))
+            trials.append(round(time.monotonic() - start, 3))
+        times[kind] = {"seconds": statistics.median(trials[1:]), "epoch": round(step * B * rows.T / rows.tokens_per_epoch)}
+    return {"seek_seconds": (max(t["seconds"] for t in times.values()), times)}
+
+
 def mup_transfer(folder: Path) -> dict:
     """By how many factors of 2 the best learning rate falls from width 64 to 256, with and without muP."""
     import mup_transfer as transfer
@@ -253,6 +280,7 @@ MEASUREMENTS = {
     "prefill_decode": prefill_decode,
     "first_step": first_step,
     "help": help_text,
+    "seek": seek,
     "mup_transfer": mup_transfer,
     "fast_path": lambda folder: fast_path.measure_fast_path(),
 }
@@ -385,6 +413,17 @@ def _bits_table(entry: dict) -> list[str]:
     return [*lines, "", f"experts: 8, of which a token passes 2, of width 512. {entry['date']}, {entry['commit']}."]
 
 
+def _transfer_table(entry: dict) -> list[str]:
+    import mup_transfer as transfer
+
+    losses = entry["details"]["losses"]
+    said = (
+        f"The mean loss of the last {transfer.LAST} of {transfer.STEPS} steps, in nats a byte; the least of each model in bold."
+    )
+    said += f" {entry['date']}, {entry['commit']}."
+    return ["## Learning rates at two widths, with muP and without", "", transfer.markdown(losses), "", said]
+
+
 def _products_table(entry: dict) -> list[str]:
     shapes = {name: times for name, times in entry["details"].items() if isinstance(times, dict)}
     forms = list(dict.fromkeys(form for times in shapes.values() for form in times))
@@ -400,6 +439,7 @@ SECTIONS = {
     "continuous_over_static": _batching_table,
     "decode_products": _products_table,
     "int8_weights_cost": _bits_table,
+    "mup_rate_shift": _transfer_table,
 }
 
 

@@ -72,6 +72,11 @@ TARGETS = {
         5.0, "seconds", "the same with a warm compilation cache; median of 3", "20 % on a quiet machine"
     ),
     "help_seconds": Target(1.0, "seconds", "python -m gpt4o_jax train --help, median of 5", "20 %"),
+    "seek_seconds": Target(
+        2.0, "seconds", "from a prepared, open text to the batches of steps 10^6 to 10^6 + 9 of configs/quickstart.py, by a new"
+        " row function: the slowest of all kinds over Python's documentation, of a mixture, and lanes; medians of 3",
+        "20 % on a quiet machine",
+    ),
     "mup_rate_shift": Target(
         1.0, "factors of 2", "best learning rate at width 64 against 256 under muP, grid in factors of 2"
         " (benchmarks/mup_transfer.py)", "the grid",

@@ -82,8 +82,13 @@ class DataConfig:
         low=0,
         high=2**16,
     )
-    prefetch: int = knob(2, "Dispatches of batches built ahead.", low=1, high=64)
-    workers: int = knob(1, "Threads that build batches, at most data.prefetch.", low=1, high=64)
+    prefetch: int = knob(2, "Dispatches of batches that data.workers builds ahead.", low=1, high=64)
+    workers: int = knob(
+        1,
+        "Threads that build batches, at most data.prefetch; 0: each is built where it is asked for, none ahead.",
+        low=0,
+        high=64,
+    )
     cache_dir: str = knob("", "Folder of tokenised corpora; empty: gpt4o_jax/ in the user's cache folder.")
 
 
@@ -95,15 +100,17 @@ class OptimizerConfig:
         ("adamw", "muon", "lion", "adafactor", "schedule_free"),
     )
     peak_lr: float = knob(1e-3, "Peak learning rate of all but Muon's matrices; Lion's is 3 to 10 times below AdamW's.", low=0.0)
-    muon_lr: float = knob(0.02, "Peak learning rate of Muon.", low=0.0)
-    muon_momentum: float = knob(0.95, "Nesterov momentum of Muon.", low=0.0, high=0.9999)
+    muon_lr: float = knob(0.02, "muon: its peak learning rate, of hidden matrices.", low=0.0)
+    muon_momentum: float = knob(0.95, "muon: its Nesterov momentum.", low=0.0, high=0.9999)
     b1: float = knob(
         0.9,
         "Decay of the first moment (adafactor: 0 keeps none); schedule_free: share of the average where gradients are taken.",
         low=0.0,
         high=0.9999,
     )
-    b2: float = knob(0.95, "Decay of the second moment, and of Lion's momentum.", low=0.0, high=0.999999)
+    b2: float = knob(
+        0.95, "Decay of the second moment, and of Lion's momentum; adafactor's follows from the step.", low=0.0, high=0.999999
+    )
     moment_dtype: str = knob(
         "float32",
         "What adamw, muon and lion keep their moments in (computed in float32): bfloat16 takes half the memory.",
@@ -112,7 +119,7 @@ class OptimizerConfig:
     offload: bool = knob(
         False, "The optimizer's state lies in the host's memory (pinned_host) but for its update, where the platform has such."
     )
-    eps: float = knob(1e-8, "AdamW and schedule_free: added to the root of the second moment.", low=0.0)
+    eps: float = knob(1e-8, "adamw, muon and schedule_free: added to the root of the second moment.", low=0.0)
     weight_decay: float = knob(0.1, "Decoupled weight decay, multiplied by the learning rate.", low=0.0)
     decay_mask: str = knob(
         "matrices",

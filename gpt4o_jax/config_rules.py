@@ -197,6 +197,14 @@ def _validate_model(m) -> None:
         raise RunError(
             f"config.model.mup_base_head_dim={m.mup_base_head_dim} does nothing without muP; set mup_base_width, or leave it None"
         )
+    for name in ("d_ff", "expert_d_ff") if m.mup_base_width else ():
+        width = getattr(m, name)
+        if width and width * m.mup_base_width % m.d_model:
+            raise RunError(
+                f"config.model.{name}={width}: muP grows all widths alike, and no whole {name} is to mup_base_width="
+                f"{m.mup_base_width} as {width} to d_model={m.d_model}; nearest:"
+                f" {name}={_nearest_multiple(width, m.d_model // math.gcd(m.d_model, m.mup_base_width))}"
+            )
     if m.mup_base_head_dim and m.attention_scale is not None:
         raise RunError(
             f"config.model.mup_base_head_dim={m.mup_base_head_dim} does nothing with attention_scale={m.attention_scale:g};"

@@ -55,9 +55,7 @@ def test_every_knob_has_a_sentence():
 def test_every_knob_is_read_outside_config_py():
     """A knob that nothing reads would be accepted and ignored."""
     sources = (
-        p
-        for p in (ROOT / "gpt4o_jax").rglob("*.py")
-        if p.name not in ("config.py", "config_finetune.py", "config_mesh.py", "config_model.py", "config_rules.py")
+        p for p in (ROOT / "gpt4o_jax").rglob("*.py") if not re.fullmatch("config(_(finetune|idle|mesh|model|rules))?.py", p.name)
     )
     text = "\n".join(p.read_text() for p in sources)
     through = {  # read through a property or function of config.py, or under another name
@@ -227,7 +225,10 @@ def test_any_text_is_a_value_or_one_clear_line(name, text):
         ({"model": {"mup_base_width": -64}}, "got -64, expected a number at least 0"),
         ({"model": {"mup_base_head_dim": 32}}, "mup_base_head_dim=32 does nothing without muP; set mup_base_width"),
         ({"model": {"mup_base_width": 8, "mup_base_head_dim": 32, "attention_scale": 0.1}}, "does nothing with attention_scale"),
+        ({"model": {"mup_base_width": 64, "d_ff": 1001}}, "no whole d_ff is to mup_base_width=64 as 1001 to d_model=256"),
+        ({"model": {"mup_base_width": 64, "d_ff": 1001}}, "nearest: d_ff=1000"),
         ({"optimizer": {"name": "lyon"}}, "did you mean lion?"),
+        ({"optimizer": {"schedule": "cosin"}}, "expected one of cosine, wsd, inverse_sqrt, constant (did you mean cosine?)"),
         ({"optimizer": {"name": "schedule_free"}}, "takes the place of schedule=cosine; nearest: optimizer.schedule=constant"),
         ({"optimizer": {"name": "schedule_free", "schedule": "constant", "ema_decay": 0.9}}, "set ema_decay=0"),
         ({"optimizer": {"name": "schedule_free", "schedule": "constant", "b1": 0.0}}, "needs b1 above 0 (got 0.0)"),

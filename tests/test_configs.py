@@ -158,7 +158,9 @@ def test_sweep_varies_what_its_base_leaves_alone(path, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "spec", ["gpt4o.py:smal", "shakespeare.py:char", "article.py:big", "llama.py:2b", "finetune.py:squat", "applications.py:tuen"]
+    "spec",
+    ["gpt4o.py:smal", "shakespeare.py:char", "article.py:big", "finetune.py:squat", "applications.py:tuen"]
+    + [f"{family}.py:{next(iter(sizes))}x" for family, sizes in FAMILIES.items()],
 )
 def test_unknown_argument_is_one_line(spec):
     with pytest.raises(RunError) as error:
@@ -168,6 +170,8 @@ def test_unknown_argument_is_one_line(spec):
     assert argument in str(error.value)
     for name in ARGUMENTS.get(stem, ()):
         assert name in str(error.value)
+    if stem in FAMILIES:
+        assert f"configs/{spec}: no such size (did you mean {next(iter(FAMILIES[stem]))}?)" in str(error.value)
 
 
 # ---------------------------------------------------------------- published sizes

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gpt4o_jax import config as config_lib
 from gpt4o_jax.config import RunConfig
+from gpt4o_jax.config_idle import refuse_idle
 from gpt4o_jax.errors import RunError, did_you_mean
 
 
@@ -28,7 +29,10 @@ def read(spec: str, overrides: dict[str, str]) -> RunConfig:
     values |= given
     if values["init.model"] and values["init.from"]:
         values |= _model_of(values["init.from"]) | given
-    return config_lib.freeze(values)
+    config = config_lib.freeze(values)
+    found = config_lib.flatten(config_lib.to_dict(config))
+    refuse_idle(given, found.__getitem__, lambda name: known[name].default)
+    return config
 
 
 def _model_of(folder: str) -> dict:

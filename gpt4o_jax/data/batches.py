@@ -80,8 +80,9 @@ def dispatches(
     rows: a row function of data/rows.py. numbers: step -> which of its rows stand in the B places, None for an empty one
     (length.row_numbers); without it row i of step s is rows[s * B + i]. places: those of the B that this process builds
     (parallel.places), in order; the batches then hold no others. None: all. make: as for `build`.
-    Up to `prefetch` dispatches are built ahead, by `workers` threads. Threads, not processes: a row takes microseconds to
-    build, and sending it from one process to another takes longer; where it is tokenised first, SentencePiece lets others run.
+    Up to `prefetch` dispatches are built ahead, by `workers` threads; with 0 of them each is built by who asks for it. Threads,
+    not processes: a row takes microseconds to build, and sending it from one process to another takes longer; where it is
+    tokenised first, SentencePiece lets others run.
     """
     numbers = numbers or (lambda s: range(s * B, s * B + B))
 
@@ -89,9 +90,16 @@ def dispatches(
         among = numbers(step)
         return [among[p] for p in (range(B) if places is None else places)]
 
+    def built(step: int) -> Batch:
+        return build(rows, [share(s) for s in range(step, step + K)], symbols, make)
+
     starts = iter(range(first_step, last_step, K))
+    if not workers:
+        for step in starts:
+            yield step + K, built(step)
+        return
     pool = concurrent.futures.ThreadPoolExecutor(workers, "batches")
-    submit = lambda step: (step, pool.submit(build, rows, [share(s) for s in range(step, step + K)], symbols, make))
+    submit = lambda step: (step, pool.submit(built, step))
     try:
         waiting = [submit(step) for step in itertools.islice(starts, prefetch)]
         while waiting:

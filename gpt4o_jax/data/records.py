@@ -106,7 +106,11 @@ def parquet(paths: Sequence, field: str, take: Take | None = None) -> Blocks:
 
     def opened(path) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(path.open("rb"))
+            raw = path.open("rb")
+        except OSError as e:
+            raise data_error(f"{path}: cannot read ({e.strerror or e})") from None
+        try:
+            return pq.ParquetFile(raw)
         except (pa.ArrowException, OSError) as e:
             raise data_error(f"{path}: not a whole Parquet file ({first_line(e)})") from None
 

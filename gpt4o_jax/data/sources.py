@@ -125,11 +125,23 @@ def _remote_files(pattern: str) -> list:
         files = sorted(p for p in (root.glob(wild) if wild else _below(root)) if p.is_file() and not p.name.startswith("."))
     except ImportError as e:
         raise data_error(f"{pattern}: this kind of storage needs another package: {e}; for gs://: pip install gcsfs") from None
-    except (OSError, NotImplementedError) as e:  # the latter for `**`
+    except NotImplementedError as e:  # for `**`
         raise data_error(f"{pattern}: cannot list ({e})") from None
+    except OSError as e:
+        raise _unreachable(pattern, e) from None
     if not files:
+        try:
+            root.stat()  # whether something is a file or a folder is answered with no where the storage cannot be reached
+        except FileNotFoundError:
+            pass
+        except Exception as e:  # those of Google's libraries have no class in common
+            raise _unreachable(pattern, e) from None
         raise data_error(f"{pattern}: no such file, folder or glob with files")
     return files
+
+
+def _unreachable(pattern: str, e: Exception) -> RunError:
+    return data_error(f"{pattern}: cannot list ({e}); check the address, the network and who you are logged in as")
 
 
 def _below(folder):

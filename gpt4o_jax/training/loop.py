@@ -64,6 +64,10 @@ def train(
         for text in corpus.in_lanes:
             text.take(workdir / "lanes")
         last_step = total_steps(config, rows.tokens_per_epoch if in_epochs(config) else 0)
+        warmup = config.optimizer.warmup_steps
+        if warmup >= last_step:  # told and not refused: a trial of a few steps is of a longer run's config
+            reached = f"reaches {last_step / (warmup + 1):.0%} of its peak"
+            say(f"the learning rate {reached}: optimizer.warmup_steps={warmup} is not less than the {last_step} steps of the run")
 
         # ------------------------------------------------------------ state: restored, or born in its shards
         store = Store(workdir / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_every)

@@ -63,6 +63,10 @@ def train_args(text):
         }  # fmt: skip
         flags = {"--config": BASE, "--workdir": workdir} | {f"--config.{k}": v for k, v in knobs.items()}
         flags |= dict(arg.split("=", 1) for arg in more)
+        idle = ["data.separator"] if flags["--config.data.source"] not in ("text", "mixture") else []
+        idle += ["data.holdout_fraction"] if flags.get("--config.data.holdout_path") else []
+        for name in idle:  # does nothing with what took the place of the text
+            del flags[f"--config.{name}"]
         return ["train", *(f"{name}={value}" for name, value in flags.items())]
 
     return arguments

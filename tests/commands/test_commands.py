@@ -45,6 +45,14 @@ def test_train_again_changes_nothing_and_says_the_same(run, train_args, command)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize(("asked", "taken"), [("auto", "blocks"), ("reference", "reference")])
+def test_train_says_once_who_computes_attention_and_how_far_a_warm_up_comes(train_args, tmp_path, command, asked, taken):
+    knobs = (f"--config.model.attention={asked}", "--config.train.length=2 steps", "--config.train.steps_per_dispatch=1")
+    _, told = command(*train_args(tmp_path / "run", *knobs, "--config.optimizer.warmup_steps=3", "--config.eval.max_tokens=1"))
+    assert told.count("attention by") == told.count(f"attention by {taken}, on 1 cpu device(s)") == 1
+    assert told.count("reaches 50% of its peak: optimizer.warmup_steps=3 is not less than the 2 steps of the run") == 1
+
+
 def test_train_gives_the_same_loss_on_two_meshes_of_eight_devices(train_args, tmp_path, command, all_devices):
     meshes = {"dp": {"data": 8}, "all": {"data": 2, "fsdp": 2, "tensor": 2}}
     losses = []

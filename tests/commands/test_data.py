@@ -68,6 +68,8 @@ def test_a_report_counts_what_is_there(command, train_args, tmp_path):
     assert source["bytes"] == sum(map(len, lines + lines[:7])) + 500 == source["kept_bytes"]
     assert source["training_documents"] + source["holdout_documents"] == 108
     assert source["tokens"] == source["bytes"] + 2 * 108, "<bos> and <eos>"
+    assert source["bytes_per_token"] == round(source["bytes"] / (source["bytes"] + 2 * 108), 4)
+    assert source["share_of_training_tokens"] == source["share_of_rows"] == 1
     assert report["total"] == {k: source[k] for k in report["total"]}
     assert "exact duplicates" in log and "108" in log
 
@@ -86,6 +88,12 @@ def test_a_report_of_a_mixture_adds_up(command, train_args, bottles, text):
     assert (first["share_of_rows"], second["share_of_rows"]) == (0.25, 0.75)
     for key in ("documents", "tokens", "training_tokens", "holdout_documents"):
         assert report["total"][key] == first[key] + second[key]
+    for one in (first, second):
+        assert one["share_of_training_tokens"] == round(one["training_tokens"] / report["total"]["training_tokens"], 4)
+    assert first["share_of_training_tokens"] + second["share_of_training_tokens"] == pytest.approx(1, abs=1e-4)
+    for numbers in (first, second, report["total"]):  # by characters, and <bos> and <eos> of each document
+        ends = 2 * (numbers["training_documents"] + numbers["holdout_documents"])
+        assert numbers["bytes_per_token"] == round(numbers["kept_bytes"] / (numbers["kept_bytes"] + ends), 4)
     assert 0.8 < report["rows_fill"] <= 1
 
 

@@ -20,7 +20,6 @@ USAGE, DATA = ExitCode.USAGE, ExitCode.DATA
 WORLD = (
     "--config.data.source=world",
     "--config.data.path=numbers",
-    "--config.data.separator=",
     "--config.data.world_items=400",
 )  # all letters of the numbers
 WORLD += ("--config.data.rows=first_fit", "--config.model.context_length=256", "--config.sample.prompts=('a',)")
@@ -38,7 +37,8 @@ def taught(train_args, as_on_a_laptop, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tuned_args(train_args, taught):
     def arguments(workdir, method: str, *more: str, base=taught) -> list[str]:
-        knobs = {"method": method, "group": 2, "answer_tokens": 6, "held_out": 12, "beta": 0.1}
+        knobs = {"method": method, "beta": 0.1} | ({"group": 2, "answer_tokens": 6} if method == "grpo" else {})
+        knobs |= {} if "--config.data.source=conversations" in more else {"held_out": 12}
         knobs = [f"--config.objective.{k}={v}" for k, v in knobs.items()]
         rates = ("--config.optimizer.peak_lr=0.01", "--config.optimizer.warmup_steps=0", "--config.log.every=10")
         return train_args(

@@ -116,6 +116,10 @@ def test_print_gives_commands_that_train_understands(sweep_file, capsys, tmp_pat
         ('yield "a", {"model.d_modle": 3}', "variant 'a': --config.model.d_modle: no such key (did you mean model.d_model?)"),
         ('yield "a", {"model.d_model": "wide"}', "variant 'a': --config.model.d_model=wide: not an integer"),
         ('yield "a", {"model.d_model": 15}', "variant 'a': config.model.d_model=15 is not a multiple of n_heads=2"),
+        (
+            'yield "a", {"optimizer.muon_lr": 0.1}',
+            "variant 'a': config.optimizer.muon_lr=0.1 does nothing with optimizer.name=adamw",
+        ),
         ('yield "a", {"model.mlp": "gleu"}', "variant 'a': config.model.mlp: got 'gleu', expected one of"),
         ('yield "a", {}; yield "a", {"seed": 1}', "two variants are called 'a'"),
         ('yield "a", {"seed": 1}', "sets seed, but --seeds sets it"),

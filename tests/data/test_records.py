@@ -183,6 +183,31 @@ def test_a_bucket_without_the_package_for_it(monkeypatch):
     assert "needs another package: Please install gcsfs" in refusal(sources.load, config("jsonl", "gs://bucket/x"))
 
 
+@pytest.mark.parametrize("source", WRITERS)
+@pytest.mark.parametrize("error", [OSError(113, "No route to host"), PermissionError("Forbidden"), TimeoutError("no answer")])
+def test_a_bucket_that_cannot_be_reached(monkeypatch, bucket, source, error):
+    """When its files are listed, and when one of them is read."""
+    from etils import epath
+    from etils.epath import backend
+
+    address = "gs://bucket/deep/x"
+    epath.Path(address).parent.mkdir(parents=True)
+    epath.Path(address).write_bytes(b"{}")
+    cloud = type(backend.fsspec_backend.fs(address))
+
+    def fail(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cloud, "_open", fail)
+        told = refusal(sources.load, config(source, address))
+        assert f"{address}: cannot read" in told and (error.strerror or str(error)) in told
+    monkeypatch.setattr(cloud, "info", fail)
+    for path in (address, "gs://bucket/deep/*", "gs://bucket"):
+        told = refusal(sources.load, config(source, path))
+        assert f"{path}: cannot list ({error}); check the address, the network" in told
+
+
 # ---------------------------------------------------------------- what is broken
 
 LINES = [

@@ -1,5 +1,7 @@
 """The batches of a run: the same bytes from every source, at every position, for any prefetch, workers and processes."""
 
+import threading
+
 import jax
 import numpy as np
 import pytest
@@ -35,6 +37,11 @@ def rows_of(folder):
 
 def stream(rows, first, last, prefetch=2, workers=1):
     return list(dispatches(rows, first, last, K, B, prefetch, workers=workers))
+
+
+def built(rows, step):
+    """The batch of one dispatch, without what hands it out."""
+    return build(rows, [range(s * B, s * B + B) for s in range(step, step + K)])
 
 
 def assert_same(a, b):
@@ -76,26 +83,46 @@ def test_the_kind_of_file_does_not_matter(rows_of, kind):
 
 
 @pytest.mark.parametrize("kind", ROWS)
-@pytest.mark.parametrize("source", ["text", "mixture"])
-@pytest.mark.parametrize("workers", [2, 4])
-def test_any_number_of_workers_builds_the_same(rows_of, source, kind, workers):
+@pytest.mark.parametrize("source", SOURCES)
+def test_any_number_of_workers_builds_the_same(rows_of, source, kind):
     rows = rows_of(source, kind)
     for first in positions(rows):
-        expected = stream(rows, first, first + 20 * K)
-        for prefetch in (workers, 3 * workers):
-            assert_same(stream(rows_of(source, kind), first, first + 20 * K, prefetch, workers), expected)
+        expected = [(step + K, built(rows, step)) for step in range(first, first + 10 * K, K)]
+        for workers, prefetch in ((0, 1), (0, 7), (1, 1), (1, 5), (4, 4), (4, 12)):
+            assert_same(stream(rows_of(source, kind), first, first + 10 * K, prefetch, workers), expected)
+
+
+def test_without_workers_each_batch_is_built_where_it_is_asked_for(rows_of):
+    """By the thread that asks, and none ahead."""
+    rows, asked = rows_of("text", "packed"), []
+
+    class Noting:
+        T = rows.T
+
+        def __getitem__(self, i):
+            asked.append((i, threading.current_thread()))
+            return rows[i]
+
+    batches = dispatches(Noting(), 0, 6, K, B, prefetch=3, workers=0)
+    for count in (1, 2, 3):
+        next(batches)
+        assert asked == [(i, threading.current_thread()) for i in range(count * K * B)]
 
 
 @pytest.mark.parametrize("kind", ROWS)
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_processes_of_a_pod_build_parts_of_the_same_batch(rows_of, kind, processes):
-    rows = rows_of("mixture", kind)
-    for step in (0, 7, 10**6):
-        numbers = [range(s * B, s * B + B) for s in range(step, step + K)]
-        share = B // processes
-        parts = [build(rows, [n[p * share : (p + 1) * share] for n in numbers]) for p in range(processes)]
-        together = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
-        assert_same([(step + K, together)], stream(rows, step, step + K))
+@pytest.mark.parametrize("source", SOURCES)
+def test_processes_of_a_pod_build_parts_of_the_same_batch(rows_of, source, kind):
+    """Rows one after another or in turns: who builds a place does not change what stands in it."""
+    rows = rows_of(source, kind)
+    for first in (0, 7, 10**6):
+        expected = stream(rows, first, first + 3 * K)
+        for processes in (1, 2, 4):
+            for shares in ([list(range(p, B, processes)) for p in range(processes)], np.split(np.arange(B), processes)):
+                parts = [list(dispatches(rows_of(source, kind), first, first + 3 * K, K, B, 2, places=own)) for own in shares]
+                order = np.argsort(np.concatenate(shares))
+                join = lambda *leaves, order=order: np.concatenate(leaves, axis=1)[:, order]
+                together = [(same[0][0], jax.tree.map(join, *(b for _, b in same))) for same in zip(*parts, strict=True)]
+                assert_same(together, expected)
 
 
 def test_workers_without_work_are_refused():

@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gpt4o_jax.config import ModelConfig
 from gpt4o_jax.ops.attention import attention
@@ -24,6 +25,10 @@ QWEN = ModelConfig(
     vocab_size=40, context_length=12, n_layers=2, d_model=16, n_heads=4, n_kv_heads=2, head_dim=6, d_ff=28,
     mlp="swiglu", norm="rms", positions="rope", rope_theta=500.0, qk_norm=True, bias=False, tied=False,
 )  # fmt: skip
+# A part of a head is rotated (GPT-NeoX, arXiv:2204.06745, 2.1); the base grows with the factor (arXiv:2309.00071, definition 1).
+PARTIAL = dataclasses.replace(QWEN, head_dim=8, rope_fraction=0.5)
+NTK = dataclasses.replace(QWEN, rope_scaling="ntk", rope_factor=4.0)
+BOTH = dataclasses.replace(PARTIAL, rope_scaling="ntk", rope_factor=4.0)
 ARTICLE = dataclasses.replace(GPT2, d_model=32, n_heads=8, mlp="relu", n_layers=1)
 
 
@@ -81,11 +86,12 @@ def qwen(params, tokens, c):
     def rms_norm(x, scale):
         return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + c.norm_eps) * scale
 
-    def rotate(x):  # [T, H]: pairs (i, i + H/2)
-        half = c.head_dim // 2
-        angles = np.arange(T)[:, None] / c.rope_theta ** (2 * np.arange(half) / c.head_dim)
-        pairs = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
-        return np.concatenate([pairs.real, pairs.imag], axis=-1)
+    def rotate(x):  # [T, H]: pairs (i, i + R/2) of the first R
+        R = round(c.head_dim * c.rope_fraction)
+        base = c.rope_theta * c.rope_factor ** (R / (R - 2))
+        angles = np.arange(T)[:, None] / base ** (2 * np.arange(R // 2) / R)
+        pairs = (x[:, : R // 2] + 1j * x[:, R // 2 : R]) * np.exp(1j * angles)
+        return np.concatenate([pairs.real, pairs.imag, x[:, R:]], axis=-1)
 
     def self_attention(x, p):
         heads = []
@@ -110,9 +116,10 @@ def qwen(params, tokens, c):
     return np.stack(logits)
 
 
-def test_llama_and_qwen_like(run):
-    params, tokens, logits, _ = run(QWEN)
-    close(logits, qwen(params, tokens, QWEN))
+@pytest.mark.parametrize("c", [QWEN, PARTIAL, NTK, BOTH], ids=["qwen", "partial", "ntk", "both"])
+def test_llama_and_qwen_like(run, c):
+    params, tokens, logits, _ = run(c)
+    close(logits, qwen(params, tokens, c))
 
 
 # ---------------------------------------------------------------- Attention Is All You Need (arXiv:1706.03762), at a sixteenth

@@ -96,6 +96,30 @@ def test_ntk_keeps_the_shortest_wavelength_and_stretches_the_longest():
     np.testing.assert_allclose([got[0], got[-1]], [plain[0], plain[-1] / 8], rtol=2e-6)
 
 
+def formula(x, positions, R, theta):
+    """RoFormer's rotation of the first R coordinates, pair by pair and in float64: (i, i + R/2) by position theta^(-2i/R)."""
+    x = np.asarray(x, np.float64)
+    y = x.copy()
+    for b, t in np.ndindex(positions.shape):
+        for i in range(R // 2):
+            angle = int(positions[b, t]) * theta ** (-2 * i / R)
+            turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+            y[b, t][:, [i, i + R // 2]] = x[b, t][:, [i, i + R // 2]] @ turn.T
+    return y
+
+
+@pytest.mark.parametrize("factor", [None, 1.5, 8.0])
+@pytest.mark.parametrize("R", [4, 6, 8])
+def test_partial_and_ntk_rotation_are_the_formulas(R, factor):
+    """Partial: as GPT-NeoX (arXiv:2204.06745, 2.1). NTK: theta times factor^(R / (R - 2)) (arXiv:2309.00071, definition 1)."""
+    x = jax.random.normal(jax.random.key(3), (2, 5, 3, H))
+    positions = np.array([[0, 1, 2, 3, 4], [7, 0, 30, 5, 63]])
+    theta = THETA if factor is None else THETA * factor ** (R / (R - 2))
+    scaling = None if factor is None else ops.RopeScaling("ntk", factor)
+    got = ops.rotary(x, ops.rotation(jnp.asarray(positions), R, THETA, scaling))
+    np.testing.assert_allclose(got, formula(x, positions, R, theta), atol=3e-5)
+
+
 @pytest.mark.parametrize("kind", ["linear", "ntk", "yarn", "llama3"])
 def test_a_factor_of_one_changes_nothing(kind):
     got, radius = frequencies(16, THETA, ops.RopeScaling(kind, 1.0, 64))

@@ -1,0 +1,97 @@
+"""Knobs that are of one choice alone: who gives one on the command line, or in a variant of a sweep, has to have chosen it.
+
+Values of a config file are not asked: a recipe that sets Muon's learning rate stays one when the command line takes AdamW.
+"""
+
+from collections.abc import Iterable
+
+from gpt4o_jax import config_mixture
+from gpt4o_jax.errors import RunError
+
+_TABLES = ("jsonl", "parquet", "tfds")
+
+# Knob: the one that decides whether it has an effect, and for which of its values it has.
+_CHOICES = {
+    "tokenizer.vocab_size": ("tokenizer.kind", ("bpe",)),
+    "model.rope_theta": ("model.positions", ("rope",)),
+    "model.rope_fraction": ("model.positions", ("rope",)),
+    "optimizer.muon_lr": ("optimizer.name", ("muon",)),
+    "optimizer.muon_momentum": ("optimizer.name", ("muon",)),
+    "optimizer.b2": ("optimizer.name", ("adamw", "muon", "lion", "schedule_free")),
+    "optimizer.eps": ("optimizer.name", ("adamw", "muon", "schedule_free")),
+    "optimizer.decay_fraction": ("optimizer.schedule", ("wsd",)),
+    "optimizer.end_lr_fraction": ("optimizer.schedule", ("cosine", "wsd")),
+    "objective.beta": ("objective.method", ("dpo", "grpo")),
+    "objective.group": ("objective.method", ("grpo",)),
+    "objective.clip": ("objective.method", ("grpo",)),
+    "objective.answer_tokens": ("objective.method", ("grpo",)),
+    "objective.held_out": ("objective.method", ("dpo", "grpo")),
+}
+
+# Knob: the switch that must be on (neither 0, nor false, nor empty), and a value of it.
+_SWITCHES = {
+    "model.experts_per_token": ("model.n_experts", "8"),
+    "model.router_scores": ("model.n_experts", "8"),
+    "model.router_normalise": ("model.n_experts", "8"),
+    "train.balance_loss": ("model.n_experts", "8"),
+    "train.router_z_loss": ("model.n_experts", "8"),
+    "train.router_bias_rate": ("model.router_bias", "true"),
+    "train.mtp_weight": ("model.mtp_heads", "1"),
+    "optimizer.decay_mask": ("optimizer.weight_decay", "0.1"),
+    "data.shingle_share": ("data.shingle_bytes", "50"),
+    "lora.alpha": ("lora.rank", "16"),
+    "lora.targets": ("lora.rank", "16"),
+    "init.model": ("init.from", "RUN"),
+}
+
+# Knob: the sources that read it, one of a mixture's members among them.
+_SOURCES = {
+    "data.path": tuple(s for s in config_mixture.SOURCES if s != "python_docs"),
+    "data.field": _TABLES,
+    "data.tfds_dir": ("tfds",),
+    "data.separator": ("text",),
+    "data.world_items": ("world",),
+    "objective.held_out": ("world",),
+}
+
+# Off by this value: said of what is not there, it is true.
+_OFF = {"train.balance_loss": 0.0, "train.mtp_weight": 0.0, "init.model": False}
+
+
+def refuse_idle(given: Iterable[str], value, default) -> None:
+    """Raises RunError at the first of the knobs in `given` that has no effect. value, default: of a knob, by its dotted name."""
+    for name in given:
+        if value(name) not in (default(name), _OFF.get(name, default(name))):
+            why = _idle(name, value)
+            if why:
+                raise RunError(f"config.{name}={_written(value(name))} does nothing {why}, or leave {name} out")
+
+
+def _idle(name: str, value) -> str:
+    """Why a knob has no effect, and what would give it one; empty: it has."""
+    if name in _CHOICES:
+        by, choices = _CHOICES[name]
+        if value(by) not in choices:
+            return f"with {by}={value(by)}; set {by}={' or '.join(choices)}"
+    if name in _SWITCHES:
+        switch, such_as = _SWITCHES[name]
+        if not value(switch):
+            return f"with {switch}={_written(value(switch))}; set {switch}, such as {such_as}"
+    if name in _SOURCES:
+        members = config_mixture.parse_all(value("data.mixture"))
+        # A member's own @FIELD or @reader:NAME, or data.reader, stands in the place of data.field.
+        fields = [m.source for m in members if not m.field] if name == "data.field" else [m.source for m in members]
+        found = fields if members else [value("data.source")]
+        if not set(found) & set(_SOURCES[name]):
+            return f"with data.source={value('data.source')}; it is read for data.source={' or '.join(_SOURCES[name])}: set that"
+    if name == "data.field" and value("data.reader"):
+        return f"with data.reader={value('data.reader')}; set data.reader=''"
+    if name == "data.holdout_fraction" and value("data.holdout_path"):
+        return f"with data.holdout_path={value('data.holdout_path')!r}; set data.holdout_path=''"
+    return ""
+
+
+def _written(value) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if isinstance(value, str) and not value.isalnum() else str(value)
