@@ -40,11 +40,11 @@ def get_config(task="numbers"):
     c.model.update(n_layers=4, scan_unroll=4, d_model=256, n_heads=4, context_length=256, value_embeddings=1, residual_mix=True)
     c.tokenizer.vocab_size = 1024
     c.data.rows = "first_fit"
-    c.optimizer.update(name="muon", peak_lr=3e-3, schedule="wsd", decay_fraction=0.4, end_lr_fraction=0.0, warmup_steps=20)
     c.train.update(length=f"{STEPS.get(task, 600)} steps", batch_size=16)
     c.eval.update(every=200, tasks=("holdout",), task_items=50)
     c.checkpoint.every = 200
     if task not in DATASETS:
+        c.optimizer.update(name="muon", peak_lr=3e-3, schedule="wsd", decay_fraction=0.4, end_lr_fraction=0.0, warmup_steps=20)
         c.data.update(source="world", path=task, world_items=100_000)
         if task == "questions":  # answered by copying, which is learned sooner where nothing else is asked
             c.data.update(source="mixture", path="", mixture=("world:questions=0.85", "world:copying=0.15"))
@@ -53,7 +53,7 @@ def get_config(task="numbers"):
         return c
     reader, path, holdout = DATASETS[task]
     c.data.update(source="tfds", reader=reader, path=path, holdout_path=holdout)
-    c.optimizer.update(name="adamw", peak_lr=2e-5, schedule="cosine", warmup_steps=100)
+    c.optimizer.update(name="adamw", peak_lr=2e-5, schedule="cosine", end_lr_fraction=0.0, warmup_steps=100)
     c.train.update(length="2 epochs", patience=5)
     c.checkpoint.best = f"holdout/{METRICS[reader][0]}"
     return c
