@@ -14,6 +14,7 @@ from gpt4o_jax.__main__ import COMMANDS
 from gpt4o_jax.commands import config_file, flags, sweep
 from gpt4o_jax.config import RunConfig
 from gpt4o_jax.config_model import ModelConfig
+from gpt4o_jax.tasks.chat import TEMPLATES
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "launch" / "README.md", ROOT / "launch" / "quickstart.sh"]
@@ -71,6 +72,11 @@ def test_requirements_parse_and_say_what_they_are_for(path):
             assert (ROOT / line.removeprefix("-r ")).exists()
         elif line and not line.startswith("#"):
             Requirement(line)
+
+
+def test_the_readme_names_every_chat_template():
+    listed = re.search(r"`--template`: ([^;]*);", (ROOT / "README.md").read_text())[1]
+    assert re.split(r",\s+", listed) == [*TEMPLATES]
 
 
 def test_ci_runs_the_readmes_test_command():

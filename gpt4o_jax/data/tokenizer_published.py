@@ -25,18 +25,21 @@ from gpt4o_jax.errors import RunError, data_error
 EXTRA = "tokenizer.extra.json"
 _META = "\u2581"  # SentencePiece writes a space as this character
 _DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end▁of▁sentence|>")
-# What only this template writes -> its name in tasks/chat.py; the first that is found.
-_TEMPLATE_MARKS = {
-    "You are Qwen, created by Alibaba Cloud": "qwen2.5",
-    "loop.index0 > ns.last_query_index": "qwen3",
-    "<|im_start|>": "chatml",
-    "Cutting Knowledge Date": "llama3.1",
-    "<|start_header_id|>": "llama3",
-    "<start_of_turn>": "gemma",
-    "<<SYS>>": "llama2",
-    " [/INST]' }}{% elif": "mistral",
-    '"[INST] " + message["content"] + "[/INST]"': "mistral0.3",
-}
+# Name in tasks/chat.py, and what only this template's text has, all of it; the first of which all is found.
+_TEMPLATE_MARKS = (
+    ("qwen2.5", "You are Qwen, created by Alibaba Cloud"),
+    ("qwen3", "loop.index0 > ns.last_query_index"),
+    ("qwen2.5-base", "You are a helpful assistant.<|im_end|>", "<tool_response>"),
+    ("qwen2", "You are a helpful assistant.<|im_end|>"),
+    ("chatml", "<|im_start|>"),
+    ("llama3.1", "Cutting Knowledge Date"),
+    ("llama3", "<|start_header_id|>"),
+    ("gemma", "<start_of_turn>"),
+    ("llama2", "<<SYS>>"),
+    ("mistral", " [/INST]' }}{% elif"),
+    ("mistral0.3", '"[INST] " + message["content"] + "[/INST]"'),
+    ("olmo2", "{{ bos_token }}{% for", "'<|assistant|>", "message['content'] + eos_token + '"),
+)
 
 
 def from_json(serialized: bytes, folder: Path) -> Tokenizer:
@@ -215,7 +218,7 @@ def _extra(folder: Path, vocab: Mapping[str, int], control: dict[str, int], own:
         "pad": (pad or eos)[0],
         "prompts_begin": prompts_begin if isinstance(prompts_begin, bool) else adds_bos(bos),
         "control": _within(control, model, ids),
-        "template": next((name for mark, name in _TEMPLATE_MARKS.items() if mark in template), ""),
+        "template": next((name for name, *marks in _TEMPLATE_MARKS if all(m in template for m in marks)), ""),
         "vocab_size": _size(control, model, ids),
     }
 

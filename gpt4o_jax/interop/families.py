@@ -86,6 +86,8 @@ _GPT2_FIELDS = (
     f.fixed("scale_attn_weights", True),
     f.fixed("scale_attn_by_inverse_layer_idx", False),
     f.fixed("add_cross_attention", False),
+    f.idle("n_special", 0),  # rows that GPT-1 had for special tokens, and whether it predicted them
+    f.idle("predict_special_tokens", True, False),
     f.always(norm="layer", positions="learned", qk_norm=False, bias=True),
 )
 
@@ -211,7 +213,7 @@ _FAMILIES = (
         "Qwen2ForCausalLM",
         "model.",
         (*_LLAMA_TENSORS, *_QKV_BIASES),
-        (*_frame(), _SWIGLU, _NO_QK_NORM, f.always(qkv_bias=True), f.windows_from(28)),
+        (*_frame(), _SWIGLU, _NO_QK_NORM, f.always(qkv_bias=True), f.windows_from(28), f.idle("use_mrope", False)),
         _BUFFERS,
     ),
     Family(
@@ -314,10 +316,10 @@ NEUTRAL = frozenset({
     "architectures", "model_type", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "_attn_implementation",
     "_attn_implementation_autoset", "use_cache", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
     "unk_token_id", "sep_token_id", "pretraining_tp", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
-    "reorder_and_upcast_attn", "n_ctx", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
-    "summary_first_dropout", "task_specific_params", "output_attentions", "output_hidden_states", "return_dict", "is_decoder",
-    "is_encoder_decoder", "id2label", "label2id", "problem_type", "gradient_checkpointing", "cache_implementation",
-    "router_aux_loss_coef", "output_router_logits", "router_jitter_noise", "max_length", "min_length", "do_sample",
-    "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "num_return_sequences", "chunk_size_feed_forward",
-    "torchscript",
+    "reorder_and_upcast_attn", "output_past", "n_ctx", "summary_type", "summary_use_proj", "summary_activation",
+    "summary_proj_to_labels", "summary_first_dropout", "task_specific_params", "output_attentions", "output_hidden_states",
+    "return_dict", "is_decoder", "is_encoder_decoder", "id2label", "label2id", "problem_type", "gradient_checkpointing",
+    "cache_implementation", "router_aux_loss_coef", "output_router_logits", "router_jitter_noise", "max_length", "min_length",
+    "do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "num_return_sequences",
+    "chunk_size_feed_forward", "torchscript",
 })  # fmt: skip

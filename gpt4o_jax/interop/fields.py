@@ -86,6 +86,18 @@ def fixed(theirs: str, value: Any, default: Any = None) -> Field:
     return Field(read, lambda m: {theirs: value})
 
 
+def idle(theirs: str, *values: Any) -> Field:
+    """A key of published files that changes nothing while it has one of these values; it is not written."""
+
+    def read(v: Values) -> dict:
+        value = v.get(theirs, object, None)
+        if value is not None and not any(type(value) is type(x) and value == x for x in values):
+            v.refuse(theirs, " or ".join(map(repr, values)))
+        return {}
+
+    return Field(read, lambda m: {})
+
+
 def off_is_null(ours: str, theirs: str, default: Any = REQUIRED) -> Field:
     """A cap: 0 with us where it is null, or absent, with them."""
 
@@ -232,13 +244,18 @@ def _types(m: ModelConfig) -> list[str]:
 
 
 def one_window(default: int | None = None, switch: bool = False) -> Field:
-    """Every layer has the window, or none has one (Mistral). switch: use_sliding_window says which (Qwen 3 MoE)."""
+    """Every layer has the window, or none has one (Mistral). switch: use_sliding_window says which (Qwen 3 MoE).
+
+    Beside that switch published files have max_window_layers, below which transformers 4 gave layers no window and 5 does.
+    """
 
     def read(v: Values) -> dict:
         v.seen |= {"sliding_window", "layer_types"}
         window = v.get("sliding_window", int, None) if "sliding_window" in v.values else default
         if switch and not v.get("use_sliding_window", bool, False):
             window = None
+        if switch and v.get("max_window_layers", int, 0) > 0 and window is not None:
+            v.refuse("max_window_layers", "0, or none, where use_sliding_window is true")
         kind = "full_attention" if window is None else "sliding_attention"
         types = [kind] * v.get("num_hidden_layers", int)
         if v.values.get("layer_types") not in (None, types):
@@ -275,14 +292,20 @@ def windows_from(first: int) -> Field:
 
 
 def windows_in_turn(period: int, default: int) -> Field:
-    """The last of every `period` layers sees everything (2 in Gemma 2, 6 in Gemma 3), unless layer_types says otherwise."""
+    """The last of every `period` layers sees everything (2 in Gemma 2, 6 in Gemma 3), unless layer_types says otherwise.
+
+    sliding_window_size is what it was called before Gemma 2 was released: published files have both.
+    """
 
     def read(v: Values) -> dict:
+        window = v.get("sliding_window", int, default)
+        if v.get("sliding_window_size", int, window) != window:
+            v.refuse("sliding_window_size", f"{window}, as sliding_window has it, or none")
         every = v.get("sliding_window_pattern", int, v.get("_sliding_window_pattern", int, period))
         n = v.get("num_hidden_layers", int)
         types = ["full_attention" if (i + 1) % max(every, 1) == 0 else "sliding_attention" for i in range(n)]
         types = v.get("layer_types", list, types)
-        return _pattern(v, types, v.get("sliding_window", int, default))
+        return _pattern(v, types, window)
 
     return Field(read, lambda m: {"sliding_window": m.window, "layer_types": _types(m)})
 

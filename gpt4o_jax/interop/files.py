@@ -3,6 +3,7 @@
 Pickle files (.bin, .pt) are never opened: loading one runs whatever program it holds.
 """
 
+import collections
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from gpt4o_jax.errors import ExitCode, RunError, data_error
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16")}  # and BF16, which NumPy has from ml_dtypes
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_PICKLE_INDEX = ".bin.index.json"
 
 
 def import_safetensors():
@@ -51,6 +53,7 @@ class Weights:
     def _add(self, file: str, index: dict[str, str] | None) -> None:
         safetensors = import_safetensors()
         path = _inside(self.folder, file)
+        _refuse_twice(path)
         try:
             handle = safetensors.safe_open(path, framework="numpy")
         except FileNotFoundError:
@@ -81,10 +84,11 @@ def _read_index(folder: Path) -> dict[str, str] | None:
     if single.exists():
         return None
     if not path.exists():
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES or p.name.endswith(_PICKLE_INDEX))
         if pickles:
+            what = "the index of pickle files" if pickles[0].endswith(_PICKLE_INDEX) else "a pickle file"
             raise data_error(
-                f"{folder}: {pickles[0]} is a pickle file, and loading one runs any program that it holds; save the model as"
+                f"{folder}: {pickles[0]} is {what}, and loading one runs any program that it holds; save the model as"
                 " safetensors (transformers: save_pretrained does) and convert that"
             )
         raise data_error(f"{folder}: neither {SINGLE} nor {INDEX}; expected a folder as the Hugging Face Hub lays it out")
@@ -111,6 +115,19 @@ def _inside(folder: Path, file: str) -> Path:
     if path.resolve().parent not in allowed:
         raise data_error(f"{path}: a link to {path.resolve()}, outside the folder; copy the file here if it is meant")
     return path
+
+
+def _refuse_twice(path: Path) -> None:
+    """A header may name a tensor twice: the library would take one of the two, or miss the other's bytes and not say why."""
+    try:
+        with path.open("rb") as f:
+            size = int.from_bytes(f.read(8), "little")
+            names = [name for name, _ in json.loads(f.read(min(size, path.stat().st_size)), object_pairs_hook=list)]
+    except (OSError, ValueError, TypeError):
+        return  # no safetensors file: the library says so
+    again = sorted(name for name, n in collections.Counter(names).items() if n > 1)
+    if again:
+        raise data_error(f"{path.parent}: tensor {again[0]} is twice, both times in {path.name}")
 
 
 def _check_index(folder: Path, index: dict[str, str], entries: dict[str, Entry]) -> None:

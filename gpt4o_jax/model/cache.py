@@ -62,6 +62,15 @@ def grow(config: ModelConfig, cache: Cache, slots: int, spare: int = SPARE) -> C
     return tuple(layer(*pair) for pair in zip(_places(config), cache, strict=True))
 
 
+def shrink(config: ModelConfig, cache: Cache, slots: int, spare: int = SPARE) -> Cache:
+    """The same with room for only `slots` tokens a row, for rows that hold no more. spare: as when it was made.
+
+    A ring with more slots than that is cut too: rows so short have not come around in it, position p is in slot p.
+    """
+    cut = lambda window, old: jax.tree.map(lambda x: x[:, :, :, : _size(window, slots, spare)], old)
+    return tuple(cut(window, old) for (_, window), old in zip(_places(config), cache, strict=True))
+
+
 def take_rows(cache: Cache, rows_B: jax.Array) -> Cache:
     """The cache of these rows, in this order; a row may come several times."""
     return jax.tree.map(lambda leaf: leaf[:, rows_B], cache)

@@ -24,7 +24,7 @@ import numpy as np
 
 from gpt4o_jax.data.tokenizer import Symbols
 from gpt4o_jax.errors import RunError
-from gpt4o_jax.model.cache import empty_cache
+from gpt4o_jax.model.cache import empty_cache, shrink
 from gpt4o_jax.model.gpt import GPT
 from gpt4o_jax.parallel import replicated
 from gpt4o_jax.sampling import decode as plain
@@ -67,7 +67,6 @@ class Engine:
         self._waiting: collections.deque[Request] = collections.deque()
         self._rows: list[Request | None] = [None] * rows
         self._slots = bucket(1, model.config.context_length)
-        self._may_shrink = all(kind.window is None for kind in model.config.period)  # a ring has its slots in another order
         nobody = jnp.zeros(rows, jnp.int32)
         self._state = State(
             empty_cache(model.config, rows, self._slots, model.compute.kv_cache), nobody, jnp.copy(nobody),
@@ -148,11 +147,11 @@ class Engine:
                 self._take(row, lg.Chosen(*(x.tolist() for x in tokens)))
 
     def _make_room(self) -> None:
-        """The cache grows and shrinks with its longest row: attention reads all of it."""
+        """The cache grows and shrinks with its longest row, whole rings excepted: attention reads all of it."""
         need = max(r.length for r in self._rows if r) + DECODE_CHUNK
         slots = bucket(need, self._model.config.context_length)
-        if slots < self._slots and self._may_shrink:
-            self._state = self._state._replace(cache=jax.tree.map(lambda x: x[:, :, :, :slots], self._state.cache))
+        if slots < self._slots:
+            self._state = self._state._replace(cache=shrink(self._model.config, self._state.cache, slots))
             self._slots = slots
         self._slots = max(self._slots, slots)
         self._state = plain.with_room(self._model, self._state, self._slots)

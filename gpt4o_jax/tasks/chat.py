@@ -85,14 +85,14 @@ def _own(messages: Sequence[Message], reply: bool) -> Rendered:
     return [*out, (Symbol("<|assistant|>"), False)] if reply else out
 
 
-def _chatml(messages: Sequence[Message], reply: bool, system: str = "") -> Rendered:
-    """ChatML as Qwen writes it: answers of tools are turns of the user, those in a row one turn."""
+def _chatml(messages: Sequence[Message], reply: bool, system: str = "", tools_ask: bool = True) -> Rendered:
+    """ChatML as Qwen writes it. tools_ask: answers of tools are turns of the user, those in a row one turn (from 2.5 on)."""
     if system and (not messages or messages[0].role != "system"):
         messages = [say("system", system), *messages]
     out: Rendered = []
     begin, end = (Symbol("<|im_start|>"), False), Symbol("<|im_end|>")
     for role, turns in itertools.groupby(enumerate(messages), lambda item: (item[1].role, item[0] * (item[1].role != "tool"))):
-        if role[0] == "tool":
+        if role[0] == "tool" and tools_ask:
             answers = "".join(f"\n<tool_response>\n{m.text}\n</tool_response>" for _, m in turns)
             out += [begin, (Text(f"user{answers}"), False), (end, False), (Text("\n"), False)]
             continue
@@ -220,6 +220,18 @@ def _gemma(messages: Sequence[Message], reply: bool) -> Rendered:
     return [*out, begin, (Text("model\n"), False)] if reply else out
 
 
+def _olmo2(messages: Sequence[Message], reply: bool) -> Rendered:
+    """OLMo 2's headers, which are text; eos ends an answer, and a line's end stands behind it where a turn follows."""
+    out: Rendered = [(BOS, False)]
+    for n, m in enumerate(messages):
+        if m.role == "tool":
+            raise data_error(f"chat template olmo2: turn {n} is of role tool, expected system, user or assistant")
+        answer, last = m.role == "assistant", n == len(messages) - 1
+        out += [(Text(f"<|{m.role}|>\n"), False), *((part, answer) for part in m.content)]
+        out += [(EOS, True)] * answer + [(Text("\n"), False)] * (not (answer and last))
+    return [*out, (Text("<|assistant|>\n"), False)] if reply else out
+
+
 def _plain(messages: Sequence[Message], reply: bool) -> Rendered:
     """No symbols but those of every text: a line for each message, eos behind an answer, as behind a document."""
     out: Rendered = [(BOS, False)]
@@ -247,12 +259,15 @@ class Template:
         return text.removeprefix(self.begin)
 
 
-_QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+_QWEN2 = "You are a helpful assistant."
+_QWEN25 = f"You are Qwen, created by Alibaba Cloud. {_QWEN2}"
 _LLAMA = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
 TEMPLATES = {
     "own": Template(_own, Symbol("<|end_of_turn|>"), " "),
     "chatml": Template(_chatml, Symbol("<|im_end|>")),
-    "qwen2.5": Template(lambda messages, reply: _chatml(messages, reply, _QWEN), Symbol("<|im_end|>")),
+    "qwen2": Template(lambda messages, reply: _chatml(messages, reply, _QWEN2, tools_ask=False), Symbol("<|im_end|>")),
+    "qwen2.5": Template(lambda messages, reply: _chatml(messages, reply, _QWEN25), Symbol("<|im_end|>")),
+    "qwen2.5-base": Template(lambda messages, reply: _chatml(messages, reply, _QWEN2), Symbol("<|im_end|>")),
     "qwen3": Template(_qwen3, Symbol("<|im_end|>"), no_thoughts=_NO_THOUGHTS),
     "llama3": Template(_llama3, Symbol("<|eot_id|>")),
     "llama3.1": Template(lambda messages, reply: _llama3(messages, reply, _LLAMA), Symbol("<|eot_id|>")),
@@ -260,6 +275,7 @@ TEMPLATES = {
     "mistral": Template(_mistral, EOS),
     "mistral0.3": Template(_mistral3, EOS, " "),
     "gemma": Template(_gemma, Symbol("<end_of_turn>")),
+    "olmo2": Template(_olmo2, EOS),
     "plain": Template(_plain, EOS),
 }
 # No template: one text that user and model write in turns. For talking with models that know no conversations; as nothing ends

@@ -16,6 +16,7 @@ from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.data.batches import make_batch
 from gpt4o_jax.data.token_cache import build
 from gpt4o_jax.errors import ExitCode, RunError
+from gpt4o_jax.tasks import chat
 
 TEXT = [
     "The cat sat on the mat.\n\tThe dog sat on the log; 12345 times.\r\n",
@@ -261,6 +262,60 @@ def test_each_family_has_its_own_symbols(made):
     qwen = made["qwen"][1]
     assert qwen.symbols.control == set(qwen.names.values()) and "<think>" not in qwen.names
     assert qwen.decode(qwen.encode("<think>")) == "<think>" and len(qwen.encode("<think>")) == 1, "a word, no symbol"
+
+
+# Pieces of published templates, up to where each is told from its neighbours; in a tokenizer_config.json a line's end
+# within quotes is one of the text, in Qwen 2.5's and 3's it is written \\n.
+TEMPLATES = {
+    "Qwen2-7B-Instruct": (
+        "qwen2",
+        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a"
+        " helpful assistant.<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content']",
+    ),
+    "Qwen1.5-7B-Chat": (  # without the full stop: not qwen2
+        "chatml",
+        "{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a"
+        " helpful assistant<|im_end|>\n' }}",
+    ),
+    "Qwen2.5-0.5B": (
+        "qwen2.5-base",
+        "{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }} {{- '\\n<tool_response>\\n' }}",
+    ),
+    "Qwen2.5-7B-Instruct": (
+        "qwen2.5",
+        "{{- 'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.' }} {{- '\\n<tool_response>\\n' }}"
+        "{{- '<|im_start|>system\\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\\n' }}",
+    ),
+    "Qwen3-8B": ("qwen3", "{%- if loop.index0 > ns.last_query_index %} {{- '<|im_start|>' + message.role"),
+    "OLMo-2-1124-7B-Instruct": (
+        "olmo2",
+        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ '<|system|>\n' + message['content']"
+        " + '\n' }}{% elif message['role'] == 'assistant' %}{% if not loop.last %}{{ '<|assistant|>\n'  + message['content'] +"
+        " eos_token + '\n' }}",
+    ),
+    "Llama-3.1-Tulu-3-8B": (  # OLMo 2's without bos, for which there is no template here
+        "",
+        "{% for message in messages %}{% if message['role'] == 'system' %}{{ '<|system|>\n' + message['content'] + '\n' }}"
+        "{% if not loop.last %}{{ '<|assistant|>\n'  + message['content'] + eos_token + '\n' }}",
+    ),
+    "zephyr-7b-beta": (
+        "",
+        "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}",
+    ),
+}
+
+
+@pytest.mark.parametrize("model", TEMPLATES)
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.jinja"])
+def test_a_published_template_is_told_by_its_marks(made, tmp_path, model, file):
+    name, text = TEMPLATES[model]
+    assert name in ("", *chat.TEMPLATES)
+    (tmp_path / "tokenizer.json").write_bytes((made["gpt2"][2] / "tokenizer.json").read_bytes())
+    said = {"eos_token": "<|endoftext|>", "chat_template": text if file == "tokenizer_config.json" else "<start_of_turn>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    if file == "chat_template.jinja":  # which counts where both are there
+        (tmp_path / file).write_text(text)
+    assert tokenizers.load(tmp_path).template == name
 
 
 def test_prompts_begin_as_the_family_was_trained(made):

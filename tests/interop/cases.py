@@ -101,4 +101,11 @@ CASES: dict[str, tuple[str, dict]] = {
             head_dim=4, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, decoder_sparse_step=2, num_hidden_layers=3
         ),
     ),
+    "qwen3_moe-window": (
+        "Qwen3MoeConfig",
+        GQA
+        | dict(
+            head_dim=4, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, use_sliding_window=True, sliding_window=9
+        ),
+    ),
 }

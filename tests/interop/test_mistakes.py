@@ -12,6 +12,7 @@ from gpt4o_jax.data.tokenizer import char_tokenizer
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.interop import huggingface
 from gpt4o_jax.interop.files import INDEX, SINGLE
+from tests.interop.conftest import load
 
 QUERY, NORM = "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"
 
@@ -80,6 +81,25 @@ def pickled(folder):
     (folder / SINGLE).rename(folder / "pytorch_model.bin")
 
 
+def pickled_in_shards(folder):
+    (folder / SINGLE).unlink()
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {NORM: "pytorch_model-00001-of-00002.bin"}}))
+
+
+def repeated(other: bool):
+    """The header names NORM a second time: other bytes of the file, or the very same."""
+
+    def spoil(folder):
+        raw = (folder / SINGLE).read_bytes()
+        size = int.from_bytes(raw[:8], "little")
+        header, data = json.loads(raw[8 : 8 + size]), raw[8 + size :]
+        entry = header[NORM] | ({"data_offsets": [len(data), len(data) + 64]} if other else {})
+        text = (json.dumps(header)[:-1] + f', "{NORM}": {json.dumps(entry)}}}').encode()
+        (folder / SINGLE).write_bytes(len(text).to_bytes(8, "little") + text + data + bytes(64 * other))
+
+    return spoil
+
+
 def cut(folder):
     (folder / SINGLE).write_bytes((folder / SINGLE).read_bytes()[:-100])
 
@@ -105,7 +125,10 @@ MISTAKES = {
     "truncated": (cut, "not a whole safetensors file"),
     "empty file": (lambda folder: (folder / SINGLE).write_bytes(b""), "not a whole safetensors file"),
     "pickle": (pickled, "pytorch_model.bin is a pickle file, and loading one runs any program that it holds"),
+    "pickles in shards": (pickled_in_shards, "pytorch_model.bin.index.json is the index of pickle files, and loading one runs"),
     "no weights": (lambda folder: (folder / SINGLE).unlink(), f"neither {SINGLE} nor {INDEX}"),
+    "twice in one file": (repeated(other=True), f"tensor {NORM} is twice, both times in {SINGLE}"),
+    "twice in one file, the same": (repeated(other=False), f"tensor {NORM} is twice, both times in {SINGLE}"),
     "in two shards": (sharded(twice), f"tensor {NORM} is twice"),
     "file not there": (sharded(renamed("model-00009.safetensors")), "names model-00009.safetensors, which is not there"),
     "tensor not there": (sharded(lambda f, i: i["weight_map"].update({"odd": second(i)})), "holds odd, which it does not"),
@@ -170,3 +193,19 @@ def test_what_is_no_mistake(hf, tmp_path, monkeypatch):
     save_file(load_file(tensors_changed) | {"lm_head.weight": np.ones((61, 16), np.float16)}, tensors_changed)
     with pytest.raises(RunError, match="tie_word_embeddings is true, but lm_head"):
         huggingface.import_folder(source, tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["gpt2-plain", "gpt2-relu"])
+def test_gpt2_as_the_hub_has_it(hf, name):
+    """Its tensors have no prefix, and causal masks lie beside them, one a layer."""
+    source = hf(name)
+    wanted = load(source)[1]
+    values = {k.removeprefix("transformer."): v for k, v in load_file(source / SINGLE).items()}
+    for layer in range(2):
+        values[f"h.{layer}.attn.bias"] = np.tril(np.ones((1, 1, 512, 512), np.float32))
+        values[f"h.{layer}.attn.masked_bias"] = np.array(-1e4, np.float32)
+    save_file(values, source / SINGLE)
+    jax.tree.map(np.testing.assert_array_equal, load(source)[1], wanted)
+    save_file(values | {"h.2.attn.bias": values["h.0.attn.bias"]}, source / SINGLE)
+    with pytest.raises(RunError, match=r"h\.2\.attn\.bias is too many"):
+        load(source)

@@ -11,6 +11,7 @@ from gpt4o_jax.config import ModelConfig
 from gpt4o_jax.data.tokenizer import BOS
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.model import gpt
+from gpt4o_jax.model.cache import empty_cache
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.sampling.engine import Engine
 from gpt4o_jax.sampling.generate import generate
@@ -85,19 +86,32 @@ def test_a_row_forgets_what_the_one_before_it_has_seen(params):
     assert texts[0] == texts[1] == texts[3] != texts[2]
 
 
-def test_the_cache_shrinks_when_its_longest_row_has_left():
-    """Where every layer sees everything; the rows that stay go on as if nothing had been."""
-    model = gpt.GPT(dataclasses.replace(CONFIG, layer_pattern=("global",), window=None), Compute("cpu", "float32"))
+LAYERS = {
+    "global": dict(layer_pattern=("global",), window=None),
+    "rings of 32 slots, and a layer left over": dict(n_layers=3),
+    "rings of 48": dict(window=30),  # cut to 32, for rows that have not come around in them
+}
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_the_cache_shrinks_when_its_longest_row_has_left(layers):
+    """The rows that stay go on as if nothing had been, and so do those that let it grow again."""
+    model = gpt.GPT(dataclasses.replace(CONFIG, **LAYERS[layers]), Compute("cpu", "float32"))
     with jax.set_mesh(parallel.make_mesh(devices=jax.devices()[:1])):
         params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(1))
         engine, slots = Engine(model, params, rows=2), []
-        asked = [([BOS, *range(260, 300)], 4), ([BOS, 260], 25), ([BOS, 270], 16)]
+        asked = [([BOS, *range(260, 300)], 4), ([BOS, 260], 22), ([BOS, 270], 16), ([BOS, *range(270, 290)], 40)]
         requests = [engine.submit(prompt, new, Sampling(0.0)) for prompt, new in asked]
         while engine.step():
-            slots.append(engine._state.cache[0].k_BKSH.shape[3])
-        assert max(slots) == 64 and slots[-1] == 32
-        for request, (prompt, new) in zip(requests, asked, strict=True):
-            check(request, generate(model, params, [prompt], new, Sampling(0.0))[0])
+            cache = engine._state.cache
+            slots.append(max(s.k_BKSH.shape[3] for s in cache))
+            assert [s.k_BKSH.shape for s in cache] == [s.k_BKSH.shape for s in empty_cache(model.config, 2, engine._slots)]
+        first, last = slots.index(64), slots.index(32)
+        assert first < last and slots[-1] == 64
+        alone = generate(model, params, [prompt for prompt, _ in asked], 40, Sampling(0.0))
+        for request, wanted, (_, new) in zip(requests, alone, asked, strict=True):
+            assert request.completion.ids == wanted.ids[:new]
+            assert request.completion.logprobs == pytest.approx(wanted.logprobs[:new], rel=1e-4, abs=1e-5)
 
 
 def test_what_cannot_be_done_is_refused_at_once(params):

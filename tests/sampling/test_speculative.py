@@ -3,6 +3,7 @@
 B rows, k drafted tokens, j = k + 1 tokens of a round, V vocabulary
 """
 
+import dataclasses
 import functools
 import re
 
@@ -18,9 +19,10 @@ from gpt4o_jax.data.tokenizer import BOS, EOS, RESERVED
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.sampling import speculative
 from gpt4o_jax.sampling.generate import generate
 from gpt4o_jax.sampling.logits import Sampling, at_positions
-from gpt4o_jax.sampling.speculative import NGRAM, PROPOSE, Draft, accept, look_up
+from gpt4o_jax.sampling.speculative import NGRAM, PROPOSE, Draft, _Drafter, accept, look_up
 
 LIMIT = 64
 BASE = dict(vocab_size=RESERVED + 10, context_length=LIMIT, n_heads=2, output_init="scaled", init_std=0.5, logit_softcap=3.0)
@@ -84,6 +86,37 @@ def test_judged_drafts_follow_the_model(name):
     assert (accepted > 0.999) == (name == "the same")
 
 
+@pytest.mark.parametrize("wrong", range(4))
+def test_a_draft_that_is_wrong_at_one_place_is_kept_up_to_there(wrong):
+    """Three drafts from the chain itself but for one, a token that never comes; 3: none is wrong. Then a draw of the chain."""
+    k, draws, never = 3, 20_000, 4
+    chain = np.pad(P, ((0, 1), (0, 1)))
+    chain[never] = chain[0]
+    with np.errstate(divide="ignore"):
+        logp_VV, only_V = jnp.log(chain), jnp.log(np.eye(5)[never])
+
+    @jax.jit
+    def judged(keys_B):
+        tokens, logq = [jnp.zeros(draws, jnp.int32)], []
+        for i in range(k):
+            logq.append(jnp.broadcast_to(only_V, (draws, 5)) if i == wrong else logp_VV[tokens[-1]])
+            keys = jax.vmap(jax.random.fold_in, (0, None))(at_positions(keys_B, jnp.full(draws, i + 1)), PROPOSE)
+            tokens.append(jax.vmap(jax.random.categorical)(keys, logq[-1]))
+        inputs_Bj = jnp.stack(tokens, axis=1)
+        judges = jax.vmap(at_positions, (None, 1), 1)(keys_B, jnp.broadcast_to(1 + jnp.arange(k + 1), (draws, k + 1)))
+        return inputs_Bj, *accept(logp_VV[inputs_Bj], jnp.stack(logq, axis=1), inputs_Bj[:, 1:], judges)
+
+    inputs_Bj, out_Bj, accepted_B = map(np.asarray, judged(jax.random.split(jax.random.key(5), draws)))
+    assert (accepted_B == wrong).all()
+    np.testing.assert_array_equal(out_Bj[:, :wrong], inputs_Bj[:, 1 : wrong + 1])
+    seen = np.zeros((4, 4))
+    np.add.at(seen, (inputs_Bj[:, wrong], out_Bj[:, wrong]), 1)
+    expected = seen.sum(1, keepdims=True) * P
+    assert not seen[expected == 0].any()
+    counted = expected > 0
+    assert scipy.stats.chisquare(seen[counted], expected[counted]).pvalue > 1e-4
+
+
 # ---------------------------------------------------------------- looking up
 
 
@@ -138,6 +171,33 @@ def test_drawn_text_with_looked_up_drafts_is_the_very_text(weights):
     fast = generate(MODEL, weights[MODEL], PROMPTS, 40, s, 1, num_samples=5, draft=Draft(4))
     assert [(c.ids, c.finished) for c in fast] == [(c.ids, c.finished) for c in plain]
     assert sum(c.passes for c in fast) < sum(c.passes for c in plain)
+
+
+@pytest.mark.parametrize("target", [MODEL, WINDOWS], ids=["global", "windows"])
+@pytest.mark.parametrize("s", [Sampling(0.0, **PENALISED), Sampling(0.8, top_k=8)], ids=["greedy", "drawn"])
+def test_the_text_is_the_same_at_every_number_of_accepted_drafts(weights, monkeypatch, target, s):
+    """Row i is drafted its own text but for place i of every round, so it keeps i of four drafts, and the last row all."""
+    k = 4
+    s = dataclasses.replace(s, logit_bias=((EOS, -100.0),))
+    plain = generate(target, weights[target], PROMPTS[1:2], 50, s, 2, num_samples=k + 1)
+    assert all(c.finished == "length" for c in plain)
+    text = np.array([PROMPTS[1] + c.ids + [RESERVED] * k for c in plain])
+    other = (text - RESERVED + 1) % 10 + RESERVED
+
+    def propose(weights, memory, state, done_B):
+        places_Bk = state.positions_B[:, None] + 1 + jnp.arange(k)
+        take = lambda ids: jnp.take_along_axis(jnp.asarray(ids), places_Bk, axis=1)
+        return memory, jnp.where(jnp.arange(k) == jnp.arange(k + 1)[:, None], take(other), take(text)), None
+
+    scripted = _Drafter(lambda *_: (), propose, lambda memory, *_: memory)
+    monkeypatch.setattr(speculative, "_look_up", lambda slots, k: scripted)
+    speculative._functions.cache_clear()
+    try:
+        fast = generate(target, weights[target], PROMPTS[1:2], 50, s, 2, num_samples=k + 1, draft=Draft(k))
+    finally:
+        speculative._functions.cache_clear()  # what was compiled with the script
+    assert [c.ids for c in fast] == [c.ids for c in plain]
+    assert [c.passes for c in fast] == [1 + -(-49 // (accepted + 1)) for accepted in range(k + 1)]
 
 
 def test_a_row_with_a_draft_depends_on_prompt_row_and_seed_only(weights):

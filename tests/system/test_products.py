@@ -3,7 +3,10 @@
 import pytest
 
 from gpt4o_jax.config_mesh import PRESETS
+from gpt4o_jax.model.cache import KINDS
 from gpt4o_jax.training.optimizer import OPTIMIZERS
+from tests.interop import test_decoding
+from tests.interop.cases import CASES
 from tests.model import test_cache, test_gpt
 from tests.pairwise import product
 from tests.parallel import meshes, test_context, test_meshes
@@ -77,3 +80,10 @@ def test_prefill_and_decode_equal_the_full_pass(one_device, changes):
 
 def test_the_meshes_of_the_fast_suite_are_among_these():
     assert all(sizes in MESHES for sizes, _, _ in test_meshes.CASES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_of_every_family_decodes_through_every_cache(name, kind):
+    in_pieces, from_float32 = test_decoding.distances(name, kind)
+    assert in_pieces <= 1e-4 and (kind != "float32" or from_float32 <= 1e-5)

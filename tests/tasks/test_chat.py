@@ -16,12 +16,13 @@ SYSTEM, ASK, ANSWER = ("system", "Be brief."), ("user", " Hi! "), ("assistant", 
 AGAIN, TOOL, TOOL2 = ("user", "2+2?"), ("tool", 'a "b"'), ("tool", "c")
 THOUGHT = ("assistant", "<think>\nhm\n</think>\n\nHello.\n")
 LLAMA31 = "<s><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+QWEN2 = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 QWEN = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
 
 # What the published Jinja templates give for these (rendered once with jinja2, bos "<s>", eos "</s>", a reply asked for
 # after anything but an answer). Of: Qwen2.5-7B-Instruct; transformers' ChatML; Meta-Llama-3-8B-Instruct and
-# Llama-3.1-8B-Instruct; Llama-2-7b-chat-hf; Mistral-7B-Instruct-v0.2; gemma-2-2b-it; Qwen3-8B, Mistral-7B-Instruct-v0.3
-# (as copied by others).
+# Llama-3.1-8B-Instruct; Llama-2-7b-chat-hf; Mistral-7B-Instruct-v0.2; gemma-2-2b-it; Qwen3-8B, Mistral-7B-Instruct-v0.3,
+# Qwen2-7B-Instruct, Qwen2.5-0.5B, OLMo-2-1124-7B-Instruct (as copied by others).
 PUBLISHED = [
     ("chatml", [SYSTEM, ASK],
      "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\n"),
@@ -32,6 +33,15 @@ PUBLISHED = [
      "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"),
     ("qwen2.5", [ASK, ANSWER, TOOL, TOOL2],
      f"{QWEN}<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\nHello.\n<|im_end|>\n"
+     '<|im_start|>user\n<tool_response>\na "b"\n</tool_response>\n'
+     "<tool_response>\nc\n</tool_response><|im_end|>\n<|im_start|>assistant\n"),
+    ("qwen2", [ASK, ANSWER, TOOL, TOOL2],
+     f"{QWEN2}<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\nHello.\n<|im_end|>\n"
+     '<|im_start|>tool\na "b"<|im_end|>\n<|im_start|>tool\nc<|im_end|>\n<|im_start|>assistant\n'),
+    ("qwen2", [SYSTEM, ASK, ANSWER],
+     "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\nHello.\n<|im_end|>\n"),
+    ("qwen2.5-base", [ASK, ANSWER, TOOL, TOOL2],
+     f"{QWEN2}<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\nHello.\n<|im_end|>\n"
      '<|im_start|>user\n<tool_response>\na "b"\n</tool_response>\n'
      "<tool_response>\nc\n</tool_response><|im_end|>\n<|im_start|>assistant\n"),
     ("qwen3", [SYSTEM, ASK, THOUGHT, AGAIN],
@@ -63,6 +73,9 @@ PUBLISHED = [
     ("gemma", [ASK, ANSWER, AGAIN],
      "<s><start_of_turn>user\nHi!<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n<start_of_turn>user\n2+2?<end_of_turn>\n"
      "<start_of_turn>model\n"),
+    ("olmo2", [SYSTEM, ASK, ANSWER, AGAIN],
+     "<s><|system|>\nBe brief.\n<|user|>\n Hi! \n<|assistant|>\nHello.\n</s>\n<|user|>\n2+2?\n<|assistant|>\n"),
+    ("olmo2", [ASK, ANSWER], "<s><|user|>\n Hi! \n<|assistant|>\nHello.\n</s>"),
 ]  # fmt: skip
 
 
@@ -231,6 +244,7 @@ def test_parts_of_a_message_are_joined_and_other_kinds_wait():
         (lambda: chat.template("lama3"), "(did you mean llama3?); expected --config.data.template=one of own,"),
         (lambda: render("gemma", [ASK, AGAIN]), "turn 1 is of role user, expected assistant"),
         (lambda: render("llama2", [ASK, SYSTEM]), "turn 1 is of role system, expected assistant"),
+        (lambda: render("olmo2", [ASK, TOOL]), "turn 1 is of role tool, expected system, user or assistant"),
         (lambda: chat.encode(render("chatml", [ASK]), tokenizers.byte_tokenizer()), "no symbol <|im_start|>"),
     ],
 )

@@ -1,0 +1,78 @@
+"""Whole models of each family, not single knobs: decoding through a cache of fewer bits gives what the text gives at once.
+
+Through a float32 cache generation is compared in test_fixtures.py, for every case.
+
+B batch, T positions
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt4o_jax import parallel
+from gpt4o_jax.model import gpt
+from gpt4o_jax.model.cache import empty_cache
+from tests.interop.conftest import FIXTURES, load, logits
+from tests.model.test_cache import TOLERANCE
+
+LONG = 96  # tokens of a row; the windows' rings have 32 slots and turn twice
+PROMPTS = np.array([40, 17], np.int32)  # longer and shorter than a ring
+# Windows in some or all layers, soft-caps, norms on both sides and behind, QK-norm per head and over the projection, experts.
+FAMILIES = (
+    "mistral-window", "qwen2-window", "qwen3-window", "olmo2-gqa", "gemma2-four", "gemma3_text-plain", "mixtral-window",
+    "qwen3_moe-window",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prefill_and_decode_give_what_one_call_gives(name, kind):
+    """A mixture's router may choose another expert for what is rounded: then only the cache's own one call is compared."""
+    in_pieces, from_float32 = distances(name, kind)
+    assert in_pieces <= 1e-4
+    assert "moe" in name or "mixtral" in name or from_float32 <= TOLERANCE[kind]
+
+
+def distances(name: str, kind: str) -> tuple[float, float]:
+    """(prompts and single tokens from the whole text in one call, both through such a cache; that call from no cache).
+
+    Each is the largest difference of two logits, over the largest logit.
+    """
+    model, params, _ = load(FIXTURES / name)
+    tokens_BT = np.load(FIXTURES / name / "expected.npz")["tokens"].astype(np.int32)
+    full = logits(model, params, np.concatenate([tokens_BT, tokens_BT[:1]]), [512, 300, 512])[:2, :LONG]  # as in test_fixtures
+    with jax.set_mesh(parallel.make_mesh(devices=jax.devices()[:1])):
+        whole, prefilled, decoded = jax.device_get(_calls(model, kind)(params, tokens_BT[:, :LONG]))
+    largest, far = np.abs(full).max(), []
+    for row, n in enumerate(PROMPTS):
+        far += [np.abs(prefilled[row, :n] - whole[row, :n]).max(), np.abs(decoded[row, : LONG - n] - whole[row, n:]).max()]
+    return max(far) / largest, np.abs(whole - full).max() / largest
+
+
+def _calls(model, kind: str):
+    """jit: (params, tokens [B, LONG]) -> logits of one call, of PROMPTS, and of the tokens behind them one at a time."""
+
+    def call(params, cache, tokens_BT, positions_BT, valid_BT):
+        valid_BT = valid_BT.astype(jnp.int32)
+        hidden_BTD, cache, _ = model.apply({"params": params}, tokens_BT, positions_BT, valid_BT, cache)
+        return cache, gpt.unembed(model, params, hidden_BTD)
+
+    @jax.jit
+    def run(params, tokens_BT):
+        empty, index_1T, n_B1 = empty_cache(model.config, 2, LONG, kind), jnp.arange(LONG)[None], PROMPTS[:, None]
+        index_BT = jnp.broadcast_to(index_1T, tokens_BT.shape)
+        _, whole = call(params, empty, tokens_BT, index_BT, index_BT >= 0)
+        first = np.s_[:, : PROMPTS.max()]
+        cache, prefilled = call(params, empty, tokens_BT[first], index_BT[first], (index_BT < n_B1)[first])
+
+        def one(cache, i):
+            at_B1 = jnp.minimum(n_B1 + i, LONG - 1)
+            token_B1 = jnp.take_along_axis(tokens_BT, at_B1, axis=1)
+            cache, logits_B1V = call(params, cache, token_B1, at_B1, n_B1 + i < LONG)
+            return cache, logits_B1V[:, 0]
+
+        _, decoded = jax.lax.scan(one, cache, jnp.arange(LONG - PROMPTS.min()))
+        return whole, prefilled, jnp.moveaxis(decoded, 0, 1)
+
+    return run
