@@ -403,6 +403,18 @@ def _batching_table(entry: dict) -> list[str]:
     return [*lines, "", BOUNDS["continuous_over_static"]]
 
 
+def _speculation_table(entry: dict) -> list[str]:
+    d = entry["details"]
+    lines = ["## Text that repeats itself, continued with and without drafts of 4 tokens", "", "| | new tokens/s |", "|---|---|"]
+    lines += [f"| {way} | {rate:,.0f} |" for way, rate in d["tokens_per_second"].items()]
+    kept, gain = d["tokens_per_pass"], entry["value"]
+    bound = (
+        f"What bounds it: a pass over five places keeps {kept:.1f} tokens, so it would be {kept:.1f} times as fast were such a"
+        f" pass as short as one over a single place; it takes {kept / gain:.1f} times as long."
+    )
+    return [*lines, "", f"{bound} {entry['date']}, {entry['commit']}, {entry['machine']}."]
+
+
 def _bits_table(entry: dict) -> list[str]:
     costs = entry["details"]
     lines = ["## Weights and caches in fewer bits: bits per byte on the hold-out, after 300 steps of configs/quickstart.py", ""]
@@ -437,6 +449,7 @@ def _products_table(entry: dict) -> list[str]:
 SECTIONS = {
     **{f"generate_b{batch}_over_torch": functools.partial(_generation_table, batch) for batch in generation_speed.BATCHES},
     "continuous_over_static": _batching_table,
+    "speculation_gain": _speculation_table,
     "decode_products": _products_table,
     "int8_weights_cost": _bits_table,
     "mup_rate_shift": _transfer_table,
