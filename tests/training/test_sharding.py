@@ -3,6 +3,7 @@
 That loss, gradients and training are the same on any mesh: tests/parallel/test_meshes.py.
 """
 
+import collections
 import functools
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import pytest
 
 from gpt4o_jax import parallel
 from gpt4o_jax.config import MeshConfig, ModelConfig, RunConfig
+from gpt4o_jax.config_mesh import PRESETS
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.parallel import mesh as mesh_module
@@ -20,20 +22,44 @@ from gpt4o_jax.training.optimizer import OPTIMIZERS
 from gpt4o_jax.training.program import build
 from tests.parallel.meshes import MODELS, initial_state, mesh_of, one_device, with_optimizer
 
-MODEL = gpt.GPT(MODELS["dense"], Compute("cpu", "float32"))
 MESHES = {"fsdp": dict(preset="fsdp"), "all three": dict(data=2, fsdp=2, tensor=2)}
 
 
-@pytest.mark.parametrize("name", MESHES)
+# Every preset, and experts where they lie on devices of their own.
+BORN = {preset: (dict(preset=preset), "experts" if preset == "expert" else "dense") for preset in PRESETS}
+BORN["all three"] = (MESHES["all three"], "experts")
+
+
+@functools.cache
+def born_in_shards(sizes: tuple, model: str):
+    mesh, model = mesh_of(**dict(sizes)) if sizes else one_device(), gpt.GPT(MODELS[model], Compute("cpu", "float32"))
+    with jax.set_mesh(mesh):
+        shardings = parallel.shardings(gpt.logical_axes(model), mesh)
+        return jax.device_get(jax.jit(functools.partial(gpt.init, model), out_shardings=shardings)(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("name", BORN)
 def test_random_init_does_not_depend_on_the_mesh(name):
     """Bit for bit, though every device makes only its own shards."""
+    sizes, model = BORN[name]
+    jax.tree.map(np.testing.assert_array_equal, born_in_shards(tuple(sizes.items()), model), born_in_shards((), model))
 
-    def born_in_shards(mesh):
-        with jax.set_mesh(mesh):
-            shardings = parallel.shardings(gpt.logical_axes(MODEL), mesh)
-            return jax.device_get(jax.jit(functools.partial(gpt.init, MODEL), out_shardings=shardings)(jax.random.key(0)))
 
-    jax.tree.map(np.testing.assert_array_equal, born_in_shards(mesh_of(**MESHES[name])), born_in_shards(one_device()))
+@pytest.mark.parametrize(
+    ("names", "spec"),
+    [
+        (("batch", "residual", "embed"), (("data", "fsdp", "expert"), ("context", "tensor"), None)),  # an activation
+        (("vocab", "embed"), ("tensor", "fsdp")),
+        (("embed", "heads", "mlp"), ("fsdp", "tensor", None)),
+        (("mlp", "heads"), ("tensor", None)),  # the order of the array's axes decides, not that of the table
+        (("batch", "expert"), (("data", "fsdp", "expert"), None)),
+        (("expert", "batch"), ("expert", ("data", "fsdp"))),  # of several mesh axes the second gets those that are left
+        (("layers", "staged_batch"), ("stage", ("data", "fsdp", "expert"))),
+        ((None, "norm", "heads"), (None, None, "tensor")),
+    ],
+)
+def test_an_axis_of_the_mesh_goes_to_the_first_that_wants_it(names, spec):
+    assert parallel.spec(names) == jax.P(*spec)
 
 
 @pytest.mark.parametrize("name", MESHES)
@@ -43,10 +69,17 @@ def test_a_device_makes_its_own_shards_and_no_more(name):
     built = build(RunConfig(model=big, mesh=MeshConfig(**MESHES[name])), mesh_of(**MESHES[name]))
     with jax.set_mesh(built.mesh):
         memory = jax.jit(built.fresh).lower(jax.random.key(0)).compile().memory_analysis()
+        state = built.fresh(jax.random.key(0))
     matrices = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(built.shapes) if x.ndim > 1)
     parts = 8 if name == "fsdp" else 4  # of all three, data holds copies
     assert memory.output_size_in_bytes <= 1.02 * matrices / parts
     assert memory.temp_size_in_bytes <= matrices / parts
+    whole, held = 0, collections.Counter()  # and as the arrays themselves say, norms and counters included
+    for leaf in jax.tree.leaves((state.params, state.opt_state)):
+        whole += leaf.nbytes
+        for shard in leaf.addressable_shards:
+            held[shard.device] += shard.data.nbytes
+    assert len(held) == 8 and max(held.values()) <= (1 / parts + 0.02) * whole
 
 
 # Where each axis of a leaf lies on the mesh "all three": 2 stands for two shards, 1 for the axis whole.
