@@ -4,8 +4,9 @@ That loss, gradients and training are the same on any mesh: tests/parallel/test_
 """
 
 import collections
+import dataclasses
 import functools
-from typing import NamedTuple
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ import pytest
 
 from gpt4o_jax import parallel
 from gpt4o_jax.config import MeshConfig, ModelConfig, RunConfig
-from gpt4o_jax.config_mesh import PRESETS
+from gpt4o_jax.config_mesh import AXES, PRESETS
+from gpt4o_jax.errors import RunError
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.parallel import mesh as mesh_module
@@ -119,18 +121,59 @@ def test_every_part_of_the_state_lies_in_the_shards_of_its_parameter(optimizer):
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 
-def test_gpus_of_several_hosts_are_one_mesh(monkeypatch):
-    """Each host's are a slice of their own to JAX, and jax.make_mesh takes one slice only."""
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a mesh asks of one that is not here."""
 
-    class Gpu(NamedTuple):
-        id: int
-        slice_index: int
-        platform: str = "gpu"
+    id: int
+    platform: str
+    slice_index: int
+    process_index: int
+    coords: tuple[int, ...] = ()
+    core_on_chip: int = 0
+    device_kind: str = "TPU v5 lite"
 
-    devices = np.empty(8, object)
-    devices[:] = [Gpu(i, i // 4) for i in range(8)]
-    monkeypatch.setattr(jax, "devices", lambda: devices)
+
+def crossed(monkeypatch, devices: list[Device], **sizes: int) -> set[str]:
+    """The axes of the mesh along which one comes to another slice."""
     monkeypatch.setattr(mesh_module, "Mesh", lambda laid, axes, axis_types: laid)
-    laid = mesh_module.make_mesh(MeshConfig(data=2, fsdp=4))
-    assert laid.shape[:2] == (2, 4)
-    assert [[d.slice_index for d in row.flat] for row in laid] == [[0] * 4, [1] * 4]
+    laid = mesh_module.make_mesh(MeshConfig(**sizes), devices)
+    slices = np.array([d.slice_index for d in laid.flat]).reshape(laid.shape)
+    return {axis for i, axis in enumerate(AXES) if np.any(slices != np.take(slices, [0], axis=i))}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "outermost"),
+    [
+        (dict(data=2, fsdp=8), "data"),
+        (dict(data=2, fsdp=2, tensor=4), "data"),
+        (dict(data=4, context=2, tensor=2), "data"),
+        (dict(data=1, fsdp=4, context=2, stage=2), "fsdp"),
+        (dict(data=1, fsdp=2, expert=8), "fsdp"),
+    ],
+)
+def test_only_the_outermost_axis_runs_from_slice_to_slice(monkeypatch, sizes, outermost):
+    """Two slices of v5e:2x4, as JAX describes them."""
+    devices = [Device(i, "tpu", i // 8, i // 4, (i % 2, i // 2 % 4, 0)) for i in range(16)]
+    assert crossed(monkeypatch, devices, **sizes) == {outermost}
+    with pytest.raises(RunError, match="2 slices: they lie along"):
+        crossed(monkeypatch, devices, data=1, tensor=16)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "axes", "told"),
+    [
+        (dict(data=2, fsdp=4), {"data"}, ""),
+        (dict(data=2, context=2, tensor=2), {"data"}, ""),
+        (dict(data=1, fsdp=4, tensor=2), {"fsdp"}, ""),
+        (dict(data=1, tensor=8), {"tensor"}, "mesh.tensor=8 runs from host to host.* let tensor be at most its 4 GPUs"),
+        (dict(data=1, tensor=4, stage=2), {"tensor"}, "mesh.tensor=4 .* let tensor x stage be at most its 4 GPUs"),
+        (dict(data=1, context=2, tensor=4), {"context"}, "mesh.context=2 .* let context x tensor be at most its 4 GPUs"),
+    ],
+)
+def test_gpus_of_several_hosts_are_one_mesh(monkeypatch, capsys, sizes, axes, told):
+    """Each host's are a slice of their own to JAX, and jax.make_mesh takes one slice only."""
+    devices = [Device(i, "gpu", i // 4, i // 4) for i in range(8)]
+    assert crossed(monkeypatch, devices, **sizes) == axes
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == bool(told) and re.search(told, "".join(lines))
