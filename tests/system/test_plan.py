@@ -36,6 +36,7 @@ def plan(topology: str, knobs: dict, *more: str) -> dict:
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"})
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
+    assert result["fits"] is False or "rates of a chip: " in done.stderr
     assert not result["estimate"]
     return result
 
