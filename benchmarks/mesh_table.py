@@ -28,7 +28,7 @@ def main() -> None:
 
     importlib.import_module("tests.conftest")  # makes eight devices of the CPU
     from tests.parallel import meshes
-    from tests.system.test_products import MESHES, named, stages_divide
+    from tests.system.test_products import MESHES, named, repeats, stages_divide
 
     for sizes in MESHES:
         for model in meshes.MODELS:
@@ -38,9 +38,11 @@ def main() -> None:
                     continue
                 mesh, commit = meshes.mesh_of(**sizes), current_commit()
                 if what == "drift":
-                    value = meshes.assert_drifts_no_more_than_permuted_rows(meshes.with_optimizer(model, "adamw"), mesh)
+                    value = meshes.assert_drifts_no_more_than_permuted_rows(
+                        meshes.with_optimizer(model, "adamw"), mesh, repeats(sizes)
+                    )
                 else:
-                    got = meshes.loss_and_gradients(meshes.config(model), mesh, meshes.batch(what == "packed"))
+                    got = meshes.loss_and_gradients(meshes.config(model), mesh, meshes.batch(what == "packed"), repeats(sizes))
                     value = meshes.assert_equal(got, meshes.on_one_device(model, what == "packed"))
                 entry = dict(zip(("mesh", "model", "what"), key, strict=True)) | {"value": value, "commit": commit}
                 with RESULTS.open("a") as f:

@@ -45,6 +45,10 @@ if ((${#gpus[@]} % n)); then
   exit 2
 fi
 each=$((${#gpus[@]} / n))
+if ((each > 0)); then
+  XLA_FLAGS=$("$python" "$root/launch/xla_flags.py" cuda)
+  export XLA_FLAGS
+fi
 
 pids=() ended='' heard=''
 # SIGTERM for SIGINT too: what a script starts in the background ignores SIGINT until it asks for it, as training does late.

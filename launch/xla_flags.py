@@ -1,6 +1,7 @@
-"""Prints the XLA flags that training on several machines wants, those that this XLA knows, for XLA_FLAGS.
+"""Prints the XLA flags that training on several devices wants, those that this XLA knows, or runs a command with them.
 
     export XLA_FLAGS="$(python launch/xla_flags.py cuda)"
+    python launch/xla_flags.py cuda COMMAND...
 
 XLA aborts the process at a flag that it does not know, and flags come and go: so each is tried in a process of its own. What
 XLA_FLAGS holds already stays, and stays last: the last one counts. TPUs need none.
@@ -28,7 +29,7 @@ def is_known(flag: str) -> bool:
     return subprocess.run(command, env=environment, capture_output=True).returncode == 0
 
 
-def main(platform: str) -> int:
+def main(platform: str, *command: str) -> int:
     if platform not in FLAGS:
         print(f"xla_flags.py: {platform!r}: expected one of {', '.join(FLAGS)}", file=sys.stderr)
         return 2
@@ -36,9 +37,16 @@ def main(platform: str) -> int:
     if flags and not is_known(" ".join(flags)):  # one look where all is well
         flags = [flag for flag in flags if is_known(flag)]
         print(f"xla_flags.py: left out, unknown here: {', '.join(set(FLAGS[platform]) - set(flags))}", file=sys.stderr)
-    print(" ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip())
-    return 0
+    told = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()
+    if not command:
+        print(told)
+        return 0
+    try:
+        os.execvpe(command[0], command, {**os.environ, "XLA_FLAGS": told})  # in this process: signals reach the command
+    except OSError as e:
+        print(f"xla_flags.py: {command[0]}: {e.strerror}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) == 2 else ""))
+    sys.exit(main(*sys.argv[1:] or [""]))

@@ -293,7 +293,9 @@ def test_jobsets_have_what_kubernetes_requires(name):
     pod = job["template"]["spec"]
     assert pod["restartPolicy"] == "Never", "podFailurePolicy requires it"
     (container,) = pod["containers"]
-    assert container["name"] and container["image"] and container["command"][:2] == ["bash", "launch/restart.sh"]
+    train = ["python", "-m", "gpt4o_jax", "train"]
+    flags = ["python", "launch/xla_flags.py", "cuda"] if name == "gpt4o-gpu" else []
+    assert container["name"] and container["image"] and container["command"] == ["bash", "launch/restart.sh", *flags, *train]
     (rule,) = job["podFailurePolicy"]["rules"]
     assert rule["onExitCodes"]["containerName"] == container["name"] and rule["onExitCodes"]["operator"] in ("In", "NotIn")
     assert set(rule["onExitCodes"]["values"]).isdisjoint({0, *AGAIN})
@@ -339,6 +341,39 @@ def test_skypilot_has_what_it_requires():
         assert subprocess.run(["bash", "-n", "-c", task[part]]).returncode == 0
 
 
+@pytest.mark.parametrize("gpus", [0, 8])
+def test_skypilot_trains_under_restart_with_the_flags_of_gpus(tmp_path, gpus):
+    """Run with a pretended python, which ends as if a peer were lost, then well."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    program = tmp_path / ".venv" / "bin" / "python"
+    program.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/told\n[ "$(wc -l < {tmp_path}/told)" -ge 2 ] || exit 76\n')
+    program.chmod(0o755)
+    (tmp_path / "launch").symlink_to(LAUNCH)
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    job = {"SKYPILOT_NUM_NODES": "1", "CONFIG": "c.py", "WORKDIR": "w", "BACKOFF": "0"}
+    path = with_gpus(tmp_path / "bin", gpus) if gpus else os.environ["PATH"]
+    done = subprocess.run(["bash", "-c", task["run"]], cwd=tmp_path, env={**os.environ, **job, "PATH": path}, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    flags = "launch/xla_flags.py cuda .venv/bin/python " if gpus else ""
+    assert (tmp_path / "told").read_text().splitlines() == [f"{flags}-m gpt4o_jax train --config=c.py --workdir=w"] * 2
+
+
+def test_local_takes_the_flags_of_gpus(alone, tmp_path, monkeypatch):
+    """Looked up once, by the first call of the interpreter; every process has them."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    program = tmp_path / "python"
+    program.write_text(
+        '#!/bin/sh\n[ "$2" != cuda ] || { echo --a=1; exit 0; }\necho "${XLA_FLAGS-unset}" >> ' + f"{tmp_path}/told\n"
+    )
+    program.chmod(0o755)
+    how = {"PYTHON": str(program), "PORT": "1234", "CUDA_VISIBLE_DEVICES": "0,1"}
+    for gpus, told in ((2, "--a=1"), (0, "unset")):
+        (tmp_path / "told").unlink(missing_ok=True)
+        done = bash(alone / "local.sh", "2", PATH=with_gpus(tmp_path / f"bin{gpus}", gpus), **how)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "told").read_text().split() == [told] * 2
+
+
 def test_xla_flags_are_known_and_unknown_ones_left_out(monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location("xla_flags", LAUNCH / "xla_flags.py")
     module = importlib.util.module_from_spec(spec)
@@ -352,3 +387,8 @@ def test_xla_flags_are_known_and_unknown_ones_left_out(monkeypatch, capsys):
     told = capsys.readouterr()
     assert told.out.split() == [known, "--xla_mine=1"] and "--xla_no_such_flag=1" in told.err
     assert module.main("abacus") == 2
+    monkeypatch.setattr(module, "is_known", lambda flag: True)
+    ran = []
+    monkeypatch.setattr(module.os, "execvpe", lambda program, args, env: ran.append((program, args, env["XLA_FLAGS"])))
+    module.main("cuda", "echo", "x")
+    assert ran == [("echo", ("echo", "x"), f"{known} --xla_no_such_flag=1 --xla_mine=1")]

@@ -89,7 +89,11 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
         result["fits_with"] = _first_that_fits(config, sizes, flags, overrides) if flags["try_seconds"] else None
     elif chip is not None:
         r = result["roofline"]
-        result["rates"] = chip._asdict() | {"source": f"docs.cloud.google.com/tpu/docs/{family}"}
+        result["rates"] = chip._asdict() | {"source": topology.source(family)}
+        say(
+            f"rates of a chip: {chip.flops / 1e12:g} TFLOP/s in bfloat16; GB/s: HBM {chip.hbm_rate / 1e9:g},"
+            f" ICI {chip.ici / 1e9:g}, DCN {chip.dcn / 1e9:g} ({topology.source(family)})"
+        )
         say(
             f"a step takes at least {r['step_seconds_at_least']:.3f} s ({r['bound_by']}), MFU at most {r['mfu_at_most']:.1%}"
             f" ({r['mfu_causal_at_most']:.1%} without masked keys)"
@@ -122,6 +126,13 @@ def _say_memory(say, result: dict) -> None:
         say(f"fits: GB a device: {parts}, of {result['hbm'] / 1e9:.1f}")
     else:
         say(f"does not fit: GB a device: {parts}, of {result['hbm'] / 1e9:.1f}")
+    if "saved_activations_estimate" in result:
+        where = "the host's memory" if result["remat"] == "offload" else "the temporaries"
+        size = result["saved_activations_estimate"] / 1e9
+        say(
+            f"activations for the backward pass (remat={result['remat']}), in {where}: an estimate of {size:.3f};"
+            " compilers keep less where they fuse"
+        )
 
 
 def _first_that_fits(config, sizes: dict[str, int], flags: dict, overrides: dict[str, str]) -> dict | None:

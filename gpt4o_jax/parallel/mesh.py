@@ -5,13 +5,15 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from gpt4o_jax.config_mesh import AXES, MeshConfig
+from gpt4o_jax.console import say
 from gpt4o_jax.errors import RunError
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
     """A mesh over `devices` (default: all), axes as in config_mesh.AXES. Enter it with jax.set_mesh.
 
-    TPUs are laid as their links run, several slices along one axis; other devices in their order, those of a host side by side.
+    TPUs are laid as their links run, several slices along one axis; other devices in their order, those of a host side by side:
+    where context or tensor then runs from host to host a line says so, for hosts may share fast links, and rows may need it.
     (jax.make_mesh takes neither several slices, which several GPU hosts are too, nor every shape of a TPU slice.)
     Raises RunError where the sizes do not multiply to the number of devices, or slices do not divide an axis.
     """
@@ -19,6 +21,8 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
     sizes = config.sizes(len(devices))
     tpus = len(devices) > 1 and devices[0].platform == "tpu"
     laid = _as_links_run(devices, sizes) if tpus else np.asarray(devices).reshape(tuple(sizes.values()))
+    if devices[0].platform == "gpu":
+        _tell_of_hosts(laid, sizes)
     # Auto: XLA propagates shardings. Under Explicit, constraints are assertions.
     return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -32,6 +36,19 @@ def axis_between(slices: int, sizes: dict[str, int]) -> str:
             f" fsdp={sizes['fsdp']}; make one of them a multiple of {slices}"
         )
     return axis
+
+
+def _tell_of_hosts(laid: np.ndarray, sizes: dict[str, int]) -> None:
+    """Warns of axes that send in every layer and do so from host to host. JAX takes a host's GPUs for a slice."""
+    hosts = np.array([getattr(d, "slice_index", d.process_index) for d in laid.flat]).reshape(laid.shape)
+    most = max(np.bincount(hosts.ravel()))
+    for i, axis in enumerate(AXES):
+        if axis in ("context", "tensor") and np.any(hosts != np.take(hosts, [0], axis=i)):
+            within = [a for a in AXES[i:] if sizes[a] > 1]
+            say(
+                f"mesh.{axis}={sizes[axis]} runs from host to host, in every layer over the network: slow, unless they share"
+                f" faster links; to stay within one, let {' x '.join(within)} be at most its {most} GPUs"
+            )
 
 
 def _as_links_run(devices, sizes: dict[str, int]) -> np.ndarray:

@@ -31,7 +31,11 @@ RULES: dict[str, tuple[str, ...]] = {
 
 
 def spec(names: tuple[str | None, ...]) -> PartitionSpec:
-    """Logical names of an array's axes -> its PartitionSpec. None: that axis is whole."""
+    """Logical names of an array's axes -> its PartitionSpec. None: that axis is whole.
+
+    Where two of them want one mesh axis the first in the array's order gets it; the other is split over what else its name
+    has, or whole. That is no mistake, and is not told: `plan --show=sharding` shows which axis got what.
+    """
     used: set[str] = set()
     entries = []
     for name in names:

@@ -37,6 +37,11 @@ CHIPS = {
 }
 
 
+def source(family: str) -> str:
+    """Where the rates of its chips are published."""
+    return f"docs.cloud.google.com/tpu/docs/{family}; DCN: jax-ml.github.io/scaling-book/tpus"
+
+
 def parse_topology(name: str) -> tuple[str, int]:
     """'v5p:8x8x8' -> ('v5p', 512 chips). Raises RunError where there is no such slice.
 

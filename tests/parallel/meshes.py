@@ -5,13 +5,16 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gpt4o_jax import parallel
 from gpt4o_jax.config import MeshConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from gpt4o_jax.data.batches import Batch
-from gpt4o_jax.model import gpt
+from gpt4o_jax.model import gpt, moe
 from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.parallel.rules import RULES
 from gpt4o_jax.training.optimizer import make_optimizer
 from gpt4o_jax.training.state import create, state_shardings
 from gpt4o_jax.training.step import gradients, make_step
@@ -56,9 +59,12 @@ def with_optimizer(model: str, optimizer: str) -> RunConfig:
     return dataclasses.replace(config(model), optimizer=knobs)
 
 
-def loss_and_gradients(c: RunConfig, mesh: jax.sharding.Mesh, rows: Batch, accumulate: int = 1):
-    """(parts of the loss by name, gradients, sum of weights) of the training step, as numpy arrays."""
-    model = gpt.GPT(c.model, Compute("cpu", "float32"))
+def loss_and_gradients(c: RunConfig, mesh: jax.sharding.Mesh, rows: Batch, repeats: int = 1):
+    """(parts of the loss by name, gradients, sum of weights) of the training step, as numpy arrays.
+
+    repeats: times that a micro-batch goes round the stages of a pipeline.
+    """
+    model = gpt.GPT(c.model, Compute("cpu", "float32"), (repeats, 0))
     with jax.set_mesh(mesh):
         shardings = parallel.shardings(gpt.logical_axes(model), mesh)
         params = jax.jit(functools.partial(gpt.init, model), out_shardings=shardings)(jax.random.key(1))
@@ -77,9 +83,9 @@ def one_device() -> jax.sharding.Mesh:
     return parallel.make_mesh(devices=jax.devices()[:1])
 
 
-def initial_state(c: RunConfig, mesh):
+def initial_state(c: RunConfig, mesh, repeats: int = 1):
     """(model, optimizer, state, its shardings), as training makes them. Needs the mesh in force."""
-    model = gpt.GPT(c.model, Compute("cpu", "float32"))
+    model = gpt.GPT(c.model, Compute("cpu", "float32"), (repeats, 0))
     axes = gpt.logical_axes(model)
     optimizer = make_optimizer(c.optimizer, axes)
     fresh = functools.partial(create, functools.partial(gpt.init, model), optimizer, ema=True)
@@ -87,10 +93,10 @@ def initial_state(c: RunConfig, mesh):
     return model, optimizer, jax.jit(fresh, out_shardings=shardings)(jax.random.key(0)), shardings
 
 
-def train(c: RunConfig, mesh, orders) -> list[tuple[np.ndarray, dict]]:
+def train(c: RunConfig, mesh, orders, repeats: int = 1) -> list[tuple[np.ndarray, dict]]:
     """(loss of each of STEPS steps, parameters after them) from the same start on the same rows, for each order of them."""
     with jax.set_mesh(mesh):
-        model, optimizer, state, shardings = initial_state(c, mesh)
+        model, optimizer, state, shardings = initial_state(c, mesh, repeats)
         rows = jax.NamedSharding(mesh, parallel.spec((None, "batch", "seq")))
         step = make_step(model, optimizer, c, STEPS, np.ones(V))
         step = jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, jax.NamedSharding(mesh, jax.P())))
@@ -109,18 +115,80 @@ def trained_on_one_device(c: RunConfig):
     return train(c, one_device(), [np.arange(B), *permuted])
 
 
-def assert_drifts_no_more_than_permuted_rows(c: RunConfig, mesh) -> float:
+def assert_drifts_no_more_than_permuted_rows(c: RunConfig, mesh, repeats: int = 1) -> float:
     """Losses and parameters of STEPS steps are at most four times as far from one device's as those of permuted rows.
 
-    Returns how many times as far, the larger of the two.
+    A mixture of experts then sends every token to the same ones. Returns how many times as far, the larger of the two.
     """
     (losses, params), *controls = trained_on_one_device(c)
-    [(got_losses, got_params)] = train(c, mesh, [np.arange(B)])
+    [(got_losses, got_params)] = train(c, mesh, [np.arange(B)], repeats)
     assert losses[-1] < losses[0]
     of_losses = np.max(np.abs(losses - got_losses)) / max(np.max(np.abs(losses - x)) for x, _ in controls)
     of_params = distance(params, got_params) / max(distance(params, p) for _, p in controls)
     assert of_losses <= 4 and of_params <= 4
+    if c.model.n_experts:
+        jax.tree.map(np.testing.assert_array_equal, routes(c, one_device(), got_params), routes(c, one_device(), params))
     return float(max(of_losses, of_params))
+
+
+@functools.cache
+def _router(c: RunConfig, mesh):
+    """The compiled function of `routes`."""
+    model, real = gpt.GPT(c.model, Compute("cpu", "float32")), moe._routed
+
+    def routed(config, compute, experts, x_BTD, *others):
+        kept, choose = [], moe.ops.choose
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(moe.ops, "choose", lambda *args: kept.append(choose(*args)) or kept[-1])
+            y, routing = real(config, compute, experts, x_BTD, *others)
+        b, t = x_BTD.shape[:2]
+        row = 0 if b == B else b * jax.lax.axis_index(RULES["batch"])
+        places = jnp.arange(T)
+        if t < T:
+            chunks, i = places.reshape(2 * T // t, t // 2), jax.lax.axis_index("context")
+            places = jnp.concatenate([chunks[i], chunks[2 * T // t - 1 - i]])
+        chosen_BTE = jax.nn.one_hot(kept[0][0], config.n_experts).sum(1).reshape(b, t, -1)
+        everyones = jnp.zeros((B, T, config.n_experts)).at[row + jnp.arange(b)[:, None], places].set(chosen_BTE)
+        return y, routing._replace(tokens_E=everyones)
+
+    def tell(params, rows):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(moe, "_routed", routed)
+            _, _, aux = model.apply({"params": params}, rows.tokens, rows.positions, rows.segments, in_order=False)
+        return moe.load(aux["routings"])
+
+    with jax.set_mesh(mesh):
+        named = parallel.shardings(gpt.logical_axes(model), mesh), jax.NamedSharding(mesh, parallel.spec(("batch", "seq")))
+        return jax.jit(tell, in_shardings=named, out_shardings=jax.NamedSharding(mesh, jax.P()))
+
+
+def routes(c: RunConfig, mesh, params):
+    """[mixture, B, T, E]: whether a token goes to an expert. No stages: a micro-batch does not know which rows it has.
+
+    Where each of a device's tokens stands in the batch follows from the device's place: along the batch's axes its rows, and
+    along context chunks i and 2C - 1 - i of each (parallel/context.py).
+    """
+    with jax.set_mesh(mesh):
+        return jax.device_get(_router(c, mesh)(params, batch(False)))
+
+
+@functools.cache
+def _routes_on_one_device(model: str):
+    """(parameters, where they send tokens)."""
+    c = config(model)
+    with jax.set_mesh(one_device()):
+        init = functools.partial(gpt.init, gpt.GPT(c.model, Compute("cpu", "float32")))
+        params = jax.device_get(jax.jit(init)(jax.random.key(1)))
+    return params, routes(c, one_device(), params)
+
+
+def assert_routes_equal(model: str, mesh) -> None:
+    """Every token of a batch goes to the experts that one device sends it to, in every mixture."""
+    params, wanted = _routes_on_one_device(model)
+    jax.tree.map(np.testing.assert_array_equal, routes(config(model), mesh, params), wanted)
+    for chosen in jax.tree.leaves(wanted):
+        assert np.all(chosen.sum(-1) == MODELS[model].experts_per_token)
+        assert len(np.unique(chosen.reshape(-1, chosen.shape[-1]), axis=0)) > chosen.shape[-1], "tokens differ in their experts"
 
 
 def distance(a, b) -> float:
@@ -130,7 +198,7 @@ def distance(a, b) -> float:
 
 
 def assert_equal(got, wanted) -> float:
-    """Loss and gradients to 1e-5 of the largest entry of a leaf in float32; of experts the same tokens went to each.
+    """Loss and gradients to 1e-5 of the largest entry of a leaf in float32; to each expert as many tokens (who: `routes`).
 
     Returns the largest such error of a gradient.
     """
@@ -140,12 +208,19 @@ def assert_equal(got, wanted) -> float:
     assert weight == wanted_weight and parts.keys() == wanted_parts.keys()
     for name, value in wanted_parts.items():
         np.testing.assert_allclose(parts[name], value, rtol=1e-5, err_msg=name)
-    largest, errors = max(np.max(np.abs(g)) for g in jax.tree.leaves(wanted_grads)), []
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(wanted_grads), jax.tree.leaves(grads), strict=True):
+    error, leaf = worst_gradient(grads, wanted_grads)
+    assert error <= 1e-5, leaf
+    return error
+
+
+def worst_gradient(grads, wanted) -> tuple[float, str]:
+    """(the largest error of a leaf, by its largest entry; which leaf)."""
+    largest, errors = max(np.max(np.abs(g)) for g in jax.tree.leaves(wanted)), []
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(grads), strict=True):
         name = jax.tree_util.keystr(path)
         scale = largest if name.endswith(ZERO) else np.max(np.abs(a))
-        errors.append(float(np.max(np.abs(a - b)) / scale))
-        assert scale > 0 and errors[-1] <= 1e-5, name
+        assert scale > 0, name
+        errors.append((float(np.max(np.abs(a - b)) / scale), name))
     return max(errors)
 
 

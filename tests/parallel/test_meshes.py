@@ -4,7 +4,7 @@ Each mesh is paired with a model so that every axis meets every kind of model; t
 """
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import pytest
 
 from gpt4o_jax.config_mesh import PRESETS
@@ -64,32 +64,48 @@ def test_training_drifts_no_more_than_a_permutation_of_rows(sizes, model, optimi
     meshes.assert_drifts_no_more_than_permuted_rows(meshes.with_optimizer(model, optimizer), mesh_of(**sizes))
 
 
+def test_every_token_goes_to_the_experts_of_one_device():
+    """Also where the tokens of a row lie in zig-zag order."""
+    meshes.assert_routes_equal("some experts", mesh_of(expert=2, fsdp=2, context=2))
+
+
 # ---------------------------------------------------------------- mistakes that the comparison must see
 
 
-def unequal(sizes, model="dense", rows=None):
-    rows = batch(True) if rows is None else rows
-    with pytest.raises(AssertionError):
-        assert_equal(loss_and_gradients(config(model), mesh_of(**sizes), rows), on_one_device(model, True))
+def unequal(monkeypatch, mistake, sizes, model="dense"):
+    """mistake: (module, name, what stands in its place). It is the gradients that show it: the batch is the same."""
+    _, wanted, weight = on_one_device(model, True)
+    monkeypatch.setattr(*mistake)
+    _, grads, got_weight = loss_and_gradients(config(model), mesh_of(**sizes), batch(True))
+    assert got_weight == weight
+    assert meshes.worst_gradient(grads, wanted)[0] > 1e-3
 
 
 @pytest.mark.parametrize("name", ["psum", "psum_scatter", "all_gather"])
 def test_a_collective_of_the_vocabulary_over_the_wrong_axis_is_seen(monkeypatch, name):
     real = getattr(jax.lax, name)
     swap = lambda axis: "fsdp" if axis == "tensor" else "tensor" if axis == "fsdp" else axis
-    monkeypatch.setattr(vocabulary.jax.lax, name, lambda x, mesh_axis, /, **more: real(x, swap(mesh_axis), **more))
-    unequal(dict(fsdp=2, tensor=2, data=2))
+    wrong = lambda x, mesh_axis, /, **more: real(x, swap(mesh_axis), **more)
+    unequal(monkeypatch, (vocabulary.jax.lax, name, wrong), dict(fsdp=2, tensor=2, data=2))
 
 
 def test_a_dropped_sum_over_rows_is_seen(monkeypatch):
     real = jax.lax.psum
-    monkeypatch.setattr(vocabulary.jax.lax, "psum", lambda x, axis: x if isinstance(axis, tuple) else real(x, axis))
-    unequal(dict(data=8))
+    wrong = lambda x, axis: x if isinstance(axis, tuple) else real(x, axis)
+    unequal(monkeypatch, (vocabulary.jax.lax, "psum", wrong), dict(data=8))
 
 
-def test_a_missing_token_weight_is_seen():
-    rows = batch(True)
-    weights = np.array(rows.weights)
-    heaviest = np.unravel_index(np.argmax(weights), weights.shape)
-    weights[heaviest] -= 1
-    unequal(dict(data=8), rows=type(rows)(rows.tokens, rows.targets, weights, rows.positions, rows.segments))
+def averaged_per_shard(weights):
+    """As of a mean that each device takes of its own tokens: those of short rows then count for more."""
+    return weights / jnp.sum(weights) / 8
+
+
+def without_one(weights):
+    return jnp.where(jnp.arange(weights.size).reshape(weights.shape) == jnp.argmax(weights), 0, weights)
+
+
+@pytest.mark.parametrize("wrong", [averaged_per_shard, without_one])
+def test_wrong_token_weights_in_the_loss_of_a_shard_are_seen(monkeypatch, wrong):
+    real = vocabulary.cross_entropy
+    mistaken = lambda hidden, unembed, targets, weights, *how: real(hidden, unembed, targets, wrong(weights), *how)
+    unequal(monkeypatch, (vocabulary, "cross_entropy", mistaken), dict(data=8))

@@ -6,6 +6,7 @@ Gradients agree leaf by leaf to 1e-5 of the leaf's largest entry. More meshes an
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from gpt4o_jax.config_mesh import AXES
 from gpt4o_jax.config_rules import validate_sizes
 from gpt4o_jax.data.batches import Batch
 from gpt4o_jax.errors import RunError
-from gpt4o_jax.model import gpt, vocabulary
+from gpt4o_jax.model import gpt, stages, vocabulary
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.parallel import pipeline
 from gpt4o_jax.training.step import gradients
@@ -27,7 +28,10 @@ MODELS = {
 }
 CASES = {
     "stage 2, fsdp 2, tensor 2": ("dense", dict(stage=2, fsdp=2, tensor=2, pipeline_microbatches=2)),
-    "stage 2, data 4, twice round": ("dense", dict(stage=2, data=4, pipeline_repeats=2, pipeline_microbatches=2)),
+    "stage 2, fsdp 2, tensor 2, twice round": (
+        "dense",
+        dict(stage=2, fsdp=2, tensor=2, pipeline_repeats=2, pipeline_microbatches=2),
+    ),
     "stage 2, context 2, fsdp 2": ("windowed", dict(stage=2, context=2, fsdp=2, pipeline_microbatches=4)),
 }
 
@@ -81,13 +85,25 @@ def test_loss_and_gradients_equal_one_device(case, capfd):
     assert distance <= 1e-5, leaf
 
 
-def test_a_wrong_order_of_micro_batches_shows(monkeypatch):
-    """Micro-batches with the documents and positions of their neighbours."""
-    right = pipeline._at
-    wrong = lambda x, i: right(x, (i + 1) % len(x)) if x.dtype == np.int32 else right(x, i)
-    monkeypatch.setattr(pipeline, "_at", wrong)
-    _, grads, _ = loss_and_gradients("dense", MeshConfig(stage=4, data=2), 8)
-    assert worst(on_one_device("dense")[1], grads)[0] > 1e-3
+def _with_permuted(what: str):
+    """pipeline.pipeline, in which micro-batches stand in the place of their neighbours."""
+    real = pipeline.pipeline
+
+    def wrong(stage, layers, x_Mb, others_Mb, order):
+        if what == "what enters":
+            return real(stage, layers, jnp.roll(x_Mb, 1, axis=0), others_Mb, order)
+        done_Mb, told = real(stage, layers, x_Mb, others_Mb, order)
+        return jnp.roll(done_Mb, 1, axis=0), told
+
+    return wrong
+
+
+@pytest.mark.parametrize("what", ["what enters", "what comes out"])
+def test_a_wrong_order_of_micro_batches_shows_in_the_gradients(monkeypatch, what):
+    _, wanted, wanted_weight = on_one_device("dense")
+    monkeypatch.setattr(stages, "pipeline", _with_permuted(what))
+    _, grads, weight = loss_and_gradients("dense", MeshConfig(stage=4, data=2), 8)
+    assert weight == wanted_weight and worst(wanted, grads)[0] > 1e-3
 
 
 @pytest.mark.parametrize(("rows", "share"), [(8, 1 / 4), (6, 1)])

@@ -1,6 +1,7 @@
 """Jobs of real processes on this machine, for the tests beside this file."""
 
 import hashlib
+import json
 import os
 import random
 import socket
@@ -56,10 +57,10 @@ def free_port() -> int:
 
 
 class Process:
-    """One training process; `step` is the last one that it has told of."""
+    """One training process; `step` is the last one that it has told of. program: what Python runs."""
 
-    def __init__(self, folder, name: str, *flags: str, **variables: str):
-        command = [sys.executable, "-m", "gpt4o_jax", "train", f"--config={folder / 'config.py'}"]
+    def __init__(self, folder, name: str, *flags: str, program: tuple = ("-m", "gpt4o_jax"), **variables: str):
+        command = [sys.executable, *program, "train", f"--config={folder / 'config.py'}"]
         command += [f"--workdir={folder / name}", *flags]
         self.process = subprocess.Popen(
             command, env=environment(folder, **variables), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -93,20 +94,26 @@ class Process:
         return "".join(self.lines)
 
 
-def start(folder, name: str, n: int, *flags: str, **variables: str) -> list[Process]:
-    """A job of n processes."""
+def start(folder, name: str, n: int, *flags: str, **variables) -> list[Process]:
+    """A job of n processes; variables: of their environment, and `program`."""
     if n == 1:
         return [Process(folder, name, *flags, **variables)]
     where = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={n}"]
     return [Process(folder, name, *where, f"--process_id={i}", *flags, **variables) for i in range(n)]
 
 
-def run(folder, name: str, n: int, *flags: str, **variables: str) -> list[Process]:
+def run(folder, name: str, n: int, *flags: str, **variables) -> list[Process]:
     """A job of n processes that must end well."""
     job = start(folder, name, n, *flags, **variables)
     codes = [p.end() for p in job]
     assert codes == [0] * n, "\n".join(f"{i}: {code}\n{p.told}" for i, (code, p) in enumerate(zip(codes, job, strict=True)))
     return job
+
+
+def losses(workdir) -> list[tuple[int, float]]:
+    """(step, loss) of every record of training."""
+    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [(r["step"], r["loss"]) for r in records if r["kind"] == "train"]
 
 
 def digest(workdir, step: int) -> str:

@@ -30,12 +30,13 @@ ATTENTION, MLP, TABLE = L * 4 * D * D, L * 3 * D * F, V * D
 LAYERS = ATTENTION + MLP
 
 
-def plan(topology: str, knobs: dict) -> dict:
-    flags = [f"--config.{name}={value}" for name, value in knobs.items()]
+def plan(topology: str, knobs: dict, *more: str) -> dict:
+    flags = [f"--config.{name}={value}" for name, value in knobs.items()] + list(more)
     program = [sys.executable, "-m", "gpt4o_jax", "plan", f"--config={ROOT}/configs/base.py", f"--topology={topology}", *flags]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"})
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
+    assert result["fits"] is False or "rates of a chip: " in done.stderr
     assert not result["estimate"]
     return result
 
@@ -125,6 +126,17 @@ def test_bytes_by_axis_are_those_of_the_arrays(preset):
 def test_a_ring_goes_round():
     sizes = {"mesh.data": 1, "mesh.fsdp": 2, "mesh.context": 4}
     check(sizes, "ring over context=4", {"fsdp": parameters(1), "context": ring(4, B // 2) + gradients(2)})
+
+
+def test_from_slice_to_slice_go_gradients_alone():
+    """Two slices along data: what else is sent stays within one."""
+    sizes = {"mesh.data": 2, "mesh.fsdp": 4, "mesh.tensor": 2}
+    result = plan("v5e:2x4", CONFIG | sizes, "--slices=2")
+    sums = {}
+    for c in result["collectives"]:
+        sums[c["axes"]] = sums.get(c["axes"], 0) + c["bytes"]
+    assert gradients(8) <= sums["slices"] <= 1.2 * gradients(8), "each device those of its shards"
+    assert {axes for axes, size in sums.items() if size > 10_000} == {"slices", "fsdp", "tensor"}
 
 
 def test_where_it_does_not_fit_the_first_remedy_that_fits_is_named():

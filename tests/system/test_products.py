@@ -30,6 +30,10 @@ COMPOSITES = [
     dict(stage=2, context=2, tensor=2),
     dict(stage=2, expert=2, data=2),
     dict(stage=2, expert=2, tensor=2),
+    dict(stage=2, data=4, pipeline_repeats=2),
+    dict(stage=2, fsdp=2, tensor=2, pipeline_repeats=2),
+    dict(stage=2, context=2, fsdp=2, pipeline_repeats=2),
+    dict(stage=2, expert=2, fsdp=2, pipeline_repeats=2),
 ]
 MESHES = [dict(preset=preset) for preset in PRESETS] + COMPOSITES
 named = lambda sizes: " ".join(f"{axis}={n}" for axis, n in sizes.items())
@@ -37,7 +41,11 @@ named = lambda sizes: " ".join(f"{axis}={n}" for axis, n in sizes.items())
 
 def stages_divide(sizes, model) -> bool:
     stages = sizes.get("stage", PRESETS.get(sizes.get("preset"), {}).get("stage", 1))
-    return meshes.MODELS[model].periods % stages == 0
+    return meshes.MODELS[model].periods % (stages * repeats(sizes)) == 0
+
+
+def repeats(sizes) -> int:
+    return sizes.get("pipeline_repeats", 1)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
@@ -46,14 +54,22 @@ def stages_divide(sizes, model) -> bool:
 def test_loss_and_gradients_equal_one_device(sizes, model, packed):
     if not stages_divide(sizes, model):
         pytest.skip(f"{meshes.MODELS[model].periods} periods of layers do not make these stages")
-    got = meshes.loss_and_gradients(meshes.config(model), meshes.mesh_of(**sizes), meshes.batch(packed))
+    got = meshes.loss_and_gradients(meshes.config(model), meshes.mesh_of(**sizes), meshes.batch(packed), repeats(sizes))
     meshes.assert_equal(got, meshes.on_one_device(model, packed))
+
+
+@pytest.mark.parametrize("model", ["experts", "some experts"])
+@pytest.mark.parametrize("sizes", [s for s in MESHES if "stage" not in s and s != dict(preset="pipeline")], ids=named)
+def test_every_token_goes_to_the_experts_of_one_device(sizes, model):
+    meshes.assert_routes_equal(model, meshes.mesh_of(**sizes))
 
 
 @pytest.mark.parametrize("model", ["dense", "experts"])
 @pytest.mark.parametrize("sizes", MESHES, ids=named)
 def test_training_drifts_no_more_than_a_permutation_of_rows(sizes, model):
-    meshes.assert_drifts_no_more_than_permuted_rows(meshes.with_optimizer(model, "adamw"), meshes.mesh_of(**sizes))
+    meshes.assert_drifts_no_more_than_permuted_rows(
+        meshes.with_optimizer(model, "adamw"), meshes.mesh_of(**sizes), repeats(sizes)
+    )
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

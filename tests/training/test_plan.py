@@ -1,5 +1,6 @@
 """The parts of a plan: collectives read off compiled programs that do known ones; the roofline by hand; a real slice."""
 
+import dataclasses
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -151,12 +152,26 @@ def test_a_plan_of_adapters_shows_the_weights_as_frozen():
 
     result = plan.compile_step(ADAPTED, mesh, CHIP)
     assert (result["bytes"]["parameters"], result["bytes"]["frozen"]) == (adapters, base)
+    assert result["saved_activations_estimate"] > 0
     assert adapters * 2 <= result["bytes"]["optimizer"] < adapters * 2 + 64, "two averages, and counters"
     assert result["roofline"]["seconds"]["hbm"] == (2 * result["bytes"]["arguments"] - base) / CHIP.hbm_rate
     # Gradients are summed over the devices for the adapters alone.
     whole = 4 * sum(np.prod(row["shape"]) for row in shown.values() if not row["frozen"])
     summed = sum(c["bytes"] for c in result["collectives"] if c["kind"] in ("all-reduce", "reduce-scatter"))
     assert whole <= summed < 2 * whole
+
+
+def test_what_the_backward_pass_needs_is_estimated_by_policy():
+    """Of 8 devices. With remat=full a layer more keeps its input and nothing else; no policy keeps more than none."""
+
+    def estimate(remat: str, layers: int) -> int:
+        model = ModelConfig(vocab_size=64, context_length=16, n_layers=layers, d_model=32, n_heads=2, remat=remat)
+        model = dataclasses.replace(model, compute_dtype="float32")
+        config = RunConfig(model=model, train=TrainConfig(batch_size=16), mesh=MeshConfig(fsdp=8))
+        return plan.saved_activations(build(config, parallel.make_mesh(config.mesh)))
+
+    assert estimate("full", 4) - estimate("full", 2) == 2 * 4 * 16 * 16 * 32 // 8
+    assert estimate("full", 2) < estimate("save_mlp", 2) < estimate("none", 2)
 
 
 def test_a_pipeline_waits_in_its_bubble_and_shares_the_head():

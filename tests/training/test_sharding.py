@@ -3,8 +3,10 @@
 That loss, gradients and training are the same on any mesh: tests/parallel/test_meshes.py.
 """
 
+import collections
+import dataclasses
 import functools
-from typing import NamedTuple
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,8 @@ import pytest
 
 from gpt4o_jax import parallel
 from gpt4o_jax.config import MeshConfig, ModelConfig, RunConfig
+from gpt4o_jax.config_mesh import AXES, PRESETS
+from gpt4o_jax.errors import RunError
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.parallel import mesh as mesh_module
@@ -20,20 +24,44 @@ from gpt4o_jax.training.optimizer import OPTIMIZERS
 from gpt4o_jax.training.program import build
 from tests.parallel.meshes import MODELS, initial_state, mesh_of, one_device, with_optimizer
 
-MODEL = gpt.GPT(MODELS["dense"], Compute("cpu", "float32"))
 MESHES = {"fsdp": dict(preset="fsdp"), "all three": dict(data=2, fsdp=2, tensor=2)}
 
 
-@pytest.mark.parametrize("name", MESHES)
+# Every preset, and experts where they lie on devices of their own.
+BORN = {preset: (dict(preset=preset), "experts" if preset == "expert" else "dense") for preset in PRESETS}
+BORN["all three"] = (MESHES["all three"], "experts")
+
+
+@functools.cache
+def born_in_shards(sizes: tuple, model: str):
+    mesh, model = mesh_of(**dict(sizes)) if sizes else one_device(), gpt.GPT(MODELS[model], Compute("cpu", "float32"))
+    with jax.set_mesh(mesh):
+        shardings = parallel.shardings(gpt.logical_axes(model), mesh)
+        return jax.device_get(jax.jit(functools.partial(gpt.init, model), out_shardings=shardings)(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("name", BORN)
 def test_random_init_does_not_depend_on_the_mesh(name):
     """Bit for bit, though every device makes only its own shards."""
+    sizes, model = BORN[name]
+    jax.tree.map(np.testing.assert_array_equal, born_in_shards(tuple(sizes.items()), model), born_in_shards((), model))
 
-    def born_in_shards(mesh):
-        with jax.set_mesh(mesh):
-            shardings = parallel.shardings(gpt.logical_axes(MODEL), mesh)
-            return jax.device_get(jax.jit(functools.partial(gpt.init, MODEL), out_shardings=shardings)(jax.random.key(0)))
 
-    jax.tree.map(np.testing.assert_array_equal, born_in_shards(mesh_of(**MESHES[name])), born_in_shards(one_device()))
+@pytest.mark.parametrize(
+    ("names", "spec"),
+    [
+        (("batch", "residual", "embed"), (("data", "fsdp", "expert"), ("context", "tensor"), None)),  # an activation
+        (("vocab", "embed"), ("tensor", "fsdp")),
+        (("embed", "heads", "mlp"), ("fsdp", "tensor", None)),
+        (("mlp", "heads"), ("tensor", None)),  # the order of the array's axes decides, not that of the table
+        (("batch", "expert"), (("data", "fsdp", "expert"), None)),
+        (("expert", "batch"), ("expert", ("data", "fsdp"))),  # of several mesh axes the second gets those that are left
+        (("layers", "staged_batch"), ("stage", ("data", "fsdp", "expert"))),
+        ((None, "norm", "heads"), (None, None, "tensor")),
+    ],
+)
+def test_an_axis_of_the_mesh_goes_to_the_first_that_wants_it(names, spec):
+    assert parallel.spec(names) == jax.P(*spec)
 
 
 @pytest.mark.parametrize("name", MESHES)
@@ -43,10 +71,17 @@ def test_a_device_makes_its_own_shards_and_no_more(name):
     built = build(RunConfig(model=big, mesh=MeshConfig(**MESHES[name])), mesh_of(**MESHES[name]))
     with jax.set_mesh(built.mesh):
         memory = jax.jit(built.fresh).lower(jax.random.key(0)).compile().memory_analysis()
+        state = built.fresh(jax.random.key(0))
     matrices = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(built.shapes) if x.ndim > 1)
     parts = 8 if name == "fsdp" else 4  # of all three, data holds copies
     assert memory.output_size_in_bytes <= 1.02 * matrices / parts
     assert memory.temp_size_in_bytes <= matrices / parts
+    whole, held = 0, collections.Counter()  # and as the arrays themselves say, norms and counters included
+    for leaf in jax.tree.leaves((state.params, state.opt_state)):
+        whole += leaf.nbytes
+        for shard in leaf.addressable_shards:
+            held[shard.device] += shard.data.nbytes
+    assert len(held) == 8 and max(held.values()) <= (1 / parts + 0.02) * whole
 
 
 # Where each axis of a leaf lies on the mesh "all three": 2 stands for two shards, 1 for the axis whole.
@@ -86,18 +121,59 @@ def test_every_part_of_the_state_lies_in_the_shards_of_its_parameter(optimizer):
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 
-def test_gpus_of_several_hosts_are_one_mesh(monkeypatch):
-    """Each host's are a slice of their own to JAX, and jax.make_mesh takes one slice only."""
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a mesh asks of one that is not here."""
 
-    class Gpu(NamedTuple):
-        id: int
-        slice_index: int
-        platform: str = "gpu"
+    id: int
+    platform: str
+    slice_index: int
+    process_index: int
+    coords: tuple[int, ...] = ()
+    core_on_chip: int = 0
+    device_kind: str = "TPU v5 lite"
 
-    devices = np.empty(8, object)
-    devices[:] = [Gpu(i, i // 4) for i in range(8)]
-    monkeypatch.setattr(jax, "devices", lambda: devices)
+
+def crossed(monkeypatch, devices: list[Device], **sizes: int) -> set[str]:
+    """The axes of the mesh along which one comes to another slice."""
     monkeypatch.setattr(mesh_module, "Mesh", lambda laid, axes, axis_types: laid)
-    laid = mesh_module.make_mesh(MeshConfig(data=2, fsdp=4))
-    assert laid.shape[:2] == (2, 4)
-    assert [[d.slice_index for d in row.flat] for row in laid] == [[0] * 4, [1] * 4]
+    laid = mesh_module.make_mesh(MeshConfig(**sizes), devices)
+    slices = np.array([d.slice_index for d in laid.flat]).reshape(laid.shape)
+    return {axis for i, axis in enumerate(AXES) if np.any(slices != np.take(slices, [0], axis=i))}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "outermost"),
+    [
+        (dict(data=2, fsdp=8), "data"),
+        (dict(data=2, fsdp=2, tensor=4), "data"),
+        (dict(data=4, context=2, tensor=2), "data"),
+        (dict(data=1, fsdp=4, context=2, stage=2), "fsdp"),
+        (dict(data=1, fsdp=2, expert=8), "fsdp"),
+    ],
+)
+def test_only_the_outermost_axis_runs_from_slice_to_slice(monkeypatch, sizes, outermost):
+    """Two slices of v5e:2x4, as JAX describes them."""
+    devices = [Device(i, "tpu", i // 8, i // 4, (i % 2, i // 2 % 4, 0)) for i in range(16)]
+    assert crossed(monkeypatch, devices, **sizes) == {outermost}
+    with pytest.raises(RunError, match="2 slices: they lie along"):
+        crossed(monkeypatch, devices, data=1, tensor=16)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "axes", "told"),
+    [
+        (dict(data=2, fsdp=4), {"data"}, ""),
+        (dict(data=2, context=2, tensor=2), {"data"}, ""),
+        (dict(data=1, fsdp=4, tensor=2), {"fsdp"}, ""),
+        (dict(data=1, tensor=8), {"tensor"}, "mesh.tensor=8 runs from host to host.* let tensor be at most its 4 GPUs"),
+        (dict(data=1, tensor=4, stage=2), {"tensor"}, "mesh.tensor=4 .* let tensor x stage be at most its 4 GPUs"),
+        (dict(data=1, context=2, tensor=4), {"context"}, "mesh.context=2 .* let context x tensor be at most its 4 GPUs"),
+    ],
+)
+def test_gpus_of_several_hosts_are_one_mesh(monkeypatch, capsys, sizes, axes, told):
+    """Each host's are a slice of their own to JAX, and jax.make_mesh takes one slice only."""
+    devices = [Device(i, "gpu", i // 4, i // 4) for i in range(8)]
+    assert crossed(monkeypatch, devices, **sizes) == axes
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == bool(told) and re.search(told, "".join(lines))
