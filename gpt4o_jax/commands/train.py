@@ -13,7 +13,7 @@ FLAGS = (
     Flag("num_processes", int, 0, "several processes: how many; 1: train alone whatever the surroundings say", low=0),
     Flag("process_id", int, -1, "several processes: which one this is, from 0", low=-1),
     Flag("start_timeout", float, 300.0, "seconds until all processes must have come", low=1),
-    Flag("peer_timeout", float, 600.0, "seconds after which a process, step or save that does not go on is lost", low=1),
+    Flag("peer_timeout", float, 600.0, "seconds in one step or save until a peer is lost; to start or evaluate ten times", low=1),
 )
 
 

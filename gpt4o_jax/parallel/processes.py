@@ -26,6 +26,7 @@ from gpt4o_jax.parallel.peers import Peers
 
 T = TypeVar("T")
 _LONG = 24 * 3600.0  # seconds: what process 0 prepares for all, as tokenising a corpus, may take hours
+_SHORT = 2 * 3600.0  # of what takes minutes at most; where the watch (`Peers.at`) knows of it, that ends it much sooner
 _LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "Gloo", "NCCL", "Connection", "coordination service")
 _uses: collections.Counter = collections.Counter()  # of each name: a barrier of JAX works once
 
@@ -152,7 +153,7 @@ def leader_first(name: str, make: Callable[[], T], limit: float = _LONG) -> T:
     return make()
 
 
-def share(name: str, make: Callable[[], T], limit: float = _LONG, keep: bool = False) -> T:
+def share(name: str, make: Callable[[], T], limit: float = _SHORT, keep: bool = False) -> T:
     """make() of process 0 alone, a JSON value, for all. Its RunError is raised in all. keep: the others need not the value."""
     if jax.process_count() == 1:
         return make()
@@ -172,7 +173,7 @@ def share(name: str, make: Callable[[], T], limit: float = _LONG, keep: bool = F
     return value
 
 
-def barrier(name: str, limit: float = _LONG, strict: bool = True) -> None:
+def barrier(name: str, limit: float = _SHORT, strict: bool = True) -> None:
     """Returns once every process has called it. Raises RunError (76) after `limit` seconds, if strict."""
     if jax.process_count() == 1:
         return

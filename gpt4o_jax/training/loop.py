@@ -71,7 +71,9 @@ def train(
 
         # ------------------------------------------------------------ state: restored, or born in its shards
         store = Store(workdir / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_every)
+        peers.at("the newest checkpoint", times=10)
         start = parallel.share("newest checkpoint", lambda: _newest(store, workdir))
+        peers.at("the state", times=10)
         if start is None:
             state = program.fresh(jax.random.key(config.seed))
             if config.lora.rank:
@@ -90,14 +92,17 @@ def train(
         if config.lora.rank:
             state = state.replace(base=initial_params(model))
         start = start or 0
+        peers.at("the records of metrics", times=10)
         before = parallel.share("records", lambda: [r for r in read_metrics(workdir) if r["step"] <= start])
         best = Best(config.checkpoint.best, config.train.patience, before)
     if start == last_step or best.stopped:
         why = f"no better {best.metric} after step {best.step}" if best.stopped else f"its last step, {last_step}"
+        peers.at(None)
         say(f"nothing left to train: {workdir} is at step {start}, {why}")
         return state
 
     # ------------------------------------------------------------ compile
+    peers.at("compiling", times=10)
     with jax.set_mesh(mesh), ledger.time("compile"):
         compiled = program.compile(last_step, byte_lengths(corpus.tokenizer))
         # Who compiles faster would wait for the others in the first collective, and there gloo gives them 30 seconds.
