@@ -98,6 +98,11 @@ def kept(workdir: Path, run: Callable[[], dict]) -> dict:
     return json.loads(file.read_text())
 
 
+def commits(runs: list[dict]) -> dict:
+    """That they were trained at, for their records: they may be kept ones."""
+    return {"commit": ", ".join(dict.fromkeys(r["commit"] for r in runs))}
+
+
 def name(prefix: str, world: str, bar: str) -> str:
     """Of a bar in targets.py: numbers_exact_match, joint_questions_one_hop_squad_em, ..."""
     row, _, metric = bar.partition("/")
@@ -106,7 +111,7 @@ def name(prefix: str, world: str, bar: str) -> str:
 
 
 def _worst(prefix: str, runs: list[dict], minutes: float, bars: dict) -> dict:
-    found, commit = {}, {"commit": ", ".join(dict.fromkeys(r["commit"] for r in runs))}  # of the runs, which may be kept ones
+    found, commit = {}, commits(runs)
     for world, wanted in bars.items():
         for bar in wanted:
             row, _, metric = bar.partition("/")

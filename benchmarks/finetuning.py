@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from applications import base_run, command, kept, last_eval, newest_evaluation, scores, side_by_side
+from applications import base_run, command, commits, kept, last_eval, newest_evaluation, scores, side_by_side
 
 from gpt4o_jax import parallel
 from gpt4o_jax.run import open_run
@@ -40,10 +40,11 @@ def measure_lora(folder: Path) -> dict:
     runs = side_by_side(run)
     points = [mean(r["full"]["scores"]) - mean(r["lora"]["scores"]) for r in runs]
     share = lambda what: 100 * max(r["lora"][what] / r["full"][what] for r in runs)
+    commit = commits([r[kind] for r in runs for kind in TUNED])
     return {
-        "lora_points_behind": (max(points), {"seeds": points, "runs": runs}),
-        "lora_parameters": (share("trained"), {}),
-        "lora_memory": (share("bytes"), {}),
+        "lora_points_behind": (max(points), {"seeds": points, "runs": runs} | commit),
+        "lora_parameters": (share("trained"), dict(commit)),
+        "lora_memory": (share("bytes"), dict(commit)),
     }
 
 
@@ -62,8 +63,8 @@ def measure_preferences(folder: Path) -> dict:
     accuracy = [r["accuracy"] for r in runs]
     gains = [mean(r["after"]) - mean(r["before"]) for r in runs]
     return {
-        "dpo_accuracy": (min(accuracy), {"seeds": accuracy, "runs": runs}),
-        "dpo_exact_match_gain": (min(gains), {"seeds": gains}),
+        "dpo_accuracy": (min(accuracy), {"seeds": accuracy, "runs": runs} | commits(runs)),
+        "dpo_exact_match_gain": (min(gains), {"seeds": gains} | commits(runs)),
     }
 
 
@@ -82,7 +83,7 @@ def measure_rewards(folder: Path) -> dict:
 
     runs = side_by_side(run)
     gains = [r["after_verified"] - r["before_verified"] for r in runs]
-    return {"grpo_gain": (min(gains), {"seeds": gains, "runs": runs})}
+    return {"grpo_gain": (min(gains), {"seeds": gains, "runs": runs} | commits(runs))}
 
 
 def start_run(seed: int, world: str, flags: tuple[str, ...], folder: Path) -> Path:

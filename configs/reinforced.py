@@ -1,8 +1,8 @@
 """GRPO: a run that answers a world's questions, if often wrongly, learns from the exact score of its own answers.
 
 Hardware: 2 CPU cores for the models of configs/finetune.py.
-Time: not measured yet.
-Expected: not measured yet. Learning rate, clip and beta are starting points; at 3e-4 the reward of a model of 0.6 M fell.
+Time: 5 CPU minutes of two cores (python benchmarks/measure.py rewards).
+Expected: to be mended: two seeds that began at 93.5 and 79 % of held-out items right ended at 88.8 and 72.5 %.
 Command: python -m gpt4o_jax train --config=configs/reinforced.py:runs/arithmetic --workdir=runs/rewarded
     --config.data.path=NAME for another world than arithmetic; --config.lora.rank=16 trains adapters
     --config.model.context_length=64 where question and answer fit in it: a row holds one answer and is as long as the context
