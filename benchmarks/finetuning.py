@@ -20,7 +20,7 @@ TUNED = {"full": (), "lora": (*ADAPTERS, "--config.optimizer.name=adamw")}
 LORA_WORLD, LORA_STEPS = "numbers", 400
 # of the runs that preferences and rewards start from: neither knows its world yet
 DPO_WORLD, DPO_START = "numbers", ("--config.train.length=300 steps", "--config.eval.every=300")
-GRPO_START = ("--config.train.length=150 steps", "--config.eval.every=150")
+GRPO_START = ("--config.train.length=120 steps", "--config.eval.every=120")
 
 
 def measure_lora(folder: Path) -> dict:
@@ -74,7 +74,7 @@ def measure_rewards(folder: Path) -> dict:
     def run(seed: int) -> dict:
         start, workdir = start_run(seed, "arithmetic", GRPO_START, folder), folder / f"rewarded{seed}"
         flags = [f"--config=configs/reinforced.py:{start}", f"--config.seed={seed}", f"--workdir={workdir}"]
-        flags.append("--config.model.context_length=64")  # rows are as long as it
+        flags.append("--config.model.context_length=20")  # rows are as long as it
         found = kept(workdir, lambda: {"minutes": command(seed, "train", *flags)})
         for name, run in (("before", start), ("after", workdir)):
             found[f"{name}_exact_match"] = mean(evaluated(seed, run, "arithmetic"))

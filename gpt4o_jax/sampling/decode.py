@@ -18,7 +18,7 @@ from gpt4o_jax.parallel import replicated
 from gpt4o_jax.sampling import logits as lg
 from gpt4o_jax.sampling.logits import Chosen, Sampling, Seen
 
-DECODE_CHUNK = 16  # tokens between two looks at the results: long enough to hide the dispatch
+DECODE_CHUNK = 16  # the most tokens between two looks at the results: long enough to hide the dispatch
 
 
 class State(NamedTuple):
@@ -77,19 +77,19 @@ def start(model: GPT, sampling: Sampling, allowed_V, params, tokens_PT, lengths_
 
 
 @functools.lru_cache(maxsize=8)
-def functions(model: GPT, sampling: Sampling, slots: int, vocab_size: int | None, symbols: Symbols):
+def functions(model: GPT, sampling: Sampling, slots: int, vocab_size: int | None, symbols: Symbols, chunk: int):
     """(start, decode), jitted: start(params, tokens_PT, lengths_P, keys_B) and decode(params, state, done_B).
 
     slots: the most that rows will need; the cache starts with less and must have room for a call's tokens when it
-    comes (`with_room`). Both return (state, (Chosen of [n, B], None)); the last: there are no gaps, as there are in
-    sampling/speculative.py. Raises RunError where `sampling` names tokens that cannot be.
+    comes (`with_room`). chunk: tokens of a call of decode. Both return (state, (Chosen of [n, B], None)); the last: there
+    are no gaps, as there are in sampling/speculative.py. Raises RunError where `sampling` names tokens that cannot be.
     """
     allowed_V = lg.drawable(sampling, model.config.vocab_size, vocab_size, symbols)
     ends = np.array(lg.endings(sampling, symbols))
 
     @jax.jit
     def first(params, tokens_PT, lengths_P, keys_B):
-        at_first = bucket(tokens_PT.shape[1] + DECODE_CHUNK, slots)
+        at_first = bucket(tokens_PT.shape[1] + chunk, slots)
         state, chosen = start(model, sampling, allowed_V, params, tokens_PT, lengths_P, keys_B, at_first)
         return state, (replicated(jax.tree.map(lambda x: x[None], chosen)), None)
 
@@ -109,7 +109,7 @@ def functions(model: GPT, sampling: Sampling, slots: int, vocab_size: int | None
             state = State(cache, token_B, positions_B, state.keys_B, lg.also_seen(state.seen, token_B))
             return (state, done_B), lg.told(logits_BV, token_B, sampling)
 
-        (state, _), chosen = jax.lax.scan(one, (state, done_B), None, length=DECODE_CHUNK)
+        (state, _), chosen = jax.lax.scan(one, (state, done_B), None, length=chunk)
         return state, (replicated(chosen), None)
 
     return first, decode

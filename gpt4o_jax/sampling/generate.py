@@ -58,7 +58,8 @@ def generate(
     B = len(room_B)
     if draft is None:
         weights, per_pass = params, 1
-        first, decode = plain.functions(model, sampling, slots, vocab_size, symbols)
+        chunk = min(plain.DECODE_CHUNK, max(1, int(max(room_P)) - 1))  # short answers need no whole call of decoding
+        first, decode = plain.functions(model, sampling, slots, vocab_size, symbols, chunk)
     else:
         speculative.check(draft, model, int(max(lengths_P + room_P)), vocab_size)
         weights, per_pass = (params, draft.params), draft.tokens + 1
@@ -76,7 +77,7 @@ def generate(
             return rows
         if draft is None:
             longest = max(lengths_P[row // num_samples] + len(r.ids) for row, r in enumerate(rows) if not r.finished)
-            state = plain.with_room(model, state, plain.bucket(longest + plain.DECODE_CHUNK, slots))
+            state = plain.with_room(model, state, plain.bucket(longest + chunk, slots))
         state, out = decode(weights, state, np.array([bool(r.finished) for r in rows]))
 
 
