@@ -31,6 +31,7 @@ _TEMPLATE_MARKS = (
     ("qwen3", "loop.index0 > ns.last_query_index"),
     ("qwen2.5-base", "You are a helpful assistant.<|im_end|>", "<tool_response>"),
     ("qwen2", "You are a helpful assistant.<|im_end|>"),
+    ("qwen1.5", "You are a helpful assistant<|im_end|>"),
     ("chatml", "<|im_start|>"),
     ("llama3.1", "Cutting Knowledge Date"),
     ("llama3", "<|start_header_id|>"),

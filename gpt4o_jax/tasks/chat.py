@@ -259,18 +259,21 @@ class Template:
         return text.removeprefix(self.begin)
 
 
-_QWEN2 = "You are a helpful assistant."
-_QWEN25 = f"You are Qwen, created by Alibaba Cloud. {_QWEN2}"
-_LLAMA = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+# System texts that some put where none is given; LLAMA31 stands before every one.
+QWEN15 = "You are a helpful assistant"
+QWEN2 = f"{QWEN15}."
+QWEN25 = f"You are Qwen, created by Alibaba Cloud. {QWEN2}"
+LLAMA31 = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
 TEMPLATES = {
     "own": Template(_own, Symbol("<|end_of_turn|>"), " "),
     "chatml": Template(_chatml, Symbol("<|im_end|>")),
-    "qwen2": Template(lambda messages, reply: _chatml(messages, reply, _QWEN2, tools_ask=False), Symbol("<|im_end|>")),
-    "qwen2.5": Template(lambda messages, reply: _chatml(messages, reply, _QWEN25), Symbol("<|im_end|>")),
-    "qwen2.5-base": Template(lambda messages, reply: _chatml(messages, reply, _QWEN2), Symbol("<|im_end|>")),
+    "qwen1.5": Template(lambda messages, reply: _chatml(messages, reply, QWEN15, tools_ask=False), Symbol("<|im_end|>")),
+    "qwen2": Template(lambda messages, reply: _chatml(messages, reply, QWEN2, tools_ask=False), Symbol("<|im_end|>")),
+    "qwen2.5": Template(lambda messages, reply: _chatml(messages, reply, QWEN25), Symbol("<|im_end|>")),
+    "qwen2.5-base": Template(lambda messages, reply: _chatml(messages, reply, QWEN2), Symbol("<|im_end|>")),
     "qwen3": Template(_qwen3, Symbol("<|im_end|>"), no_thoughts=_NO_THOUGHTS),
     "llama3": Template(_llama3, Symbol("<|eot_id|>")),
-    "llama3.1": Template(lambda messages, reply: _llama3(messages, reply, _LLAMA), Symbol("<|eot_id|>")),
+    "llama3.1": Template(lambda messages, reply: _llama3(messages, reply, LLAMA31), Symbol("<|eot_id|>")),
     "llama2": Template(_llama2, EOS, " "),
     "mistral": Template(_mistral, EOS),
     "mistral0.3": Template(_mistral3, EOS, " "),

@@ -272,8 +272,8 @@ TEMPLATES = {
         "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a"
         " helpful assistant.<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content']",
     ),
-    "Qwen1.5-7B-Chat": (  # without the full stop: not qwen2
-        "chatml",
+    "Qwen1.5-7B-Chat": (  # without the full stop
+        "qwen1.5",
         "{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a"
         " helpful assistant<|im_end|>\n' }}",
     ),
