@@ -124,11 +124,11 @@ def _qwen3(messages: Sequence[Message], reply: bool) -> Rendered:
                 answer = f"<think>\n{thoughts}\n</think>\n\n" + answer.lstrip("\n")
             m = say(m.role, answer)
         shown.append(m)
-    out = _chatml(shown, reply)
+    out = _chatml(shown, False)
     if shown and shown[-1].role == "assistant" and shown[-1].text.startswith(_NO_THOUGHTS):
         *_, (text, _), _, _ = out  # what ends the turn and its line come behind
         out[-3:-2] = [(Text(_NO_THOUGHTS), False), (Text(text.text.removeprefix(_NO_THOUGHTS)), True)]
-    return out
+    return [*out, *_chatml([], True)] if reply else out
 
 
 def _tool_answer(text: str) -> bool:

@@ -192,6 +192,12 @@ def test_qwen3_without_thoughts_is_asked_as_its_template_does_with_enable_thinki
     assert ids == reference.encode(wanted, add_special_tokens=False).ids
 
 
+def test_qwen3_asked_for_a_reply_behind_an_answer_writes_that_answer_as_it_is():
+    talk = messages([ASK, ANSWER])
+    head = [(chat.Symbol("<|im_start|>"), False), (chat.Text("assistant\n"), False)]
+    assert chat.template("qwen3").render(talk, True) == [*chat.template("qwen3").render(talk, False), *head]
+
+
 def test_nothing_in_a_message_begins_or_ends_a_turn(pair):
     for name in chat.TEMPLATES:
         ours = tokenizers.byte_tokenizer() if name == "own" else pair(name)[1]
