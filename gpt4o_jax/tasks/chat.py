@@ -297,18 +297,18 @@ def template(name: str, knob: str = KNOB) -> Template:
 
 def template_for(name: str, tokenizer, knob: str = KNOB) -> Template:
     """The same. Raises RunError also where the tokenizer lacks symbols that it writes."""
-    missing = _missing(template(name, knob), tokenizer)
-    if missing:
-        able = [other for other, t in TEMPLATES.items() if not _missing(t, tokenizer)]
+    absent = missing(template(name, knob), tokenizer)
+    if absent:
+        able = [other for other, t in TEMPLATES.items() if not missing(t, tokenizer)]
         raise data_error(
-            f"chat template {name} writes {', '.join(missing)}, which the tokenizer has no symbols for; take"
+            f"chat template {name} writes {', '.join(absent)}, which the tokenizer has no symbols for; take"
             f" {knob}={' or '.join(able)}, or a model trained or imported with a tokenizer that has them"
             " (--config.tokenizer.path=FOLDER of a published one)"
         )
     return template(name)
 
 
-def _missing(template: Template, tokenizer) -> list[str]:
+def missing(template: Template, tokenizer) -> list[str]:
     """Names of the symbols of a conversation that the tokenizer does not have."""
     rendered = template.render([say("user", "a"), say("assistant", "b"), say("user", "c")], True)
     names = dict.fromkeys(part.name for part, _ in rendered if isinstance(part, Symbol))
