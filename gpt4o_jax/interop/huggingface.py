@@ -115,7 +115,8 @@ def tokenizer_config(tokenizer: Tokenizer) -> dict:
     }
     how = {"add_bos_token": symbols.prompts_begin, "add_eos_token": False, "clean_up_tokenization_spaces": False}
     if classes[tokenizer.kind] == "LlamaTokenizer":
-        how |= {"add_prefix_space": bool(tokenizer.prefix), "legacy": False}
+        spaced = bool(tokenizer.prefix)  # as SentencePiece cuts it, behind a symbol too: "legacy" there
+        how |= {"add_prefix_space": spaced, "legacy": spaced}
     named = {role: by_id[i] for role, i in roles.items() if i in by_id}
     return {"tokenizer_class": classes[tokenizer.kind], **named, **how}
 
