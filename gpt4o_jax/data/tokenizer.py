@@ -260,9 +260,10 @@ def _from_json(serialized: bytes, folder) -> Tokenizer:
         return published.from_json(serialized, folder)
     try:
         kinds = {"byte": byte_tokenizer, "char": lambda: char_tokenizer(stored["characters"])}
-        return kinds[stored["kind"]]()
+        own = kinds[stored["kind"]]()
     except (ValueError, KeyError, TypeError, AttributeError):
         raise data_error("damaged tokenizer file (neither the JSON that gpt4o_jax writes nor a tokenizer.json)") from None
+    return published.given_template(own, folder)
 
 
 def _from_protobuf(serialized: bytes, folder) -> Tokenizer:
@@ -276,7 +277,9 @@ def _from_protobuf(serialized: bytes, folder) -> Tokenizer:
         processor = None
     if not (serialized and processor):
         raise data_error("not a SentencePiece model, nor a byte or char tokenizer of gpt4o_jax")
-    return bpe_tokenizer(serialized) if is_own(processor) else published.from_sentencepiece(serialized, folder)
+    if is_own(processor):
+        return published.given_template(bpe_tokenizer(serialized), folder)
+    return published.from_sentencepiece(serialized, folder)
 
 
 def byte_lengths(tokenizer: Tokenizer) -> np.ndarray:

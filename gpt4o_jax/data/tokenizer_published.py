@@ -11,6 +11,7 @@ A run folder keeps the file as it was published, and beside it one of ours, toke
 
 In the folder of a published model, where that file is missing, the same is read from tokenizer_config.json,
 generation_config.json, config.json and chat_template.jinja, so that `load(folder).save_in(run)` imports a tokenizer.
+A tokenizer of our own kinds has chat_template.jinja alone beside it, where it came with a model that was exported.
 Ids of a text are those of the library with special tokens taken as text: who writes "<|im_end|>" gets its letters.
 """
 
@@ -21,16 +22,27 @@ from pathlib import Path
 
 from gpt4o_jax.data.tokenizer import Symbols, Tokenizer, piece_bytes
 from gpt4o_jax.errors import RunError, data_error
+from gpt4o_jax.tasks import chat
 
 EXTRA = "tokenizer.extra.json"
+TEMPLATE_FILE = "chat_template.jinja"
 _META = "\u2581"  # SentencePiece writes a space as this character
 _DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end▁of▁sentence|>")
+
+
+def template_mark(name: str) -> str:
+    """What a template that we wrote begins with: a comment of its language."""
+    return f"{{#- gpt4o_jax: {name} #}}"
+
+
 # Name in tasks/chat.py, and what only this template's text has, all of it; the first of which all is found.
 _TEMPLATE_MARKS = (
+    *((name, template_mark(name)) for name in chat.TEMPLATES),
     ("qwen2.5", "You are Qwen, created by Alibaba Cloud"),
     ("qwen3", "loop.index0 > ns.last_query_index"),
     ("qwen2.5-base", "You are a helpful assistant.<|im_end|>", "<tool_response>"),
     ("qwen2", "You are a helpful assistant.<|im_end|>"),
+    ("qwen1.5", "You are a helpful assistant<|im_end|>"),
     ("chatml", "<|im_start|>"),
     ("llama3.1", "Cutting Knowledge Date"),
     ("llama3", "<|start_header_id|>"),
@@ -108,7 +120,7 @@ def _published(kind, pieces, files, extra: dict, vocab: Mapping[str, int], unkno
         return lambda text: [j for i in encode(text) for j in spelled.get(i, (i,))]
 
     tokenizer = Tokenizer(kind, pieces, next(iter(files.values())), unforgeable(encode), unforgeable(encode_behind))
-    tokenizer.files = {**files, EXTRA: json.dumps(extra, indent=1).encode()}
+    tokenizer.files = {**files, EXTRA: _dump(extra)}
     tokenizer.symbols = Symbols(
         extra["bos"], tuple(extra["eos"]), extra["pad"], frozenset(control.values()) | unwritten, extra["prompts_begin"]
     )
@@ -211,14 +223,13 @@ def _extra(folder: Path, vocab: Mapping[str, int], control: dict[str, int], own:
     roles = [bos, *eos, *pad[:1], *named("unk")[:1]]
     control = control | {by_id[i]: i for i in roles if i in by_id}
     prompts_begin = said.get("add_bos_token")
-    template = _template_text(said, folder)
     return {
         "bos": bos,
         "eos": eos,
         "pad": (pad or eos)[0],
         "prompts_begin": prompts_begin if isinstance(prompts_begin, bool) else adds_bos(bos),
         "control": _within(control, model, ids),
-        "template": next((name for name, *marks in _TEMPLATE_MARKS if all(m in template for m in marks)), ""),
+        "template": _template_name(_template_text(said, folder)),
         "vocab_size": _size(control, model, ids),
     }
 
@@ -235,12 +246,34 @@ def _within(control: dict[str, int], model: dict, ids: Mapping[str, int]) -> dic
     return {text: i for text, i in control.items() if i < size}
 
 
+def with_template(tokenizer: Tokenizer, name: str, text: str) -> dict[str, bytes]:
+    """The files of `tokenizer` for a model that writes conversations as `name`, of which `text` is the Jinja template."""
+    files = {**tokenizer.files, TEMPLATE_FILE: text.encode()}
+    return files | {EXTRA: _dump(json.loads(files[EXTRA]) | {"template": name})} if EXTRA in files else files
+
+
+def given_template(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
+    """A tokenizer of our own kinds with the chat template that an exported model has beside it, if any."""
+    if text := _template_text({}, folder):
+        tokenizer.template = _template_name(text)
+        tokenizer.files = {**tokenizer.files, TEMPLATE_FILE: text.encode()}
+    return tokenizer
+
+
+def _template_name(text: str) -> str:
+    return next((name for name, *marks in _TEMPLATE_MARKS if all(m in text for m in marks)), "")
+
+
 def _template_text(said: dict, folder: Path) -> str:
-    path = folder / "chat_template.jinja"
+    path = folder / TEMPLATE_FILE
     if path.exists():
         return path.read_text(encoding="utf-8")
     template = said.get("chat_template") or ""
     return template if isinstance(template, str) else json.dumps(template, ensure_ascii=False)
+
+
+def _dump(extra: dict) -> bytes:
+    return json.dumps(extra, indent=1).encode()
 
 
 def _read(path: Path) -> dict:

@@ -14,13 +14,15 @@ from etils import epath
 from gpt4o_jax import parallel
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.config import MeshConfig
+from gpt4o_jax.data import conversations, tokenizer_published
 from gpt4o_jax.data import tokenizer as tokenizers
-from gpt4o_jax.data.tokenizer import Tokenizer
+from gpt4o_jax.data.tokenizer import Symbols, Tokenizer
 from gpt4o_jax.errors import RunError, data_error
-from gpt4o_jax.interop import config_json, files, weights
+from gpt4o_jax.interop import chat_templates, config_json, files, weights
 from gpt4o_jax.model import flops, gpt
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.run import Run, write_config
+from gpt4o_jax.tasks import chat
 
 MAX_FILE_BYTES = 5_000_000_000  # as the Hub cuts them
 
@@ -64,17 +66,38 @@ def export_folder(run: Run, target: Path, name: str = "", dtype: str = "float32"
     kind = np.dtype(jax.numpy.dtype(dtype))
     files.import_safetensors()
     theirs = weights.Theirs(family, run.params, m, kind)
+    template = conversations.trained_template(run.config.data, run.tokenizer)
+    if template and chat.missing(chat.template(template), run.tokenizer):
+        template = ""  # imported with a template but without its symbols: no conversation of it can be written, here or there
     with built_beside(target, "--to") as beside:
         files.write(beside, theirs.shapes.items(), theirs.load, kind, max_file_bytes)
-        run.tokenizer.save_in(beside)
-        symbols = run.tokenizer.symbols
-        ids = {"bos_token_id": symbols.bos, "eos_token_id": list(symbols.eos), "pad_token_id": symbols.pad}
-        values = config_json.from_model(family, m) | ids | {"torch_dtype": dtype, "initializer_range": m.init_std}
-        (beside / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-        said = tokenizer_config(run.tokenizer)
-        if said:
-            (beside / "tokenizer_config.json").write_text(json.dumps(said, indent=2) + "\n")
-    return {"family": family.name, "parameters": flops.parameter_count(m), "tensors": len(theirs.shapes)}
+        for file, content in tokenizer_files(run.tokenizer, template).items():
+            (beside / file).write_bytes(content)
+        values = config_json.from_model(family, m) | _ids(run.tokenizer.symbols)
+        (beside / "config.json").write_bytes(_json(values | {"torch_dtype": dtype, "initializer_range": m.init_std}))
+    sizes = {"parameters": flops.parameter_count(m), "tensors": len(theirs.shapes)}
+    return {"family": family.name, **sizes, "template": template}
+
+
+def tokenizer_files(tokenizer: Tokenizer, template: str) -> dict[str, bytes]:
+    """What an exported folder says of its tokenizer and of how its model writes and ends turns: name of a file -> content.
+
+    template: the name of one in tasks/chat.py; empty where the model knows no conversations.
+    """
+    written, symbols, said = tokenizer.files, tokenizer.symbols, tokenizer_config(tokenizer)
+    if template:
+        written = tokenizer_published.with_template(tokenizer, template, chat_templates.TEXTS[template])
+        symbols = chat.symbols_of_answers(chat.template(template), tokenizer)
+    told = {"tokenizer_config.json": _json(said)} if said else {}
+    return {**written, **told, "generation_config.json": _json(_ids(symbols))}
+
+
+def _ids(symbols: Symbols) -> dict:
+    return {"bos_token_id": symbols.bos, "eos_token_id": list(symbols.eos), "pad_token_id": symbols.pad}
+
+
+def _json(values: dict) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
 
 
 def tokenizer_config(tokenizer: Tokenizer) -> dict:
@@ -92,7 +115,8 @@ def tokenizer_config(tokenizer: Tokenizer) -> dict:
     }
     how = {"add_bos_token": symbols.prompts_begin, "add_eos_token": False, "clean_up_tokenization_spaces": False}
     if classes[tokenizer.kind] == "LlamaTokenizer":
-        how |= {"add_prefix_space": bool(tokenizer.prefix), "legacy": False}
+        spaced = bool(tokenizer.prefix)  # as SentencePiece cuts it, behind a symbol too: "legacy" there
+        how |= {"add_prefix_space": spaced, "legacy": spaced}
     named = {role: by_id[i] for role, i in roles.items() if i in by_id}
     return {"tokenizer_class": classes[tokenizer.kind], **named, **how}
 

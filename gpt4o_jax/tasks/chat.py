@@ -124,11 +124,11 @@ def _qwen3(messages: Sequence[Message], reply: bool) -> Rendered:
                 answer = f"<think>\n{thoughts}\n</think>\n\n" + answer.lstrip("\n")
             m = say(m.role, answer)
         shown.append(m)
-    out = _chatml(shown, reply)
+    out = _chatml(shown, False)
     if shown and shown[-1].role == "assistant" and shown[-1].text.startswith(_NO_THOUGHTS):
         *_, (text, _), _, _ = out  # what ends the turn and its line come behind
         out[-3:-2] = [(Text(_NO_THOUGHTS), False), (Text(text.text.removeprefix(_NO_THOUGHTS)), True)]
-    return out
+    return [*out, *_chatml([], True)] if reply else out
 
 
 def _tool_answer(text: str) -> bool:
@@ -259,18 +259,21 @@ class Template:
         return text.removeprefix(self.begin)
 
 
-_QWEN2 = "You are a helpful assistant."
-_QWEN25 = f"You are Qwen, created by Alibaba Cloud. {_QWEN2}"
-_LLAMA = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+# System texts that some put where none is given; LLAMA31 stands before every one.
+QWEN15 = "You are a helpful assistant"
+QWEN2 = f"{QWEN15}."
+QWEN25 = f"You are Qwen, created by Alibaba Cloud. {QWEN2}"
+LLAMA31 = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
 TEMPLATES = {
     "own": Template(_own, Symbol("<|end_of_turn|>"), " "),
     "chatml": Template(_chatml, Symbol("<|im_end|>")),
-    "qwen2": Template(lambda messages, reply: _chatml(messages, reply, _QWEN2, tools_ask=False), Symbol("<|im_end|>")),
-    "qwen2.5": Template(lambda messages, reply: _chatml(messages, reply, _QWEN25), Symbol("<|im_end|>")),
-    "qwen2.5-base": Template(lambda messages, reply: _chatml(messages, reply, _QWEN2), Symbol("<|im_end|>")),
+    "qwen1.5": Template(lambda messages, reply: _chatml(messages, reply, QWEN15, tools_ask=False), Symbol("<|im_end|>")),
+    "qwen2": Template(lambda messages, reply: _chatml(messages, reply, QWEN2, tools_ask=False), Symbol("<|im_end|>")),
+    "qwen2.5": Template(lambda messages, reply: _chatml(messages, reply, QWEN25), Symbol("<|im_end|>")),
+    "qwen2.5-base": Template(lambda messages, reply: _chatml(messages, reply, QWEN2), Symbol("<|im_end|>")),
     "qwen3": Template(_qwen3, Symbol("<|im_end|>"), no_thoughts=_NO_THOUGHTS),
     "llama3": Template(_llama3, Symbol("<|eot_id|>")),
-    "llama3.1": Template(lambda messages, reply: _llama3(messages, reply, _LLAMA), Symbol("<|eot_id|>")),
+    "llama3.1": Template(lambda messages, reply: _llama3(messages, reply, LLAMA31), Symbol("<|eot_id|>")),
     "llama2": Template(_llama2, EOS, " "),
     "mistral": Template(_mistral, EOS),
     "mistral0.3": Template(_mistral3, EOS, " "),
@@ -294,18 +297,18 @@ def template(name: str, knob: str = KNOB) -> Template:
 
 def template_for(name: str, tokenizer, knob: str = KNOB) -> Template:
     """The same. Raises RunError also where the tokenizer lacks symbols that it writes."""
-    missing = _missing(template(name, knob), tokenizer)
-    if missing:
-        able = [other for other, t in TEMPLATES.items() if not _missing(t, tokenizer)]
+    absent = missing(template(name, knob), tokenizer)
+    if absent:
+        able = [other for other, t in TEMPLATES.items() if not missing(t, tokenizer)]
         raise data_error(
-            f"chat template {name} writes {', '.join(missing)}, which the tokenizer has no symbols for; take"
+            f"chat template {name} writes {', '.join(absent)}, which the tokenizer has no symbols for; take"
             f" {knob}={' or '.join(able)}, or a model trained or imported with a tokenizer that has them"
             " (--config.tokenizer.path=FOLDER of a published one)"
         )
     return template(name)
 
 
-def _missing(template: Template, tokenizer) -> list[str]:
+def missing(template: Template, tokenizer) -> list[str]:
     """Names of the symbols of a conversation that the tokenizer does not have."""
     rendered = template.render([say("user", "a"), say("assistant", "b"), say("user", "c")], True)
     names = dict.fromkeys(part.name for part, _ in rendered if isinstance(part, Symbol))

@@ -15,7 +15,7 @@ def test_out_and_in_again_then_every_command(train_args, tmp_path, command, refu
     assert main(train_args(run, *llama)) == 0
     said, _ = command("convert", "export", f"--workdir={run}", f"--to={out}")
     assert said["family"] == "llama" and said["step"] == 20
-    assert {p.name for p in out.iterdir()} == {"config.json", "model.safetensors", "tokenizer.model"}
+    assert {p.name for p in out.iterdir()} == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.model"}
     said, _ = command("convert", "import", f"--from={out}", f"--workdir={back}", "--compute_dtype=float32")
     assert said["family"] == "llama" and said["tensors"] == 12
 

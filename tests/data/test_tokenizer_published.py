@@ -272,8 +272,8 @@ TEMPLATES = {
         "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a"
         " helpful assistant.<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content']",
     ),
-    "Qwen1.5-7B-Chat": (  # without the full stop: not qwen2
-        "chatml",
+    "Qwen1.5-7B-Chat": (  # without the full stop
+        "qwen1.5",
         "{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a"
         " helpful assistant<|im_end|>\n' }}",
     ),
@@ -417,6 +417,7 @@ def sentencepiece_model(**options) -> bytes:
         "byte_fallback": True,
         "minloglevel": 2,
         "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,  # as in Llama's and Gemma's
     }
     spm.SentencePieceTrainer.train(sentence_iterator=iter(TEXT), model_writer=model, **{**known, **options})
     return model.getvalue()
@@ -447,7 +448,7 @@ def test_sentencepiece_models_of_others_keep_their_ids(tmp_path, family):
     ours, processor = tokenizers.load(tmp_path / "run"), spm.SentencePieceProcessor(model_proto=FOREIGN[family])
     for text in ("The cat sat", " two  spaces ", "Füße \U0001f600\n\tx", "</s><s>"):
         assert ours.encode(text) == processor.encode(text)
-        assert ours.decode(ours.encode(text)) == ours.prefix.decode() + text.rstrip() or "  " in text
+        assert ours.decode(ours.encode(text)) == ours.prefix.decode() + text
     assert (ours.symbols.bos, ours.symbols.eos) == ((1, (2,)) if family == "llama2" else (2, (1,)))
     assert ours.symbols.prompts_begin and ours.template == family
     assert ours.prefix == (b" " if family == "llama2" else b"")

@@ -16,13 +16,15 @@ SYSTEM, ASK, ANSWER = ("system", "Be brief."), ("user", " Hi! "), ("assistant", 
 AGAIN, TOOL, TOOL2 = ("user", "2+2?"), ("tool", 'a "b"'), ("tool", "c")
 THOUGHT = ("assistant", "<think>\nhm\n</think>\n\nHello.\n")
 LLAMA31 = "<s><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+QWEN15 = "<|im_start|>system\nYou are a helpful assistant<|im_end|>\n"
 QWEN2 = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 QWEN = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
 
 # What the published Jinja templates give for these (rendered once with jinja2, bos "<s>", eos "</s>", a reply asked for
 # after anything but an answer). Of: Qwen2.5-7B-Instruct; transformers' ChatML; Meta-Llama-3-8B-Instruct and
 # Llama-3.1-8B-Instruct; Llama-2-7b-chat-hf; Mistral-7B-Instruct-v0.2; gemma-2-2b-it; Qwen3-8B, Mistral-7B-Instruct-v0.3,
-# Qwen2-7B-Instruct, Qwen2.5-0.5B, OLMo-2-1124-7B-Instruct (as copied by others).
+# Qwen2-7B-Instruct, Qwen2.5-0.5B, OLMo-2-1124-7B-Instruct, Qwen1.5-7B-Chat (as copied by others; the last was
+# asked for a reply behind the answer too: it ends a conversation's last turn only then).
 PUBLISHED = [
     ("chatml", [SYSTEM, ASK],
      "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\n"),
@@ -35,6 +37,12 @@ PUBLISHED = [
      f"{QWEN}<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\nHello.\n<|im_end|>\n"
      '<|im_start|>user\n<tool_response>\na "b"\n</tool_response>\n'
      "<tool_response>\nc\n</tool_response><|im_end|>\n<|im_start|>assistant\n"),
+    ("qwen1.5", [ASK, ANSWER, TOOL],
+     f"{QWEN15}<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\nHello.\n<|im_end|>\n"
+     '<|im_start|>tool\na "b"<|im_end|>\n<|im_start|>assistant\n'),
+    ("qwen1.5", [SYSTEM, ASK],
+     "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\n"),
+    ("qwen1.5", [ASK, ANSWER], f"{QWEN15}<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\nHello.\n<|im_end|>\n"),
     ("qwen2", [ASK, ANSWER, TOOL, TOOL2],
      f"{QWEN2}<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\nHello.\n<|im_end|>\n"
      '<|im_start|>tool\na "b"<|im_end|>\n<|im_start|>tool\nc<|im_end|>\n<|im_start|>assistant\n'),
@@ -182,6 +190,12 @@ def test_qwen3_without_thoughts_is_asked_as_its_template_does_with_enable_thinki
     wanted = "<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     ids = chat.question(chat.template("qwen3"), messages([ASK, ANSWER]), ours)
     assert ids == reference.encode(wanted, add_special_tokens=False).ids
+
+
+def test_qwen3_asked_for_a_reply_behind_an_answer_writes_that_answer_as_it_is():
+    talk = messages([ASK, ANSWER])
+    head = [(chat.Symbol("<|im_start|>"), False), (chat.Text("assistant\n"), False)]
+    assert chat.template("qwen3").render(talk, True) == [*chat.template("qwen3").render(talk, False), *head]
 
 
 def test_nothing_in_a_message_begins_or_ends_a_turn(pair):
