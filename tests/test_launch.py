@@ -13,6 +13,7 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 AGAIN, FOR_GOOD = (75, 76, 137, 143), (0, 1, 2, 3, 4, 5)
@@ -312,6 +313,27 @@ def test_the_jobs_of_a_jobset_follow_the_schema_of_kubernetes(name):
     job["spec"]["podFailurePolicy"]["rules"][0]["onExitCode"] = 1
     with pytest.raises(kubernetes_validate.ValidationError, match="onExitCode"):
         kubernetes_validate.validate(job, newest, strict=True)
+
+
+def lost(given, kept, path: str = "") -> list[str]:
+    """Paths of what is in `given` and not the same in `kept`, which may have more: defaults."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        return [p for key in given for p in lost(given[key], kept.get(key), f"{path}.{key}")]
+    if isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
+        return [p for n, (a, b) in enumerate(zip(given, kept, strict=True)) for p in lost(a, b, f"{path}[{n}]")]
+    return [] if given == kept else [path]
+
+
+@pytest.mark.parametrize("name", ["gpt4o-tpu", "gpt4o-gpu"])
+def test_jobsets_follow_the_schema_of_jobset(name):
+    """The classes are generated from JobSet's own OpenAPI: they refuse wrong types, and drop fields that there are not."""
+    jobset = jobsets()[name]
+    assert lost(jobset, JobsetV1alpha2JobSet.from_dict(jobset).to_dict()) == []
+    jobset["spec"]["failurePolicy"]["maxRestart"] = 1
+    assert lost(jobset, JobsetV1alpha2JobSet.from_dict(jobset).to_dict()) == [".spec.failurePolicy.maxRestart"]
+    jobset["spec"]["failurePolicy"]["maxRestarts"] = "many"
+    with pytest.raises(ValueError, match="maxRestarts"):
+        JobsetV1alpha2JobSet.from_dict(jobset)
 
 
 def test_the_gpu_jobset_tells_its_processes_of_each_other():
