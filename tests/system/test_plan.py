@@ -137,7 +137,7 @@ def test_from_slice_to_slice_go_gradients_alone():
     for c in result["collectives"]:
         sums[c["axes"]] = sums.get(c["axes"], 0) + c["bytes"]
     assert sums["slices"] == pytest.approx(gradients(8, 4 * LAYERS, 2 * TABLE), rel=0.01), "each device those of its shards"
-    assert {axes for axes, size in sums.items() if size > 10_000} == {"slices", "fsdp", "tensor"}
+    assert {axes for axes, size in sums.items() if size > 20_000} == {"slices", "fsdp", "tensor"}
 
 
 def test_where_it_does_not_fit_the_first_remedy_that_fits_is_named():
