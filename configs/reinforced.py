@@ -3,7 +3,7 @@
 Hardware: 2 CPU cores for the models of configs/finetune.py.
 Time: half an hour of one core (python benchmarks/measure.py rewards).
 Expected: not yet measured with these settings.
-Command: python -m gpt4o_jax train --config=configs/reinforced.py:runs/arithmetic --workdir=runs/rewarded
+Command: python -m gpt4o_jax train --config=configs/reinforced.py:runs/half --workdir=runs/rewarded
     --config.data.path=NAME for another world than arithmetic (objective.answer_tokens: what its answers need, and their end)
     --config.model.context_length=20 where question and answer fit in it: a row holds one answer and is as long as the context
     --config.lora.rank=16 trains adapters

@@ -12,7 +12,10 @@ passage and in all held-out ones. What else a passage says is drawn anew in each
 training would teach that they are never true, and not to read. Names of random letters are held out by a hash of their own.
 
 A passage tells one to three kinds of things, so that often several persons have one of a kind. Were they all different, the
-only animal of a passage would nearly always answer "Which animal does Ben have?", and whose it is would be learned late.
+only animal of a passage would nearly always answer "Which animal does Ben have?", and whose it is would be learned late. Each
+kind has a sentence that begins with the person and one that begins with the thing: what stands behind the word that is asked
+about is found first, by small models, and what stands before it long after. With one order in six sentences of eight, it was not
+found within the training at all when a question asked for persons.
 Bars: exact match of at least 90 % (one_hop), 75 % (two_hop), 70 % (unseen_names); F1 of at least 85 % in telling which
 questions have no answer.
 """
@@ -28,9 +31,9 @@ _SLICES = ("one_hop", "two_hop", "unseen_names", "unanswerable")
 # relation -> values, sentences that state it, the question for the value, the question for the person
 _RELATIONS = {
     "city": (CITIES, ("{p} lives in {v}.", "{v} is the home of {p}."), "Where does {p} live?", "Who lives in {v}?"),
-    "job": (JOBS, ("{p} works as a {v}.", "{p} is a {v}."), "What is the job of {p}?", "Who is a {v}?"),
+    "job": (JOBS, ("{p} works as a {v}.", "The {v} is {p}."), "What is the job of {p}?", "Who is a {v}?"),
     "animal": (ANIMALS, ("{p} has a {v}.", "A {v} belongs to {p}."), "Which animal does {p} have?", "Who has a {v}?"),
-    "food": (FOODS, ("{p} likes {v}.", "{p} often eats {v}."), "What does {p} like?", "Who likes {v}?"),
+    "food": (FOODS, ("{p} likes {v}.", "It is {v} that {p} likes."), "What does {p} like?", "Who likes {v}?"),
 }
 _LINKS = "friend cousin boss neighbour partner rival".split()
 

@@ -163,9 +163,9 @@ def test_answers_to_questions_stand_in_the_passage():
 
 SAID = [
     ("city", r"(\w+) lives in (\w+)", False), ("city", r"(\w+) is the home of (\w+)", True),
-    ("job", r"(\w+) works as a (\w+)", False), ("job", r"(\w+) is a (\w+)", False),
+    ("job", r"(\w+) works as a (\w+)", False), ("job", r"The (\w+) is (\w+)", True),
     ("animal", r"(\w+) has a (\w+)", False), ("animal", r"A (\w+) belongs to (\w+)", True),
-    ("food", r"(\w+) likes (\w+)", False), ("food", r"(\w+) often eats (\w+)", False),
+    ("food", r"(\w+) likes (\w+)", False), ("food", r"It is (\w+) that (\w+) likes", True),
 ]  # fmt: skip
 ASKED = {
     "city": (r"Where does (.+) live\?", r"Who lives in (\w+)\?"),
