@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 sys.path.insert(0, str(Path(__file__).parent))
 import applications
@@ -141,6 +142,21 @@ def prefill_decode(folder: Path) -> dict:
 
     with jax.set_mesh(parallel.make_mesh(devices=jax.devices()[:1])):
         return {"prefill_decode_error": (max(map(test_cache.distance_from_the_full_pass, test_cache.VARIANTS)), {})}
+
+
+def agreement(folder: Path) -> dict:
+    """Tests that compare with transformers and lm-evaluation-harness: how many of them did not pass.
+
+    PEERS_PYTHON: of an environment with requirements-dev.txt and requirements-peers.txt.
+    """
+    files = ("tests/interop/test_peers.py", "tests/interop/test_tokenizer_config.py", "tests/evaluation/test_harness_peers.py")
+    python, found = os.environ.get("PEERS_PYTHON", sys.executable), folder / "tests.xml"
+    subprocess.run([python, "-m", "pytest", "-q", f"--junitxml={found}", *files], cwd=ROOT, stdout=sys.stderr)
+    counts = {k: int(v) for k, v in ElementTree.parse(found).find("testsuite").attrib.items() if v.isdigit()}
+    bad = counts["errors"] + counts["failures"] + counts["skipped"]
+    program = "import importlib.metadata as m; print(*map(m.version, ['torch', 'transformers', 'lm-eval']))"
+    versions = subprocess.run([python, "-c", program], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    return {"peers_disagree": (bad, counts | dict(zip(("torch", "transformers", "lm-eval"), versions, strict=True)))}
 
 
 def fewer_bits(folder: Path) -> dict:
@@ -276,6 +292,7 @@ MEASUREMENTS = {
     "lora": finetuning.measure_lora,
     "preferences": finetuning.measure_preferences,
     "rewards": finetuning.measure_rewards,
+    "agreement": agreement,
     "fewer_bits": fewer_bits,
     "prefill_decode": prefill_decode,
     "first_step": first_step,
