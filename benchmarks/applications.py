@@ -134,12 +134,22 @@ def side_by_side(run) -> list[dict]:
 
 def command(seed: int, *args: str) -> float:
     """Runs a command of the project on one core. Returns its CPU minutes, of CORES cores."""
-    core = ["taskset", "-c", str(seed % os.cpu_count())] if shutil.which("taskset") else []
-    process = subprocess.Popen([*core, sys.executable, "-m", "gpt4o_jax", *args], cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(_program(seed, args), cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(args)}: exit status {os.waitstatus_to_exitcode(status)}")
     return (used.ru_utime + used.ru_stime) / 60 / CORES
+
+
+def told(seed: int, *args: str) -> dict:
+    """What a command of the project says in its last line."""
+    out = subprocess.run(_program(seed, args), cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+    return json.loads(out.splitlines()[-1])
+
+
+def _program(seed: int, args: tuple[str, ...]) -> list[str]:
+    core = ["taskset", "-c", str(seed % os.cpu_count())] if shutil.which("taskset") else []
+    return [*core, sys.executable, "-m", "gpt4o_jax", *args]
 
 
 def scores(workdir: Path) -> dict:

@@ -1,5 +1,5 @@
 """How far the fast training step leads from the plain one: the curve of bfloat16 products and attention by blocks next to that of
-float32 and plain attention, and next to how far orders of the same rows alone lead (DESIGN: at most four times).
+float32 and plain attention, and next to how far orders of the same rows alone lead (targets.py: at most four times).
 
 `python benchmarks/measure.py fast_path`: configs/quickstart.py for 300 steps, the same rows, four times.
 """

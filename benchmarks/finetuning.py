@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from applications import base_run, command, commits, kept, last_eval, newest_evaluation, scores, side_by_side
+from applications import base_run, command, commits, kept, newest_evaluation, scores, side_by_side, told
 
 from gpt4o_jax import parallel
 from gpt4o_jax.run import open_run
@@ -55,7 +55,7 @@ def measure_preferences(folder: Path) -> dict:
         start, workdir = start_run(seed, DPO_WORLD, DPO_START, folder), folder / f"preferred{seed}"
         flags = [f"--config=configs/preference.py:{start}", f"--config.seed={seed}", f"--workdir={workdir}"]
         minutes = kept(workdir, lambda: {"minutes": command(seed, "train", *flags)})
-        accuracy = last_eval(workdir)["preference_accuracy"]
+        accuracy = told(seed, "evaluate", f"--workdir={workdir}")["preference_accuracy"]  # of pairs that chose no checkpoint
         before, after = (evaluated(seed, run, DPO_WORLD) for run in (start, workdir))
         return minutes | {"accuracy": 100 * accuracy, "before": before, "after": after}
 

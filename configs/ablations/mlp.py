@@ -6,7 +6,7 @@ Hardware: 2 CPU cores.
 Time: about 6 minutes for the 8 runs of --seeds=2, less than a minute each.
 Expected: SwiGLU 2.392 bits per byte, 0.037 ahead of squared ReLU; ReLU and GELU within noise of it
     (benchmarks/ablations/mlp.md; two seeds).
-Command: python -m gpt4o_jax sweep --sweep=configs/ablations/mlp.py --workdir=runs/ablations/mlp
+Command: python -m gpt4o_jax sweep --sweep=configs/ablations/mlp.py --workdir=runs/ablations/mlp --seeds=2
 """
 
 from gpt4o_jax.config import base_config

@@ -6,7 +6,7 @@ Hardware: 2 CPU cores.
 Time: about 4 minutes for the 8 runs of --seeds=2, half a minute each.
 Expected: no difference that two seeds can tell from noise, 2.43 to 2.46 bits per byte
     (benchmarks/ablations/norm_placement.md).
-Command: python -m gpt4o_jax sweep --sweep=configs/ablations/norm_placement.py --workdir=runs/ablations/norm_placement
+Command: python -m gpt4o_jax sweep --sweep=configs/ablations/norm_placement.py --workdir=runs/ablations/norm_placement --seeds=2
 """
 
 from gpt4o_jax.config import base_config

@@ -6,7 +6,7 @@ Hardware: 2 CPU cores.
 Time: about 4 minutes for the 8 runs of --seeds=2, half a minute each.
 Expected: no difference at the usual rates (2.429 bits per byte); at four times those 0.036 behind without it and none with it
     (benchmarks/ablations/qk_norm.md; two seeds).
-Command: python -m gpt4o_jax sweep --sweep=configs/ablations/qk_norm.py --workdir=runs/ablations/qk_norm
+Command: python -m gpt4o_jax sweep --sweep=configs/ablations/qk_norm.py --workdir=runs/ablations/qk_norm --seeds=2
 """
 
 from gpt4o_jax.config import base_config
