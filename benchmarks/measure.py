@@ -460,7 +460,8 @@ def _products_table(entry: dict) -> list[str]:
     lines += ["| form | " + " | ".join(shapes) + " |", "|---" * (len(shapes) + 1) + "|"]
     for form in forms:
         lines.append(f"| {form} | " + " | ".join(f"{times[form]:,}" if form in times else "" for times in shapes.values()) + " |")
-    return [*lines, "", f"Timed by hand, no command writes it: fastest of 1 s of calls on a machine that was not quiet. {entry['date']}, {entry['commit']}."]
+    how = "Timed by hand, no command writes it: fastest of 1 s of calls on a machine that was not quiet"
+    return [*lines, "", f"{how}. {entry['date']}, {entry['commit']}."]
 
 
 SECTIONS = {

@@ -1,7 +1,8 @@
 """Every numeric promise of the project, in one table: number, unit, how it is measured, how much it wobbles.
 
 `python benchmarks/measure.py NAME ...` measures and records in results.jsonl;
-`python benchmarks/measure.py --report` writes BENCHMARKS.md, misses included. kills_survived is what the system test it names counts.
+`python benchmarks/measure.py --report` writes BENCHMARKS.md, misses included.
+kills_survived is what the system test counts that it names.
 """
 
 import dataclasses

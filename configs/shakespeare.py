@@ -20,8 +20,8 @@ _GPT2 = dict(positions="learned", norm="layer", norm_eps=1e-5, mlp="gelu", qk_no
 _MODERN = dict(positions="rope", norm="rms", norm_eps=1e-6, mlp="relu2", qk_norm=True, tied=False, output_init="zero")
 _ADAMW = dict(name="adamw", schedule="cosine", peak_lr=1e-3, warmup_steps=100, end_lr_fraction=0.1)
 # So few tokens a step want low learning rates and a decay that lasts all the run: muon_lr 0.02 decaying in the last 40 %
-# was a loss of 1.62, this 1.56 to 1.57, before rows were made longer. The narrower feed-forward pays for the head that is not tied. Rows twice as long,
-# half as many: the same tokens, with more to look back at.
+# was a loss of 1.62, this 1.56 to 1.57, before rows were made longer. The narrower feed-forward pays for the head that is not
+# tied. Rows twice as long, half as many: the same tokens, with more to look back at.
 _MUON = dict(name="muon", schedule="wsd", peak_lr=8e-3, muon_lr=8e-3, warmup_steps=20, decay_fraction=1.0)
 _MUON |= dict(end_lr_fraction=0.0, weight_decay=0.05)
 _FAST = dict(_MODERN, n_heads=8, d_ff=504, context_length=128)

@@ -12,7 +12,7 @@ class LoraConfig:
     rank: int = knob(0, "Rank of the adapters; 0: none, all weights are trained.", low=0, high=4096)
     alpha: float = knob(32.0, "What the adapters add is multiplied by alpha / rank.", low=0.0)
     targets: tuple[str, ...] = knob(
-        ("*",), "Weights that get an adapter: patterns on their paths, such as '*/attention/query'; '*': every hidden matrix but routers."
+        ("*",), "Weights with adapters: patterns on their paths, such as '*/attention/query'; '*': hidden matrices but routers."
     )
 
     @property

@@ -1,6 +1,7 @@
 """Tasks of the Language Model Evaluation Harness (lm-eval, arXiv:2405.14782), answered by a run.
 
-lm-eval 0.4 is imported only where a task is asked for, and needs no torch for it; the three methods it calls take anything with `.args`.
+lm-eval 0.4 is imported only where a task is asked for, and needs no torch for it; the three methods it calls take anything with
+`.args`.
 """
 
 import math

@@ -2,10 +2,10 @@
 
 one_hop: one sentence holds the answer. two_hop: of "Ben's neighbour", whom another sentence names. unseen_names: one hop over
 persons whose names are random letters. unanswerable: a person, a place, a thing that the passage is silent about, asked in
-the same words. Half of the unanswerable ones are over random letters too, in training three tenths of these and of all others, so
-that names do not tell the kinds apart and copying is learned early. In training two to five other questions come first, as a conversation, so
-that a passage teaches more than one answer; of a third of the passages these are easy ones, over known names and things of one
-kind, for a model that cannot tell yet whose a thing is.
+the same words. Half of the unanswerable ones are over random letters too, in training three tenths of these and of all others,
+so that names do not tell the kinds apart and copying is learned early. In training two to five other questions come first, as a
+conversation, so that a passage teaches more than one answer; of a third of the passages these are easy ones, over known names
+and things of one kind, for a model that cannot tell yet whose a thing is.
 
 Held out: passages. Each holds one link (person, kind of link, person), and a tenth of all links, by a hash, are in no training
 passage and in all held-out ones. What else a passage says is drawn anew in each; were facts held out ("Ben has a parrot"),
