@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 from gpt4o_jax.__main__ import main
 from gpt4o_jax.run import open_run
 from tests.commands.conftest import FROM_RUN, TEXT
@@ -47,3 +49,10 @@ def test_wrong_usage_is_one_line(run, tmp_path, refused):
     fits = "no family fits; the nearest is qwen3, which differs in mlp=relu2 (there: swiglu)"
     refused(2, fits, "convert", "export", f"--workdir={run}", f"--to={tmp_path}/o")
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("action", ["export", "merge"])
+def test_the_help_says_which_checkpoint_is_taken(action, capsys):
+    """Both open a run as every command does."""
+    assert main(["convert", action, "--help"]) == 0
+    assert "the best, where the run keeps it" in capsys.readouterr().out
