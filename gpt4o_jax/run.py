@@ -140,7 +140,7 @@ def open_folder(
     if origin_tokenizer not in (None, corpus.tokenizer.digest):
         raise data_error(
             f"config.init.from={config.init.from_}: its weights were trained with another tokenizer (digest {origin_tokenizer},"
-            f" here {corpus.tokenizer.digest}); add --config.tokenizer.path={config.init.from_}"
+            f" here {corpus.tokenizer.digest}); add --config.tokenizer.path={config.init.from_}, no other knob of it"
         )
     config = _resolved(config, corpus.tokenizer, platform, None)
     _check_fit(config, corpus, mesh)
