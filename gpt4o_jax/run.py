@@ -281,7 +281,10 @@ def corpus(run: Run, prepare: Callable = corpora.prepare) -> Corpus:
     """The text of the run, as tokens. prepare: as in `open_folder`. Raises RunError where its source is not the same here."""
     stored = Store(run.workdir / "checkpoints").meta(run.step)["corpus"]
     if stored is None:
-        raise data_error(f"{run.workdir}: imported weights have no hold-out; use --text=FILE")
+        raise data_error(
+            f"{run.workdir}: imported weights have no hold-out, nor have those merged of a run of preferences or rewards;"
+            " use --text=FILE or --tasks"
+        )
     found = prepare(run.config, run.tokenizer)
     if found.name != stored:
         raise data_error(

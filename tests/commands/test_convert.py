@@ -30,7 +30,7 @@ def test_out_and_in_again_then_every_command(train_args, tmp_path, command, refu
     ]
     assert samples[0] == samples[1]
     assert command("verify", f"--workdir={back}")[0]["checkpoints"].keys() == {"0"}
-    refused(3, "imported weights have no hold-out; use --text=FILE", "evaluate", f"--workdir={back}")
+    refused(3, "imported weights have no hold-out, nor", "evaluate", f"--workdir={back}")
 
     _, err = command(*train_args(tmp_path / "tuned", f"--config={FROM_RUN}:{back}"))  # model and tokenizer are those of `back`
     assert f"weights from {back} at step 0" in err
