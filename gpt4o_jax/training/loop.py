@@ -171,7 +171,7 @@ def train(
                             if given_up:
                                 say(f"stopping: no better {best.metric} in {config.train.patience} evaluations")
                             last |= given_up
-                            if last and best.metric:  # compared like the ones before, told of the whole hold-out
+                            if last and best.metric:  # compared like the ones before; told of the whole hold-out, or of another
                                 values = evaluate(model, params, True) | ({STOPPED: 1} if given_up else {})
                             logger.write("eval", step, values)
                     if due(config.sample.every):
