@@ -9,6 +9,7 @@ from gpt4o_jax import config_mixture
 from gpt4o_jax.errors import RunError
 
 _TABLES = ("jsonl", "parquet", "tfds")
+_COMPARED = tuple(s for s in config_mixture.SOURCES if s != "world")  # with the hold-out: what repeats it is dropped
 
 # Knob: the one that decides whether it has an effect, and for which of its values it has.
 _CHOICES = {
@@ -21,6 +22,11 @@ _CHOICES = {
     "optimizer.eps": ("optimizer.name", ("adamw", "muon", "schedule_free")),
     "optimizer.decay_fraction": ("optimizer.schedule", ("wsd",)),
     "optimizer.end_lr_fraction": ("optimizer.schedule", ("cosine", "wsd")),
+    "data.shingle_bytes": ("objective.method", ("next_token",)),
+    "data.shingle_share": ("objective.method", ("next_token",)),
+    "data.prefetch": ("objective.method", ("next_token", "dpo")),
+    "data.workers": ("objective.method", ("next_token", "dpo")),
+    "eval.max_tokens": ("objective.method", ("next_token", "dpo")),
     "objective.beta": ("objective.method", ("dpo", "grpo")),
     "objective.group": ("objective.method", ("grpo",)),
     "objective.clip": ("objective.method", ("grpo",)),
@@ -39,6 +45,8 @@ _SWITCHES = {
     "train.mtp_weight": ("model.mtp_heads", "1"),
     "optimizer.decay_mask": ("optimizer.weight_decay", "0.1"),
     "data.shingle_share": ("data.shingle_bytes", "50"),
+    "data.prefetch": ("data.workers", "1"),
+    "eval.task_items": ("eval.tasks", "numbers"),
     "lora.alpha": ("lora.rank", "16"),
     "lora.targets": ("lora.rank", "16"),
     "init.model": ("init.from", "RUN"),
@@ -51,11 +59,21 @@ _SOURCES = {
     "data.tfds_dir": ("tfds",),
     "data.separator": ("text",),
     "data.world_items": ("world",),
+    "data.shingle_bytes": _COMPARED,
+    "data.shingle_share": _COMPARED,
     "objective.held_out": ("world",),
 }
 
+# Knob: the one that stands in its place where it is given.
+_INSTEAD = {
+    "data.field": "data.reader",
+    "data.holdout_fraction": "data.holdout_path",
+    "tokenizer.kind": "tokenizer.path",
+    "tokenizer.vocab_size": "tokenizer.path",
+}
+
 # Off by this value: said of what is not there, it is true.
-_OFF = {"train.balance_loss": 0.0, "train.mtp_weight": 0.0, "init.model": False}
+_OFF = {"train.balance_loss": 0.0, "train.mtp_weight": 0.0, "init.model": False, "data.shingle_bytes": 0, "data.workers": 0}
 
 
 def refuse_idle(given: Iterable[str], value, default) -> None:
@@ -84,10 +102,8 @@ def _idle(name: str, value) -> str:
         found = fields if members else [value("data.source")]
         if not set(found) & set(_SOURCES[name]):
             return f"with data.source={value('data.source')}; it is read for data.source={' or '.join(_SOURCES[name])}: set that"
-    if name == "data.field" and value("data.reader"):
-        return f"with data.reader={value('data.reader')}; set data.reader=''"
-    if name == "data.holdout_fraction" and value("data.holdout_path"):
-        return f"with data.holdout_path={value('data.holdout_path')!r}; set data.holdout_path=''"
+    if name in _INSTEAD and value(_INSTEAD[name]):
+        return f"with {_INSTEAD[name]}={_written(value(_INSTEAD[name]))}; set {_INSTEAD[name]}=''"
     return ""
 
 

@@ -89,13 +89,13 @@ def open_run(workdir, step: int | None = None) -> Run:
 
 def load_params(store: Store, step: int, model: gpt.GPT, mesh: jax.sharding.Mesh) -> dict:
     """The weights of a checkpoint, averaged ones where there are, directly in their shards. Needs the mesh in force."""
-    return _in_shards(store, step, gpt.logical_axes(model), _shapes(model), mesh)
+    return _in_shards(store, step, gpt.logical_axes(model), gpt.shapes(model), mesh)
 
 
 def load_adapters(store: Store, step: int, c: LoraConfig, model: gpt.GPT, mesh: jax.sharding.Mesh) -> dict:
     """Those of a checkpoint of adapters, as `load_params`."""
     axes = gpt.logical_axes(model)
-    shapes = jax.eval_shape(functools.partial(lora.init, c, axes, _shapes(model)), jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(lora.init, c, axes, gpt.shapes(model)), jax.random.key(0))
     return _in_shards(store, step, lora.logical_axes(c, axes), shapes, mesh)
 
 
@@ -103,10 +103,6 @@ def _in_shards(store: Store, step: int, axes, shapes, mesh) -> dict:
     shardings = parallel.shardings(axes, mesh)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return store.restore(step, _weights(store, step), like)
-
-
-def _shapes(model: gpt.GPT) -> dict:
-    return jax.eval_shape(lambda k: gpt.init(model, k), jax.random.key(0))
 
 
 def _weights(store: Store, step: int) -> str:
@@ -144,14 +140,14 @@ def open_folder(
     if origin_tokenizer not in (None, corpus.tokenizer.digest):
         raise data_error(
             f"config.init.from={config.init.from_}: its weights were trained with another tokenizer (digest {origin_tokenizer},"
-            f" here {corpus.tokenizer.digest}); add --config.tokenizer.path={config.init.from_}"
+            f" here {corpus.tokenizer.digest}); add --config.tokenizer.path={config.init.from_}, no other knob of it"
         )
     config = _resolved(config, corpus.tokenizer, platform, None)
     _check_fit(config, corpus, mesh)
     if config.init.from_:
         with jax.set_mesh(mesh):
             model = gpt.GPT(config.model, Compute(platform, config.model.compute_dtype))
-            start.store.check(start.step, _weights(start.store, start.step), _shapes(model))
+            start.store.check(start.step, _weights(start.store, start.step), gpt.shapes(model))
             if config.lora.rank:
                 lora.chosen(config.lora, gpt.logical_axes(model))  # raises where a pattern matches nothing
     try:
@@ -285,7 +281,10 @@ def corpus(run: Run, prepare: Callable = corpora.prepare) -> Corpus:
     """The text of the run, as tokens. prepare: as in `open_folder`. Raises RunError where its source is not the same here."""
     stored = Store(run.workdir / "checkpoints").meta(run.step)["corpus"]
     if stored is None:
-        raise data_error(f"{run.workdir}: imported weights have no hold-out; use --text=FILE")
+        raise data_error(
+            f"{run.workdir}: imported weights have no hold-out, nor have those merged of a run of preferences or rewards;"
+            " use --text=FILE or --tasks"
+        )
     found = prepare(run.config, run.tokenizer)
     if found.name != stored:
         raise data_error(

@@ -18,6 +18,9 @@ def refusal(overrides: dict[str, str], file=BASE) -> str:
     return str(e.value)
 
 
+GRPO = "objective.method=grpo init.from=x data.source=world data.path=numbers"
+DPO = "objective.method=dpo"
+
 # Given without what makes it count; with it (None: by itself).
 IDLE = [
     ("optimizer.b2=0.9 optimizer.name=adafactor", "adamw or muon or lion or schedule_free", "optimizer.name=lion"),
@@ -47,7 +50,14 @@ IDLE = [
     ("data.tfds_dir=x data.source=text data.path=x", "read for data.source=tfds", "data.source=tfds"),
     ("data.world_items=5", "read for data.source=world", "data.source=world data.path=numbers"),
     ("data.shingle_share=0.1 data.shingle_bytes=0", "does nothing with data.shingle_bytes=0", "data.shingle_bytes=20"),
-    ("data.holdout_fraction=0.1 data.source=text data.path=x data.holdout_path=y", "data.holdout_path='y'", "data.holdout_path="),
+    ("data.holdout_fraction=0.1 data.source=text data.path=x data.holdout_path=y", "data.holdout_path=y;", "data.holdout_path="),
+    ("data.shingle_bytes=20 data.source=world data.path=numbers", "read for data.source=python_docs or", "data.source=text"),
+    ("data.shingle_share=0 data.source=mixture data.mixture=('world:memory=1',)", "source=mixture", "data.mixture=('text:x=1',)"),
+    ("data.shingle_bytes=20 objective.method=dpo init.from=x data.source=conversations data.path=x", "method=next_token", None),
+    ("data.prefetch=4 data.workers=0", "does nothing with data.workers=0; set data.workers, such as 1", "data.workers=2"),
+    ("eval.task_items=5", "does nothing with eval.tasks=(); set eval.tasks, such as numbers", "eval.tasks=('numbers',)"),
+    ("tokenizer.kind=char tokenizer.path=runs/x", "with tokenizer.path='runs/x'; set tokenizer.path=''", "tokenizer.path="),
+    ("tokenizer.vocab_size=512 tokenizer.path=x", "does nothing with tokenizer.path=x", "tokenizer.path="),
     ("lora.alpha=8", "does nothing with lora.rank=0; set lora.rank, such as 16", "lora.rank=4 init.from=x"),
     ("lora.targets=('*/query',)", "does nothing with lora.rank=0", "lora.rank=4 init.from=x"),
     ("init.model=true", "init.model=true does nothing with init.from=''; set init.from, such as RUN", None),
@@ -55,6 +65,9 @@ IDLE = [
     ("objective.beta=0.5", "set objective.method=dpo or grpo", None),
     ("objective.held_out=5", "set objective.method=dpo or grpo", None),
     ("objective.held_out=5 objective.method=dpo init.from=x data.source=conversations data.path=x", "source=world", None),
+    (f"eval.max_tokens=90 {GRPO}", "does nothing with objective.method=grpo; set objective.method=next_token or dpo", DPO),
+    (f"data.workers=2 {GRPO}", "set objective.method=next_token or dpo", DPO),
+    (f"data.prefetch=4 {GRPO}", "set objective.method=next_token or dpo", DPO),
 ]  # fmt: skip
 
 
@@ -84,3 +97,5 @@ def test_a_file_may_say_what_a_choice_on_the_command_line_does_not_use(tmp_path)
 
 def test_what_is_off_may_be_said_of_what_is_not_there():
     config_file.read(BASE, {"train.mtp_weight": "0", "train.balance_loss": "0", "init.model": "false"})
+    of_world = dict(knob.split("=", 1) for knob in GRPO.split())
+    config_file.read(BASE, of_world | {"data.shingle_bytes": "0", "data.workers": "0"})

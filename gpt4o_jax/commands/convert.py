@@ -3,6 +3,7 @@
 from gpt4o_jax.commands.flags import Flag
 from gpt4o_jax.errors import RunError
 
+_STEP = Flag("step", int, None, "checkpoint step; if not given the best, where the run keeps it, else the newest", low=0)
 FLAGS = {
     "import": (
         Flag("from", str, "", "folder as the Hub lays it out: config.json, safetensors, tokenizer", required=True),
@@ -12,14 +13,14 @@ FLAGS = {
     "export": (
         Flag("workdir", str, "", "run folder", required=True),
         Flag("to", str, "", "folder to make", required=True),
-        Flag("step", int, None, "checkpoint step; if not given the best, where the run keeps it, else the newest", low=0),
+        _STEP,
         Flag("family", str, "", "gpt2, llama, ...; the first that computes the same if not given"),
         Flag("dtype", str, "float32", "of the tensors: float32 or bfloat16"),
     ),
     "merge": (
         Flag("workdir", str, "", "run folder of adapters (config.lora)", required=True),
         Flag("to", str, "", "run folder to make", required=True),
-        Flag("step", int, None, "checkpoint step; the newest if not given", low=0),
+        _STEP,
     ),
 }
 

@@ -45,8 +45,10 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
         raise RunError(f"evaluate: --{what[0]} and --{what[1]}: expected one of them")
     for name, kinds in _FOR.items():
         if flags[name] not in (None, "") and what[0] not in kinds:
-            needed = " or ".join(f"--{k}" for k in kinds if k)
-            raise RunError(f"evaluate: --{name}={flags[name]} is for {needed}; give that too, or leave it out")
+            needed = " or ".join(f"--{k}" if k else "the hold-out" for k in kinds)
+            # Of --text, --choice and --tasks only one may be given: beside one, what another needs has to go.
+            mend = f"leave it or --{what[0]} out" if what[0] else "give that too, or leave it out"
+            raise RunError(f"evaluate: --{name}={flags[name]} is for {needed}; {mend}")
     check_ready("evaluate", _ready(flags))
     import jax
 

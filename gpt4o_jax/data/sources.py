@@ -201,8 +201,8 @@ def split_all(
 
     hash: a document is held out by a hash of its own text, so adding others never moves it; near-duplicates
     of the hold-out of any source are dropped from the training text of all (see near_duplicate_test).
-    own: the hold-out of each source that has one apart; what repeats it is not dropped from that source's training text, where
-    items of one form are much alike, but what repeats those by hash is.
+    own: the hold-out of each source that has one apart, which counts as one by hash does where it is data.holdout_path. What
+    repeats that of a world is not dropped from its own items, which are much alike in form, but what repeats the others is.
     more: held-out documents that are in none of the hold-outs, and must not be repeated either.
     tail: the last holdout_fraction of the characters of all documents of a source, all of which are read at once.
     """
@@ -214,28 +214,32 @@ def split_all(
         for documents, held in zip(corpora, own, strict=True)
     ]
     if config.shingle_bytes:
-        pairs = _without_repeats(pairs, [held is not None for held in own], config, more)
+        of_worlds = [held is not None and not config.holdout_path for held in own]
+        pairs = _without_repeats(pairs, of_worlds, config, more)
     for documents, (training, held) in zip(corpora, pairs, strict=True):
         if not training:
+            how, mend = f"holdout_fraction={config.holdout_fraction}", "data.holdout=tail"
+            if config.holdout_path:
+                how, mend = f"holdout_path={config.holdout_path}", "data.shingle_bytes=0, which keeps what repeats it"
             raise data_error(
-                f"hold-out took every one of {len(documents)} documents (holdout_fraction={config.holdout_fraction},"
-                f" shingle_bytes={config.shingle_bytes}); use more documents, or data.holdout=tail"
+                f"hold-out took every one of {len(documents)} documents ({how}, shingle_bytes={config.shingle_bytes});"
+                f" use more documents, or {mend}"
             )
         if not held and config.holdout_fraction:
             raise no_holdout(documents, config)
     return pairs
 
 
-def _without_repeats(pairs, apart: Sequence[bool], config: DataConfig, more: Sequence[str]):
-    """pairs, less training documents that repeat a hold-out: of sources that are apart one by hash, of others any."""
-    if all(apart):
+def _without_repeats(pairs, of_worlds: Sequence[bool], config: DataConfig, more: Sequence[str]):
+    """pairs, less training documents that repeat a hold-out: of worlds that of another source, of others any."""
+    if all(of_worlds):
         return pairs
     test = lambda held: near_duplicate_test(held, config.shingle_bytes, config.shingle_share)
-    by_hash = test([d for (_, held), a in zip(pairs, apart, strict=True) if not a for d in held])
-    of_any = by_hash if not any(apart) else test([*(d for _, held in pairs for d in held), *more])
+    of_texts = test([d for (_, held), made_up in zip(pairs, of_worlds, strict=True) if not made_up for d in held])
+    of_any = of_texts if not any(of_worlds) else test([*(d for _, held in pairs for d in held), *more])
     kept = []
-    for (training, held), a in zip(pairs, apart, strict=True):
-        repeats = by_hash if a else of_any
+    for (training, held), made_up in zip(pairs, of_worlds, strict=True):
+        repeats = of_texts if made_up else of_any
         kept.append((_choose(training, (not repeats(d) for d in training)), held))
     return kept
 

@@ -158,7 +158,8 @@ def answer_row(prompt: list[int], c: Completion, end: int, eos: int, T: int):
 
 
 def begin(config: RunConfig, prompts: Prompts, folder: epath.Path, mesh: jax.sharding.Mesh, reference: Callable):
-    """(Objective, evaluate(model, params, whole) -> scores on held-out items by name) of a run.
+    """(Objective, evaluate(model, params, whole) -> scores on held-out items by name) of a run. whole: on those that no
+    evaluation before the last asks, for all that choose a checkpoint are asked each time.
 
     reference(model): the weights that the run starts from. Under adapters they are there anyway; else they are kept too.
     Nothing is kept in `folder`: each dispatch has answers of its own.
@@ -176,7 +177,7 @@ def begin(config: RunConfig, prompts: Prompts, folder: epath.Path, mesh: jax.sha
             yield step + t.steps_per_dispatch, rollout(config, prompts, program.model, params, now.base or fixed or params, step)
 
     def evaluate(model: GPT, params, whole: bool) -> dict:
-        return scores(config, prompts, model, params, choosing=True)
+        return scores(config, prompts, model, params, choosing=not whole)
 
     return Objective(loss, BESIDE, batches), evaluate
 

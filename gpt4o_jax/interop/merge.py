@@ -22,7 +22,9 @@ def merge_folder(run: Run, target: Path) -> dict:
     if not run.config.lora.rank:
         raise RunError(f"convert merge: {run.workdir} has no adapters (lora.rank=0); its weights are plain already")
     stored = Store(run.workdir / "checkpoints").meta(run.step)
-    meta = {name: stored[name] for name in ("step", "corpus", "tokenizer")}
+    # Of preferences or rewards the corpus is no text, and what is left of the config could not make its hold-out again.
+    corpus = stored["corpus"] if run.config.objective.method == "next_token" else None
+    meta = {"step": stored["step"], "corpus": corpus, "tokenizer": stored["tokenizer"]}
     with built_beside(target, "--to") as beside:
         with Store(epath.Path(beside) / "checkpoints") as store:
             store.save(run.step, {"params": run.params}, meta)

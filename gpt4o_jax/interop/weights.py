@@ -86,10 +86,6 @@ def _list(tree) -> list[Leaf]:
     return jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf))
 
 
-def parameter_shapes(model: gpt.GPT):
-    return jax.eval_shape(lambda k: gpt.init(model, k), jax.random.key(0))
-
-
 # ---------------------------------------------------------------- in
 
 
@@ -100,7 +96,7 @@ def load(weights: Weights, family: Family, model: gpt.GPT, mesh: jax.sharding.Me
     takes the host's arrays for its own.
     Raises RunError where a tensor is missing, too much, of another shape or type.
     """
-    shapes = parameter_shapes(model)
+    shapes = gpt.shapes(model)
     bare = not any(name.startswith(family.prefix) for name in weights.entries)  # as GPT-2 was first published
     tree = leaves(family, shapes, model.config, "" if bare else family.prefix)
     _check(weights, family, tree, model.config.n_layers, "" if bare else family.prefix)

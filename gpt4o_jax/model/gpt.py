@@ -126,6 +126,11 @@ def init(model: GPT, key: jax.Array) -> dict:
     return nn.unbox(_boxed(model, key))
 
 
+def shapes(model: GPT) -> dict:
+    """What `init` gives, as shapes: nothing is computed."""
+    return jax.eval_shape(lambda key: init(model, key), jax.random.key(0))
+
+
 def logical_axes(model: GPT) -> dict:
     """For every parameter the tuple of its axes' logical names: ("layers", "embed", "mlp"), ..."""
     boxed = jax.eval_shape(lambda: _boxed(model, jax.random.key(0)))

@@ -103,16 +103,6 @@ def table(
     return rows
 
 
-def text_table(rows: dict[str, dict[str, Score]]) -> str:
-    """A table in Markdown: a slice a row, a metric a column."""
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    lines = [["slice", "items", *names], ["---", *["--:"] * (len(names) + 1)]]
-    for slice_name, row in rows.items():
-        items = str(max((s.items for s in row.values()), default=0))
-        lines.append([slice_name, items, *(str(row[name]) if name in row else "" for name in names)])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
 def lookup(name: str) -> Metric:
     if name not in METRICS:
         raise RunError(f"metric {name!r}{did_you_mean(name, METRICS)}; expected one of {', '.join(METRICS)}")

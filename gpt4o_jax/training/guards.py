@@ -35,12 +35,12 @@ class StopSignal:
         self._say(f"{self.received}: finishing the dispatch and saving; send it again to stop at once")
 
 
-def check_divergence(skipped_in_a_row: int, step: int, limit: int) -> None:
+def check_divergence(skipped_in_a_row: int, step: int, limit: int, workdir) -> None:
     """Raises RunError (exit code 4) once `limit` steps in a row had a non-finite loss or gradient."""
     if skipped_in_a_row >= limit:
         raise RunError(
             f"diverged: {skipped_in_a_row} steps in a row up to step {step} had a non-finite loss or gradient"
-            f" (limit train.max_skipped_in_a_row={limit}); resume from the last checkpoint with a lower"
-            " optimizer.peak_lr or a longer warm-up",
+            f" (limit train.max_skipped_in_a_row={limit}); begin in a new --workdir with a lower optimizer.peak_lr"
+            f" or a longer warm-up: --config.init.from={workdir} takes its weights from the last checkpoint there",
             ExitCode.DIVERGED,
         )

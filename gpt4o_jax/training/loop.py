@@ -171,7 +171,7 @@ def train(
                             if given_up:
                                 say(f"stopping: no better {best.metric} in {config.train.patience} evaluations")
                             last |= given_up
-                            if last and best.metric:  # compared like the ones before, told of the whole hold-out
+                            if last and best.metric:  # compared like the ones before; told of the whole hold-out, or of another
                                 values = evaluate(model, params, True) | ({STOPPED: 1} if given_up else {})
                             logger.write("eval", step, values)
                     if due(config.sample.every):
@@ -227,7 +227,7 @@ class _Logger:
     """Turns device metrics into records, one dispatch late."""
 
     def __init__(self, config, workdir, start, last_step, peak, mesh, ledger):
-        self._config, self._last_step, self._ledger = config, last_step, ledger
+        self._config, self._workdir, self._last_step, self._ledger = config, workdir, last_step, ledger
         self._measure = config.objective.measure
         self._writer = MetricsWriter(workdir, start, config) if parallel.is_leader() else None
         if self._writer is not None:
@@ -252,7 +252,8 @@ class _Logger:
 
     def _read(self, step: int, metrics: dict) -> None:
         m = {name: np.asarray(value, np.float64) for name, value in jax.device_get(metrics).items()}
-        guards.check_divergence(int(m["skipped_in_a_row"].max()), step, self._config.train.max_skipped_in_a_row)
+        limit = self._config.train.max_skipped_in_a_row
+        guards.check_divergence(int(m["skipped_in_a_row"].max()), step, limit, self._workdir)
         if self._writer is None or (step % self._config.log.every and step != self._last_step):
             return
         total = lambda name: float(np.sum(m[name] * m["weight"]))

@@ -65,7 +65,9 @@ def train_args(text):
         flags |= dict(arg.split("=", 1) for arg in more)
         idle = ["data.separator"] if flags["--config.data.source"] not in ("text", "mixture") else []
         idle += ["data.holdout_fraction"] if flags.get("--config.data.holdout_path") else []
-        for name in idle:  # does nothing with what took the place of the text
+        of_run = ":" in str(flags["--config"])  # from_run.py:RUN and the like, whose tokenizer is the run's
+        idle += ["tokenizer.kind"] if of_run or flags.get("--config.tokenizer.path") else []
+        for name in idle:  # does nothing with what took the place of the text or its tokenizer
             del flags[f"--config.{name}"]
         return ["train", *(f"{name}={value}" for name, value in flags.items())]
 

@@ -45,6 +45,13 @@ def test_train_again_changes_nothing_and_says_the_same(run, train_args, command)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
+def test_what_a_diverged_run_is_told_to_do_works(run, train_args, tmp_path, command, refused):
+    lower = "--config.optimizer.peak_lr=1e-4"
+    refused(ExitCode.USAGE, "this run has optimizer.peak_lr=0.001", *train_args(run, lower))
+    _, told = command(*train_args(tmp_path / "new", lower, f"--config.init.from={run}"))
+    assert f"weights from {run} at step 20" in told
+
+
 @pytest.mark.parametrize(("asked", "taken"), [("auto", "blocks"), ("reference", "reference")])
 def test_train_says_once_who_computes_attention_and_how_far_a_warm_up_comes(train_args, tmp_path, command, asked, taken):
     knobs = (f"--config.model.attention={asked}", "--config.train.length=2 steps", "--config.train.steps_per_dispatch=1")

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 from gpt4o_jax.__main__ import main
 from gpt4o_jax.run import open_run
 from tests.commands.conftest import FROM_RUN, TEXT
@@ -28,7 +30,7 @@ def test_out_and_in_again_then_every_command(train_args, tmp_path, command, refu
     ]
     assert samples[0] == samples[1]
     assert command("verify", f"--workdir={back}")[0]["checkpoints"].keys() == {"0"}
-    refused(3, "imported weights have no hold-out; use --text=FILE", "evaluate", f"--workdir={back}")
+    refused(3, "imported weights have no hold-out, nor", "evaluate", f"--workdir={back}")
 
     _, err = command(*train_args(tmp_path / "tuned", f"--config={FROM_RUN}:{back}"))  # model and tokenizer are those of `back`
     assert f"weights from {back} at step 0" in err
@@ -47,3 +49,10 @@ def test_wrong_usage_is_one_line(run, tmp_path, refused):
     fits = "no family fits; the nearest is qwen3, which differs in mlp=relu2 (there: swiglu)"
     refused(2, fits, "convert", "export", f"--workdir={run}", f"--to={tmp_path}/o")
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("action", ["export", "merge"])
+def test_the_help_says_which_checkpoint_is_taken(action, capsys):
+    """Both open a run as every command does."""
+    assert main(["convert", action, "--help"]) == 0
+    assert "the best, where the run keeps it" in capsys.readouterr().out

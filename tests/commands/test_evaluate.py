@@ -36,10 +36,11 @@ def test_multiple_choice_is_scored(byte_run, questions, command):
     ("code", "fragment", "args"),
     [
         (ExitCode.USAGE, "--text and --choice: expected one of them", ("--text=a", "--choice=b")),
-        (ExitCode.USAGE, "--limit=3 is for --choice or --tasks", ("--limit=3",)),
-        (ExitCode.USAGE, "--num_fewshot=0 is for --choice or --tasks", ("--num_fewshot=0", "--text=a")),
+        (ExitCode.USAGE, "--limit=3 is for --choice or --tasks; give that too, or leave it out", ("--limit=3",)),
+        (ExitCode.USAGE, "--num_fewshot=0 is for --choice or --tasks; leave it or --text out", ("--num_fewshot=0", "--text=a")),
         (ExitCode.USAGE, "--task_dir=x is for --tasks", ("--task_dir=x", "--choice=b")),
-        (ExitCode.USAGE, "--stride=3 is for --text", ("--stride=3", "--tasks=b")),
+        (ExitCode.USAGE, "--stride=3 is for --text or the hold-out; leave it or --tasks out", ("--stride=3", "--tasks=b")),
+        (ExitCode.USAGE, "--stride=3 is for --text or the hold-out; leave it or --choice out", ("--stride=3", "--choice=b")),
         (ExitCode.DATA, "nowhere.jsonl: cannot read (No such file", ("--choice=nowhere.jsonl",)),
         (ExitCode.USAGE, "--task_dir=nowhere: no such folder", ("--tasks=a", "--task_dir=nowhere")),
         (ExitCode.USAGE, "--num_fewshot=2 is for tasks of lm-evaluation-harness", ("--tasks=numbers", "--num_fewshot=2")),
@@ -117,6 +118,7 @@ def test_a_member_of_a_mixture_that_is_not_there_is_told_before_anything_is_writ
     best = "--config.checkpoint.best=world:number/bits_per_byte"
     told = refused(ExitCode.USAGE, "(did you mean world:numbers/bits_per_byte?)", *train_args(tmp_path / "run", *mixed, best))
     assert f"text:{text}/bits_per_byte" in told and not (tmp_path / "run").exists()
-    command(*train_args(tmp_path / "run", *mixed, best.replace("number/", "numbers/"), "--config.eval.tasks=()"))
+    without_tasks = ("--config.eval.tasks=()", "--config.eval.task_items=50")
+    command(*train_args(tmp_path / "run", *mixed, best.replace("number/", "numbers/"), *without_tasks))
     _, told = command("evaluate", f"--workdir={tmp_path / 'run'}")
     assert "world:numbers/bits_per_byte chose by this hold-out, so its score is a little too good" in told

@@ -90,8 +90,11 @@ def test_a_run_is_one_like_any_other(taught, tuned_args, tmp_path, command, refu
     assert method != "dpo" or 0 < scores["pairs"] <= 12
     refused(USAGE, "--stride=3 is about text", "evaluate", f"--workdir={workdir}", "--stride=3")
     if more:
+        merged = f"--workdir={tmp_path / 'merged'}"
         command("convert", "merge", f"--workdir={workdir}", f"--to={tmp_path / 'merged'}")
-        assert command("generate", f"--workdir={tmp_path / 'merged'}", "--prompt=a", "--max_new_tokens=2")[0]["samples"]
+        assert command("generate", merged, "--prompt=a", "--max_new_tokens=2")[0]["samples"]
+        refused(DATA, "weights have no hold-out, nor have those merged of a run of preferences or rewards", "evaluate", merged)
+        assert "numbers" in command("evaluate", merged, "--tasks=numbers", "--limit=1")[0]["tasks"], "as the line says"
     shutil.rmtree(workdir / "checkpoints" / "20")
     wanted = newest_of(command, tuned_args, workdir, method, more)
     again = newest_of(command, tuned_args, tmp_path / "again", method, more)

@@ -331,6 +331,15 @@ def test_a_validation_split_may_be_held_out(made, tmp_path):
     assert made(holdout_path=str(other))[1].name != found.name != made()[1].name
 
 
+def test_a_conversation_that_repeats_the_validation_split_is_dropped_by_either_way_to_hold_it_out(made, tmp_path):
+    talk = lambda i: [("user", f"How many of {i}?"), ("assistant", " ".join(str(i * j) for j in range(30)))]
+    path = write(tmp_path / "training.jsonl", [talk(i) for i in range(3, 13)])
+    held = write(tmp_path / "validation.jsonl", [talk(7), talk(20)])
+    kept = {size: made(path=str(path), holdout_path=str(held), shingle_bytes=size)[1].members[0] for size in (0, 50)}
+    assert {size: member.training.documents for size, member in kept.items()} == {0: 10, 50: 9}, "and another cache"
+    assert {member.holdout.documents for member in kept.values()} == {2}
+
+
 def test_a_cache_is_opened_again_as_it_was_and_damage_is_told(made, tmp_path):
     (first,), (again,) = made()[1].members, made()[1].members
     np.testing.assert_array_equal(first.training.counts, again.training.counts)

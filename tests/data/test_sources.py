@@ -204,6 +204,21 @@ def test_the_embedded_corpus_keeps_most_of_its_text_and_a_clean_hold_out(docs):
     assert max(shares) < config.shingle_share
 
 
+def test_a_copy_of_a_validation_split_is_dropped_as_one_of_the_hold_out_by_hash(tmp_path):
+    def split(size: int):
+        data = DataConfig("text", f"{tmp_path}/x", holdout_path=f"{tmp_path}/y", separator="\n", shingle_bytes=size)
+        return sources.split_all([sources.load(data)], data, [sources.apart(data)])[0]
+
+    documents, held = _documents(40), _documents(10, start=100)
+    (tmp_path / "y").write_text("\n".join(held))
+    (tmp_path / "x").write_text("\n".join([*documents, held[3], held[5] + " and more"]))
+    assert split(50) == (documents, held)
+    assert split(0) == ([*documents, held[3], held[5] + " and more"], held)
+    (tmp_path / "x").write_text("\n".join(held[:4]))
+    told = refusal(split, 50)
+    assert f"every one of 4 documents (holdout_path={tmp_path}/y, shingle_bytes=50)" in told and "data.shingle_bytes=0" in told
+
+
 def test_a_hold_out_that_takes_all_or_nothing_is_refused():
     same = ["x" * 60 + "y" * 50 + str(i) for i in range(50)]
     assert "hold-out took every one of 50 documents" in refusal(sources.split, same, DataConfig(holdout_fraction=0.2))

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt4o_jax import parallel
 from gpt4o_jax.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from gpt4o_jax.config_finetune import ObjectiveConfig
+from gpt4o_jax.data import conversations
 from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.data.batches import Batch
 from gpt4o_jax.errors import RunError
@@ -156,6 +158,18 @@ def test_questions_that_do_not_fit_are_left_out_and_told(one_device, sampled, ca
     with pytest.raises(RunError) as e:
         reinforced.prepare(few, prompts.tokenizer)
     assert f"they are {lengths[0]} to {lengths[-1]} tokens; use a model of a longer context" in str(e.value)
+
+
+def test_the_last_evaluation_asks_what_chose_no_checkpoint(one_device, sampled, monkeypatch):
+    config, prompts, model = sampled
+    asked = []
+    monkeypatch.setattr(reinforced.generation, "answer", lambda *a: asked.append(a[4]) or [item.answer for item in a[4]])
+    _, evaluate = reinforced.begin(config, prompts, None, parallel.make_mesh(devices=jax.devices()[:1]), lambda model: {})
+    assert [evaluate(model, {}, whole)["reward"] for whole in (False, True)] == [1, 1]
+    during, at_last = asked
+    assert during == conversations.held_out(prompts.world, config.objective.held_out, choosing=True)
+    assert at_last == conversations.held_out(prompts.world, config.objective.held_out, choosing=False), "as `evaluate` asks"
+    assert len(during) == len(at_last) == 200 and not {i.prompt for i in during} & {i.prompt for i in at_last}
 
 
 def ends(prompts):

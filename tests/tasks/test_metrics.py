@@ -231,9 +231,6 @@ def test_a_table_has_a_row_for_each_slice_and_one_for_all():
         "answer": {"exact_match": 0},
         "all": {"exact_match": 50, "json_right": 100, "unanswerable_f1": 100},
     }
-    lines = metrics.text_table(rows).splitlines()
-    assert lines[0] == "| slice | items | exact_match | json_right | unanswerable_f1 |"
-    assert lines[3] == "| answer | 1 | 0.0 [0.0, 0.0] |  |  |"
 
 
 # ---------------------------------------------------------------- what cannot be scored

@@ -192,13 +192,14 @@ def test_metrics_are_read_after_the_next_dispatch_is_sent(logger, workdir):
     assert [r["loss"] for r in read_metrics(workdir)] == [1.0, 2.0, 1.0]
 
 
-def test_divergence_is_told_with_its_exit_code(logger):
+def test_divergence_is_told_with_its_exit_code_and_what_works_then(logger, workdir):
     log = []
     logger.receive(2, dispatch(log, 2, skipped_in_a_row=2))
     logger.receive(4, dispatch(log, 4, skipped_in_a_row=3))
     with pytest.raises(RunError, match="3 steps in a row") as e:
         logger.flush()
     assert e.value.code == 4
+    assert "a new --workdir with a lower optimizer.peak_lr" in str(e.value) and f"--config.init.from={workdir} " in str(e.value)
 
 
 def test_where_nothing_can_be_appended_records_are_written_whole(workdir, monkeypatch):

@@ -1,8 +1,8 @@
 """Sums and differences of numbers below 100, as a task whose reward a program can check.
 
 Held out: a tenth of the pairs of numbers, by a hash. No bar of its own: reinforcement learning (GRPO) starts here, and
-lifts exact match. `reward` compares with the answer that the item was made with; `verify` never sees it, reads the
-question, and computes on the digits as on paper.
+lifts exact match, its reward: whether an answer is the one that the item was made with. `verify` never sees that one, reads
+the question, and computes on the digits as on paper.
 """
 
 import re
@@ -24,11 +24,6 @@ def _item(seed: int, index: int, held_out: bool) -> Item:
     a, b = draw(held_out, sample, lambda pair: ("arithmetic", *sorted(pair)))
     question = f"What is {a} + {b}?" if wanted == "sum" else f"What is {a} - {b}?"
     return exchange(question, (str(a + b if wanted == "sum" else a - b),), wanted)
-
-
-def reward(prediction: str, item: Item) -> float:
-    """1.0 for the answer, else 0.0."""
-    return float(prediction.strip() in item.references)
 
 
 def verify(question: str, prediction: str) -> bool:
