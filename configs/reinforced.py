@@ -1,12 +1,12 @@
 """GRPO: a run that answers a world's questions, if often wrongly, learns from the exact score of its own answers.
 
 Hardware: 2 CPU cores for the models of configs/finetune.py.
-Time: 11 CPU minutes of two cores for the command below (python benchmarks/measure.py rewards).
+Time: 11 CPU minutes of two cores with context_length=20 (python benchmarks/measure.py rewards).
 Expected: runs of arithmetic that were stopped at step 120: held-out items right from 56.5 to 86.5 and from 36.5 to 71.3 %,
     two seeds.
-Command: python -m gpt4o_jax train --config=configs/reinforced.py:runs/half --workdir=runs/rewarded --config.model.context_length=20
+Command: python -m gpt4o_jax train --config=configs/reinforced.py:runs/half --workdir=runs/rewarded
+    --config.model.context_length=20 where question and answer fit in it: a row holds one answer and is as long as the context
     --config.data.path=NAME for another world than arithmetic (objective.answer_tokens: what its answers need, and their end)
-    context_length: of question and answer; a row holds one answer and is as long as the context
     --config.lora.rank=16 trains adapters
     The other run must stay where it is: it is what the KL divergence is taken to.
 
