@@ -13,9 +13,9 @@ training would teach that they are never true, and not to read. Names of random 
 
 A passage tells one to three kinds of things, so that often several persons have one of a kind. Were they all different, the
 only animal of a passage would nearly always answer "Which animal does Ben have?", and whose it is would be learned late. Each
-kind has a sentence that begins with the person and one that begins with the thing: what stands behind the word that is asked
-about is found first, by small models, and what stands before it long after. With one order in six sentences of eight, it was not
-found within the training at all when a question asked for persons.
+kind has a sentence that begins with the person and one that begins with the thing, for small models find what stands behind the
+word that is asked about first, and what stands before it long after. Whether they use the thing at all in "Who has a parrot?"
+depends on the seed: one of two did from step 600 on, the other said any person with an animal to the end.
 Bars: exact match of at least 90 % (one_hop), 75 % (two_hop), 70 % (unseen_names); F1 of at least 85 % in telling which
 questions have no answer.
 """
