@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 from gpt4o_jax.config import MeshConfig, ModelConfig, RunConfig, freeze, to_dict
@@ -71,21 +72,23 @@ def choose(model: ModelConfig, name: str = "") -> Family:
     if name and name not in FAMILIES:
         raise RunError(f"--family={name}: not known{did_you_mean(name, FAMILIES)}; families: {', '.join(FAMILIES)}")
     misfits = {f: _misfits(FAMILIES[f], model) for f in ([name] if name else FAMILIES)}
-    nearest = min(misfits, key=lambda f: len(misfits[f]))
-    if misfits[nearest]:
+    nearest = min(misfits, key=lambda f: misfits[f][0])
+    distance, differences = misfits[nearest]
+    if distance:
         only = f"--family={name} does not fit" if name else f"no family fits; the nearest is {nearest}"
-        raise RunError(f"this model cannot be written for Hugging Face: {only}, which differs in {', '.join(misfits[nearest])}")
+        raise RunError(f"this model cannot be written for Hugging Face: {only}, which differs in {', '.join(differences)}")
     return FAMILIES[nearest]
 
 
-def _misfits(family: Family, model: ModelConfig) -> list[str]:
-    """What comes back otherwise when `model` is written as `family` and read again: 'knob=ours (there: theirs)'."""
+def _misfits(family: Family, model: ModelConfig) -> tuple[float, list[str]]:
+    """What comes back otherwise when `model` is written as `family` and read again, 'knob=ours (there: theirs)', and how much."""
     try:
         back = to_model(family, from_model(family, model), "config.json")
-    except RunError as e:
-        return [str(e), ""]
+    except RunError as e:  # nothing comes back: farther than any difference
+        return math.inf, [str(e)]
     ours, theirs = _computed(model), _computed(back)
-    return [f"{k}={ours[k]} (there: {theirs[k]})" for k in ours if ours[k] != theirs[k]]
+    different = [f"{k}={ours[k]} (there: {theirs[k]})" for k in ours if ours[k] != theirs[k]]
+    return len(different), different
 
 
 # Knobs that do not change what a trained model computes.

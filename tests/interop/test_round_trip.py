@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from gpt4o_jax import parallel, run
-from gpt4o_jax.config import MeshConfig
+from gpt4o_jax.config import MeshConfig, ModelConfig
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.interop import config_json, files, huggingface, weights
 from tests.interop.cases import CASES
@@ -71,6 +71,13 @@ def test_without_a_name_the_first_family_that_computes_the_same_is_taken(hf, tmp
     with pytest.raises(RunError, match="--family=gemma2 does not fit"):
         export(tmp_path / "run", tmp_path / "no", name="gemma2")
     assert not (tmp_path / "no").exists()
+
+
+def test_the_nearest_family_is_one_that_can_be_read_back():
+    """Without its experts the model is no mixture: written as one it could not be read at all, which is no small difference."""
+    small = ModelConfig(vocab_size=256, expert_d_ff=64, mlp="relu2", value_embeddings=1, residual_mix=True)
+    with pytest.raises(RunError, match=r"the nearest is qwen3, which differs in mlp=relu2 .* value_embeddings=1"):
+        config_json.choose(small)
 
 
 @pytest.mark.parametrize("name", ["gpt2-plain", "llama-plain", "gemma2-four"])
