@@ -181,7 +181,10 @@ def train(
                             if leads:
                                 (workdir / "samples").mkdir(parents=True, exist_ok=True)
                                 (workdir / "samples" / f"{step}.txt").write_text(text)
-                    if due(config.checkpoint.every) or stopping or improved:
+                    wanted = last or stopping or improved
+                    if due(config.checkpoint.every) and logger.skipped and not wanted:
+                        say(f"no checkpoint at step {step}, which had a non-finite loss: the weights may be the reason")
+                    elif wanted or due(config.checkpoint.every):
                         peers.at(f"the checkpoint of step {step}")
                         with ledger.time("checkpoint"):
                             for text in corpus.in_lanes:
@@ -189,8 +192,6 @@ def train(
                             logger.keep()
                             save_state(store, step, state, averaged, corpus, (kept or {}) | best.kept)
                 if stopping and not last:
-                    with ledger.time("checkpoint"):
-                        store.close()
                     raise RunError(
                         f"stopped by {agreed[1]} at step {step} of {last_step}, saved; run the same command again to continue",
                         ExitCode.SIGNAL,
@@ -201,6 +202,10 @@ def train(
             peers.at("the last checkpoint")
             with ledger.time("checkpoint"):
                 store.close()
+    except RunError:
+        with ledger.time("checkpoint"):
+            store.close()  # what is being written is finished first
+        raise
     finally:
         peers.at(None)
         logger.close()
@@ -237,6 +242,7 @@ class _Logger:
         # Fake CPU devices share one machine, whose peak was measured whole.
         devices = 1 if mesh.devices.flat[0].platform == "cpu" else mesh.devices.size
         self._peak = peak and peak * devices
+        self.skipped = False  # the newest step, as its loss or gradient was not finite
         self._waiting = collections.deque()
         self._window = (tokens_before(config, start), ledger.so_far("step", "data"))
 
@@ -252,6 +258,7 @@ class _Logger:
 
     def _read(self, step: int, metrics: dict) -> None:
         m = {name: np.asarray(value, np.float64) for name, value in jax.device_get(metrics).items()}
+        self.skipped = bool(m["skipped_in_a_row"][-1])
         limit = self._config.train.max_skipped_in_a_row
         guards.check_divergence(int(m["skipped_in_a_row"].max()), step, limit, self._workdir)
         if self._writer is None or (step % self._config.log.every and step != self._last_step):
