@@ -12,6 +12,7 @@ from etils import epath
 from gpt4o_jax.config import RunConfig, flatten, to_dict
 from gpt4o_jax.errors import data_error
 from gpt4o_jax.model import flops
+from gpt4o_jax.paths import absolute, is_local
 from gpt4o_jax.run import read_config
 from gpt4o_jax.training.best import STOPPED
 from gpt4o_jax.training.metrics import read_metrics
@@ -79,11 +80,15 @@ def find(folders: Sequence[str]) -> list[Summary]:
         top = epath.Path(folder).expanduser()
         if not top.is_dir():
             raise data_error(f"{folder}: no such folder; expected one with runs in or below it")
-        waiting, here = [top], {}
+        waiting, here, seen = [top], {}, set()
         while waiting:
             path = waiting.pop()
+            place = os.path.realpath(path) if is_local(path) else str(path)
+            if place in seen:  # by a link, of a folder above it perhaps
+                continue
+            seen.add(place)
             if (path / "config.json").exists() and (path / "metrics.jsonl").exists():
-                here[_absolute(path)] = summarise(path)
+                here[place] = summarise(path)
             else:
                 waiting += [p for p in path.iterdir() if p.is_dir()]
         found |= here
@@ -92,13 +97,9 @@ def find(folders: Sequence[str]) -> list[Summary]:
     return list(found.values())
 
 
-def _absolute(path: epath.Path) -> str:
-    return str(path) if "://" in str(path) else os.path.abspath(path)
-
-
 def names(runs: Sequence[Summary]) -> list[str]:
     """Their folders, without what all have in common."""
-    paths = [_absolute(run.workdir).split("/") for run in runs]
+    paths = [str(absolute(run.workdir)).split("/") for run in runs]
     common = 0
     while all(len(p) > common + 1 and p[common] == paths[0][common] for p in paths):
         common += 1

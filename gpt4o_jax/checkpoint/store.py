@@ -14,6 +14,7 @@ from etils import epath
 
 from gpt4o_jax.checkpoint import manifest
 from gpt4o_jax.errors import ExitCode, RunError, data_error
+from gpt4o_jax.paths import absolute
 
 _SAVE_SECONDS = 1800  # within which all processes of a job must have written a checkpoint
 
@@ -22,7 +23,7 @@ class Store:
     """The checkpoints of one run. Close it, or use it as a context manager."""
 
     def __init__(self, folder: epath.Path, keep_last: int = 2, keep_every: int = 0):
-        self.folder = epath.Path(folder)
+        self.folder = absolute(folder)  # orbax takes no other
         self.keep_last, self.keep_every = keep_last, keep_every
         self._checkpointer = None  # made at the first save: readers need none
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")

@@ -10,6 +10,7 @@ from pathlib import Path
 from etils import epath
 
 from gpt4o_jax.errors import data_error
+from gpt4o_jax.paths import absolute
 
 LARGE = 1 << 26  # bytes; below this, hashing takes less than a second
 _SETTLED = 60.0  # seconds: a file changed within them may change again and keep its time
@@ -26,8 +27,7 @@ def digest(paths: Iterable, memory: Path) -> str:
 def _one(path: epath.Path, memory: Path) -> str:
     try:
         stat = path.stat()
-        name = str(path) if "://" in str(path) else os.path.abspath(path)
-        key = hashlib.sha256(f"{name}\0{stat.length}\0{stat.mtime}".encode()).hexdigest()
+        key = hashlib.sha256(f"{absolute(path)}\0{stat.length}\0{stat.mtime}".encode()).hexdigest()
         if stat.length >= LARGE and (memory / key).exists():
             return (memory / key).read_text()
         with path.open("rb") as f:

@@ -10,6 +10,7 @@ from etils import epath
 
 from gpt4o_jax.config import RunConfig, flatten, to_dict
 from gpt4o_jax.errors import RunError, data_error
+from gpt4o_jax.paths import is_local
 
 _UPLOAD_SECONDS = 60  # between two times that the records are written to gs://
 
@@ -75,7 +76,7 @@ class MetricsWriter:
 
 def _can_append(workdir: epath.Path) -> bool:
     """Not to an object of gs://: there the file is written whole, now and then."""
-    return "://" not in os.fspath(workdir)
+    return is_local(workdir)
 
 
 def import_wandb():
@@ -98,7 +99,7 @@ def start_wandb(workdir: epath.Path, config: RunConfig):
     path = workdir / "wandb_id"
     if not path.exists():
         path.write_text(uuid.uuid4().hex)
-    folder = None if "://" in str(workdir) else str(workdir)
+    folder = str(workdir) if is_local(workdir) else None
     with _wandb_told(config):
         return wandb.init(
             project=config.log.wandb,

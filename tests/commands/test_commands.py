@@ -45,6 +45,15 @@ def test_train_again_changes_nothing_and_says_the_same(run, train_args, command)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
+def test_a_relative_workdir_is_below_the_current_folder(train_args, tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command(*train_args("runs/x", "--config.train.length=10 steps"))
+    assert sorted(p.name for p in (tmp_path / "runs/x/checkpoints").iterdir()) == ["10"]
+    command(*train_args("runs/y", "--config.train.length=10 steps", "--config.init.from=runs/x"))
+    for args in (("evaluate",), ("generate", "--prompt=1 green", "--max_new_tokens=2"), ("verify",), ("report",)):
+        assert command(*args, "--workdir=runs/x")[0]["workdir"] == "runs/x"
+
+
 def test_what_a_diverged_run_is_told_to_do_works(run, train_args, tmp_path, command, refused):
     lower = "--config.optimizer.peak_lr=1e-4"
     refused(ExitCode.USAGE, "this run has optimizer.peak_lr=0.001", *train_args(run, lower))

@@ -63,6 +63,13 @@ def test_one_run_given_twice_is_one(run, command, tmp_path):
     assert table.splitlines()[1].startswith("run ") and (tmp_path / "x.png").exists()
 
 
+def test_links_to_folders_above_lead_nowhere_else(run, command, tmp_path):
+    shutil.copytree(run, tmp_path / "one")
+    for name in ("a", "b"):
+        (tmp_path / name).symlink_to(tmp_path)
+    assert len(command("runs", tmp_path)[0]["runs"]) == 1
+
+
 def test_what_cannot_be_compared(folder, refused):
     data, usage = ExitCode.DATA, ExitCode.USAGE
     refused(usage, "runs: DIR is missing", "runs")
