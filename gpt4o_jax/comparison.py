@@ -164,7 +164,7 @@ def plot(groups: dict[str, Sequence[Summary]]) -> bytes:
 
 
 def draw_curves(axes, groups: dict[str, Sequence[Summary]]) -> None:
-    """Held-out bits per byte over tokens: one colour a group, the training curves thin behind."""
+    """The measure of each run's objective over tokens, held out: one colour a group, the training curves thin behind."""
     palette, shown = colours(len(groups)), []
     for i, (name, runs) in enumerate(groups.items()):
         label = name
@@ -180,7 +180,8 @@ def draw_curves(axes, groups: dict[str, Sequence[Summary]]) -> None:
         beside = dict(loc="upper left", bbox_to_anchor=(1, 1)) if len(groups) > 8 else {}
         axes.legend(fontsize=8, **beside)
     axes.set_xlabel("training tokens")
-    axes.set_ylabel("bits per byte (o: held out)")
+    measures = sorted({run.config.objective.measure.replace("_", " ") for runs in groups.values() for run in runs})
+    axes.set_ylabel(f"{', '.join(measures)} (o: held out)")
     axes.grid(alpha=0.3)
 
 

@@ -96,7 +96,7 @@ def _idle(name: str, value) -> str:
         if not value(switch):
             return f"with {switch}={_written(value(switch))}; set {switch}, such as {such_as}"
     if name in _SOURCES:
-        members = config_mixture.parse_all(value("data.mixture"))
+        members = config_mixture.parse_all(value("data.mixture"), value("data.field"))
         # A member's own @FIELD or @reader:NAME, or data.reader, stands in the place of data.field.
         fields = [m.source for m in members if not m.field] if name == "data.field" else [m.source for m in members]
         found = fields if members else [value("data.source")]

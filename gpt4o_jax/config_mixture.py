@@ -50,10 +50,11 @@ def parse(entry: str) -> Member:
     return Member(source, path, field, Fraction(weight_text.strip()))
 
 
-def parse_all(entries: tuple[str, ...]) -> list[Member]:
-    """data.mixture, as members; each text stands in it once. Raises RunError."""
+def parse_all(entries: tuple[str, ...], field: str) -> list[Member]:
+    """data.mixture, as members, where data.field is `field`; each text stands in it once. Raises RunError."""
     members = [parse(e) for e in entries]
-    for i, m in enumerate(members):
-        if m[:3] in [other[:3] for other in members[:i]]:
+    texts = [(m.source, m.path, m.field or field) for m in members]
+    for i, text in enumerate(texts):
+        if text in texts[:i]:
             raise RunError(f"config.data.mixture: {entries[i]!r} names a member that is there already; add the weights up")
     return members

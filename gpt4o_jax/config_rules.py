@@ -380,7 +380,7 @@ def _validate_data(d) -> None:
             )
         if d.path:
             raise RunError(f"config.data.path={d.path!r}: the members of a mixture name their own paths; set data.path=''")
-        config_mixture.parse_all(d.mixture)
+        config_mixture.parse_all(d.mixture, d.field)
     elif d.source != "python_docs" and not d.path:
         example = {"tfds": "NAME/CONFIG:SPLIT", "world": "NAME"}.get(d.source, "FILE")
         raise RunError(f"config.data.path is empty; data.source={d.source} needs it: --config.data.path={example}")
@@ -405,7 +405,7 @@ def _validate_data(d) -> None:
 
 def _validate_conversations(d) -> None:
     alone = (d.source, config_mixture.READER if d.reader else "")
-    sources = [(m.source, m.field) for m in config_mixture.parse_all(d.mixture)] or [alone]
+    sources = [(m.source, m.field) for m in config_mixture.parse_all(d.mixture, d.field)] or [alone]
     talks = [s for s, field in sources if s in ("conversations", "world") or field.startswith(config_mixture.READER)]
     if d.reader and d.source not in ("jsonl", "parquet", "tfds"):
         hint = "write @reader:NAME behind the path of a member" if d.source == "mixture" else "leave it empty"

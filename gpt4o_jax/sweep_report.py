@@ -15,7 +15,7 @@ from gpt4o_jax.comparison import Summary
 from gpt4o_jax.config import base_config, flatten, to_dict
 from gpt4o_jax.errors import data_error
 
-NOTE = "sweep.json"  # {"sweep": FILE[:ARG], "runs": {variant: [folder of each seed]}}, the base first
+NOTE = "sweep.json"  # {"sweep": FILE[:ARG], "runs": {variant: [folder of each seed]}, "failures": {folder: why}}, the base first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,35 +66,50 @@ def complete(workdir) -> bool:
     return (workdir / "report.md").exists() and comparison.summarise(workdir).finished
 
 
-def write(workdir, failures: dict[str, str]) -> dict:
-    """Writes report.md and report.png. failures: run folder -> why it ended. Returns the numbers of every variant."""
+def write(workdir, failures: dict[str, str] | None = None) -> dict:
+    """Writes report.md and report.png. Returns the numbers of every variant.
+
+    failures: run folder -> why it ended, noted with the sweep; None: those that are noted.
+    """
     workdir = epath.Path(workdir).expanduser()
     spec, runs = read(workdir)
+    note = json.loads((workdir / NOTE).read_text())
+    if failures is None:
+        failures = note.get("failures", {})
+    else:
+        (workdir / NOTE).write_text(json.dumps(note | {"failures": failures}, indent=1) + "\n")
+    measure = _measure(runs)
     done = {variant: [r for r in of.values() if r is not None and r.finished] for variant, of in runs.items()}
-    scores = {variant: [v for r in of if math.isfinite(v := r.held_out("bits_per_byte"))] for variant, of in done.items()}
+    scores = {variant: [v for r in of if math.isfinite(v := r.held_out(measure))] for variant, of in done.items()}
     base = next(iter(runs))
     variants = {}
     for variant, values in scores.items():
         versus = difference(values, scores[base]) if values and scores[base] and variant != base else None
         variants[variant] = {
             "n": len(values),
-            "bits_per_byte": statistics.mean(values) if values else None,
+            measure: statistics.mean(values) if values else None,
             "stdev": statistics.stdev(values) if len(values) > 1 else None,
             "difference": versus and dataclasses.asdict(versus),
             "tokens_per_second": _mean([r.tokens_per_second for r in done[variant]]),
             "minutes": _mean([r.last("seconds") / 60 for r in done[variant] if r.last("seconds") is not None]),
         }
-    (workdir / "report.png").write_bytes(plot(done))
-    (workdir / "report.md").write_text(_markdown(workdir.name, spec, runs, variants, failures))
-    return {"workdir": str(workdir), "base": base, "variants": variants}
+    (workdir / "report.png").write_bytes(plot(done, measure))
+    (workdir / "report.md").write_text(_markdown(workdir.name, spec, runs, variants, measure, failures))
+    return {"workdir": str(workdir), "base": base, "measure": measure, "variants": variants}
+
+
+def _measure(runs: dict[str, dict[str, Summary | None]]) -> str:
+    """What tells how good its models are: the same of all runs, since `sweep` refuses others."""
+    begun = (run for of in runs.values() for run in of.values() if run is not None)
+    return next((run.config.objective.measure for run in begun), "bits_per_byte")
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return statistics.mean(values) if values else None
 
 
-def plot(groups: dict[str, Sequence[Summary]]) -> bytes:
-    """Curves of every run, and beside them the final held-out bits per byte: a dot a run, a bar for the mean."""
+def plot(groups: dict[str, Sequence[Summary]], measure: str) -> bytes:
+    """Curves of every run, and beside them the last held-out value of the measure: a dot a run, a bar for the mean."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), dpi=110)
@@ -102,25 +117,25 @@ def plot(groups: dict[str, Sequence[Summary]]) -> bytes:
     comparison.draw_curves(left, groups)
     colours = comparison.colours(len(groups))
     for i, runs in enumerate(groups.values()):
-        values = [r.held_out("bits_per_byte") for r in runs]
+        values = [r.held_out(measure) for r in runs]
         right.plot([i] * len(values), values, "o", color=colours(i), alpha=0.6)
         if values:
             right.hlines(statistics.mean(values), i - 0.25, i + 0.25, color=colours(i))
     right.set_xticks(range(len(groups)), list(groups), rotation=30, ha="right", fontsize=8)
-    right.set_ylabel("final held-out bits per byte")
+    right.set_ylabel(f"final held-out {measure.replace('_', ' ')}")
     right.grid(alpha=0.3)
     return comparison.png(figure)
 
 
-def table(variants: dict[str, dict]) -> list[str]:
+def table(variants: dict[str, dict], measure: str = "bits_per_byte") -> list[str]:
     """Lines of a Markdown table of `write`'s numbers."""
     rows = [
-        "| variant | n | bits per byte | difference | 95 % interval | p | tokens/s | minutes |",
+        f"| variant | n | {measure.replace('_', ' ')} | difference | 95 % interval | p | tokens/s | minutes |",
         "|---|---|---|---|---|---|---|---|",
     ]
     text = lambda value, how: "-" if value is None else format(value, how)
     for name, v in variants.items():
-        score = text(v["bits_per_byte"], ".4f") + (f" ± {v['stdev']:.4f}" if v["stdev"] is not None else "")
+        score = text(v[measure], ".4f") + (f" ± {v['stdev']:.4f}" if v["stdev"] is not None else "")
         d = v["difference"] or {"mean": None, "low": None, "high": None, "p": None}
         interval = "-" if d["low"] is None else f"{d['low']:+.4f} to {d['high']:+.4f}"
         cells = [name, str(v["n"]), score, text(d["mean"], "+.4f"), interval, text(d["p"], ".2g")]
@@ -128,15 +143,16 @@ def table(variants: dict[str, dict]) -> list[str]:
     return rows
 
 
-def _markdown(title: str, spec: str, runs: dict, variants: dict, failures: dict[str, str]) -> str:
+def _markdown(title: str, spec: str, runs: dict, variants: dict, measure: str, failures: dict[str, str]) -> str:
     base = next(iter(runs))
     lines = [
         f"# {title}",
         "",
-        f"`{spec}`: held-out bits per byte at the end of each run, mean ± standard deviation over n seeds; the difference to"
-        f" `{base}` with its 95 % interval and the two-sided p-value of Welch's t-test, not corrected for several comparisons.",
+        f"`{spec}`: held-out {measure.replace('_', ' ')} at the end of each run, mean ± standard deviation over n seeds; the"
+        f" difference to `{base}` with its 95 % interval and the two-sided p-value of Welch's t-test, not corrected for several"
+        " comparisons.",
         "",
-        *table(variants),
+        *table(variants, measure),
         "",
         "![curves and final values](report.png)",
     ]

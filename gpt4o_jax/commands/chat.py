@@ -17,7 +17,7 @@ FLAGS = (
         "",
         "how turns are written: own, plain, chatml, llama3, ...; what the model was trained with if not given",
     ),
-    Flag("system", str, "", "what the model is told before the conversation"),
+    Flag("system", str, "", "what the model is told before the conversation", blank=True),
     Flag("max_new_tokens", int, 256, "most tokens of a reply", low=1),
     *_DRAWING,
     Flag("seed", int, 0, "same seed and messages, same replies", low=0, high=2**31 - 1),

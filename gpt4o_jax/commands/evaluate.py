@@ -155,6 +155,8 @@ def _tasks(flags: dict):
     from gpt4o_jax.evaluation import generation, harness
 
     names = [name for name in flags["tasks"].split(",") if name]
+    if not names:
+        raise RunError(f"evaluate: --tasks={flags['tasks']}: no task in it; there are {', '.join(generation.names())}")
     others = [name for name in names if not generation.known(name)]
     for name in () if others else ("task_dir", "num_fewshot"):
         if flags[name] not in (None, ""):

@@ -16,7 +16,8 @@ from gpt4o_jax.errors import RunError, did_you_mean
 class Flag:
     """One flag of a command. kind: str, int, float, bool or list (may be given several times).
 
-    positional: the arguments without a name are its values.
+    positional: the arguments without a name are its values. blank: whether a text of nothing is one; of a path or a name it is
+    what a shell makes of a variable that is not set.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Flag:
     low: float | None = None
     high: float | None = None
     positional: bool = False
+    blank: bool = False
 
 
 def parse(command: str, flags: Sequence[Flag], argv: Sequence[str], takes_config: bool) -> tuple[dict, dict[str, str]]:
@@ -83,6 +85,8 @@ def _value(command: str, flag: Flag, text: str):
         value = {"true": True, "1": True, "false": False, "0": False}[text.lower()] if flag.kind is bool else flag.kind(text)
     except (ValueError, KeyError):
         raise RunError(f"{command}: --{flag.name}={text}: expected {what}") from None
+    if text == "" and not flag.blank:
+        raise RunError(f"{command}: --{flag.name}= is empty, expected {what}: {flag.doc}")
     too_low = flag.low is not None and not value >= flag.low
     too_high = flag.high is not None and not value <= flag.high
     if too_low or too_high:

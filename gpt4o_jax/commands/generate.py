@@ -10,7 +10,7 @@ from gpt4o_jax.errors import RunError, data_error
 
 FLAGS = (
     Flag("workdir", str, "", "run folder", required=True),
-    Flag("prompt", str, "", "text to continue; empty: from the beginning of a document"),
+    Flag("prompt", str, "", "text to continue; empty: from the beginning of a document", blank=True),
     Flag("prompts", str, "", "file of prompts to continue instead: a line each, or where it ends in .jsonl, JSON with a prompt"),
     Flag("rows", int, None, "--prompts: texts that are written at a time; 8 if not given", low=1, high=1024),
     Flag("step", int, None, "checkpoint step; if not given the best, where the run keeps it, else the newest", low=0),

@@ -12,5 +12,5 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
 
     workdir = epath.Path(flags["workdir"]).expanduser()
     if (workdir / sweep_report.NOTE).exists():
-        return sweep_report.write(workdir, {})
+        return sweep_report.write(workdir)
     return report.write(workdir)

@@ -103,7 +103,13 @@ def plan(spec: str, workdir: Path, seeds: int, overrides: dict[str, str]) -> lis
             if both:
                 why = "--seeds sets it" if both[0] == "seed" else f"the command line sets it too, to {overrides[both[0]]}"
                 raise RunError(f"--sweep={path}: variant {name!r} sets {both[0]}, but {why}")
+            if name in ("report.md", "report.png", "sweep.json"):
+                raise RunError(f"--sweep={path}: variant {name!r} has the name of a file of the sweep's own; expected another")
             jobs.append(_job(spec, workdir, name, {k: str(v) for k, v in knobs.items()} | overrides, seed))
+    measures = {job.config.objective.measure: job.variant for job in jobs}
+    if len(measures) > 1:
+        told = ", ".join(f"{variant!r} by {measure}" for measure, variant in measures.items())
+        raise RunError(f"--sweep={path}: variants are measured by different numbers ({told}) and cannot be compared")
     return jobs
 
 

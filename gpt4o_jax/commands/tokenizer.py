@@ -17,7 +17,7 @@ FLAGS = {
             "tokenizer.model or tokenizer.json, or the folder of a run or of a published model",
             required=True,
         ),
-        Flag("text", str, "", "text to cut into pieces", required=True),
+        Flag("text", str, "", "text to cut into pieces", required=True, blank=True),
     ),
 }
 

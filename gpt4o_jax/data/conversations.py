@@ -199,4 +199,6 @@ def conversation_item(record: dict) -> Item:
         raise data_error(f"references: expected a list of texts, got {references!r:.40}")
     if not isinstance(row, str):
         raise data_error(f"slice: expected a text, got {row!r:.40}")
+    if row == "all":
+        raise data_error("slice: 'all' is the row of all items in tables of scores; expected another name")
     return Item(messages, tuple(references), row)

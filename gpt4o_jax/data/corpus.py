@@ -214,8 +214,8 @@ def _split_keys(alone: Sequence[DataConfig], memory: Path) -> list[str]:
     """Names training text and hold-out of each source."""
     knobs = alone[0]
     split = [knobs.holdout, knobs.holdout_fraction, knobs.shingle_bytes, knobs.shingle_share]
-    if knobs.holdout_path and knobs.shingle_bytes:
-        split.append("less repeats")  # once they stayed: not the tokens that a cache has from then
+    if knobs.shingle_bytes:
+        split.append("less repeats, short ones too")  # once they stayed: not the tokens that a cache has from then
     split = json.dumps([*split, "lanes", lanes.CHUNK, lanes.HOLDOUT_BYTES] if knobs.lanes else split)
     keys = [_digest(_source_key(c, memory), split) for c in alone]
     if len(keys) > 1 and knobs.shingle_bytes:  # each loses what repeats the hold-outs of all

@@ -7,13 +7,14 @@ from fractions import Fraction
 
 from gpt4o_jax import config_mixture
 from gpt4o_jax.config import DataConfig
+from gpt4o_jax.errors import data_error
 
 
 def members(config: DataConfig) -> list[tuple[Fraction, DataConfig]]:
     """(share of the rows, the config it would have alone) of each source; shares add up to 1."""
     if config.source != "mixture":
         return [(Fraction(1), config)]
-    parsed = config_mixture.parse_all(config.mixture)
+    parsed = config_mixture.parse_all(config.mixture, config.field)
     total = sum(m.weight for m in parsed)
     alone = [_alone(config, m) for m in parsed]
     return [(m.weight / total, c) for m, c in zip(parsed, alone, strict=True)]
@@ -33,6 +34,8 @@ def fair_text(parts: Sequence[Sequence[str]], shares: Sequence[Fraction], limit:
     evenly spaced; one that has less is repeated.
     """
     sizes = [sum(len(d.encode()) for d in part) for part in parts]
+    if 0 in sizes:
+        raise data_error("the hold-out leaves no text to train on; use more text, or a smaller data.holdout_fraction")
     total = min(limit, sum(sizes))
     for part, share, size in zip(parts, shares, sizes, strict=True):
         copies, rest = divmod(share * total / size, 1)

@@ -209,10 +209,14 @@ def split_all(
     if config.holdout == "tail":
         return [_split_tail(documents, config.holdout_fraction) for documents in corpora]
     own = own or [None] * len(corpora)
-    pairs = [
-        _split_by_hash(documents, config.holdout_fraction) if held is None else (documents, held)
-        for documents, held in zip(corpora, own, strict=True)
-    ]
+    pairs = []
+    for documents, held in zip(corpora, own, strict=True):
+        if held is None:
+            pairs.append(_split_by_hash(documents, config.holdout_fraction))
+        elif config.holdout_path:
+            pairs.append((_not_blank(documents), _not_blank(held)))
+        else:
+            pairs.append((documents, held))
     if config.shingle_bytes:
         of_worlds = [held is not None and not config.holdout_path for held in own]
         pairs = _without_repeats(pairs, of_worlds, config, more)
@@ -267,6 +271,10 @@ def _split_by_hash(documents: Sequence[str], fraction: float) -> tuple[Sequence[
     return _choose(documents, kept), held
 
 
+def _not_blank(documents: Sequence[str]) -> Sequence[str]:
+    return _choose(documents, (bool(d.strip()) for d in documents))
+
+
 def is_held(document: str, fraction: float) -> bool:
     """Whether a document belongs to the hold-out: a question to its text alone."""
     return int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big") < fraction * 2**64
@@ -276,8 +284,10 @@ def near_duplicate_test(held: Sequence[str], n: int, share: float) -> Callable[[
     """The question whether a training document repeats the hold-out.
 
     It does where at least `share` of its own shingles (runs of n bytes) stand in held-out documents, or at
-    least `share` of one held-out document's stand in it; share 0: where a single one is common.
+    least `share` of one held-out document's stand in it; share 0: where a single one is common. One that is too short to have
+    shingles repeats what is the same text.
     """
+    whole = set(held)
     sizes = [0] * len(held)
     holders: dict[bytes, list[int]] = {}  # shingle -> held-out documents it stands in
     for h, text in enumerate(held):
@@ -287,6 +297,8 @@ def near_duplicate_test(held: Sequence[str], n: int, share: float) -> Callable[[
             holders.setdefault(s, []).append(h)
 
     def repeats(text: str) -> bool:
+        if text in whole:
+            return True
         shingles = _shingles(text, n)
         common = [s for s in shingles if s in holders]
         if not common:

@@ -84,8 +84,11 @@ def _write(folder: Path, documents: Sequence[str], tokenizer: Tokenizer, encode)
     dtype = token_dtype(tokenizer)
     offsets, text_bytes = [0], 0
     with open(folder / "tokens.bin", "wb") as f, open(folder / "counts.bin", "wb") as f_counts:
-        for text in documents:
-            ids, counts = encode(text) if encode else (tokenizer.document(text), [])
+        for n, text in enumerate(documents, start=1):
+            try:
+                ids, counts = encode(text) if encode else (tokenizer.document(text), [])
+            except RunError as e:
+                raise RunError(f"document {n} of {len(documents)} ({text[:60]!r}): {e}", e.code) from None
             f.write(np.array(ids, dtype).tobytes())
             f_counts.write(bytes(counts))
             offsets.append(offsets[-1] + len(ids))

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -186,6 +187,9 @@ def piece_bytes(processor, i: int) -> bytes:
 # ---------------------------------------------------------------- training, loading
 
 
+_LINE = 1 << 18  # characters, of up to 4 bytes: longer lines are cut, since SentencePiece leaves them out without a word
+
+
 def train(kind: str, vocab_size: int, documents: Iterable[str]) -> Tokenizer:
     """A tokenizer for `documents`. Same documents, same pieces.
 
@@ -198,10 +202,11 @@ def train(kind: str, vocab_size: int, documents: Iterable[str]) -> Tokenizer:
     import sentencepiece as spm
 
     model = io.BytesIO()
-    lines = (line for text in documents for line in text.replace("\0", "").splitlines() if line)
+    lines = (line for text in documents for line in text.replace("\0", "").splitlines())
+    parts = (line[i : i + _LINE] for line in lines for i in range(0, len(line), _LINE))
     try:
         spm.SentencePieceTrainer.train(
-            sentence_iterator=lines,
+            sentence_iterator=parts,
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -220,10 +225,15 @@ def train(kind: str, vocab_size: int, documents: Iterable[str]) -> Tokenizer:
             eos_id=EOS, eos_piece="<eos>",
             unk_id=3, unk_piece="<unk>",
             num_threads=1,
-            max_sentence_length=1 << 20,
+            max_sentence_length=4 * _LINE,
             minloglevel=2,
         )  # fmt: skip
     except RuntimeError as e:
+        if needed := re.search(r"required_chars\. \d+ vs (\d+)", str(e)):
+            raise data_error(
+                f"a vocabulary of {vocab_size} is too small: bytes, special tokens and characters of this text are"
+                f" {needed[1]} already; expected that many or more, or kind byte"
+            ) from None
         raise data_error(f"SentencePiece could not train a vocabulary of {vocab_size}: {str(e).splitlines()[-1]}") from None
     return bpe_tokenizer(model.getvalue())
 

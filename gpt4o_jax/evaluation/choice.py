@@ -23,7 +23,7 @@ class Question:
 def read_questions(path) -> list[Question]:
     """From JSONL: {"question": ..., "choices": [...], "answer": number from 0}. Raises RunError with file and line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may have other ends of lines within texts
     except OSError as e:
         raise data_error(f"{path}: cannot read ({e.strerror or e})") from None
     except UnicodeDecodeError as e:

@@ -57,7 +57,17 @@ def tasks(asked: Sequence[str], data: DataConfig, limit: int, choosing: bool = F
         if name == HOLDOUT:
             found[name] = _holdout(data, limit, choosing)
             continue
-        for world in (sources.world(each, data.holdout_fraction) for each in APPLICATIONS.get(name, (name,))):
+        asked_worlds = APPLICATIONS.get(name, (name,))
+        if (
+            docstrings.NAME in asked_worlds
+            and data.holdout == "tail"
+            and any(c.source == "python_docs" for _, c in mixture.members(data))
+        ):
+            raise RunError(
+                f"task {name}: its held-out docstrings are documents that this run was trained on (data.holdout=tail of"
+                " python_docs holds out others); ask for other worlds, or train with data.holdout=hash"
+            )
+        for world in (sources.world(each, data.holdout_fraction) for each in asked_worlds):
             items = conversations.held_out(world, limit * len(world.slices), choosing)
             baseline = docstrings.lead if world.name == docstrings.NAME else None
             found[world.name] = Task(world.name, items, world.metrics, baseline)
@@ -88,8 +98,8 @@ def _holdout(data: DataConfig, limit: int, choosing: bool) -> Task:
         if conversations.are_documents_of(alone) and alone.source != "world":
             own = sources.apart(alone)
             if own is None:
-                own = (d for d in sources.load(alone) if d.strip() and sources.is_held(d, alone.holdout_fraction))
-            found = [d.item for d in itertools.islice(own, 3 * limit)]
+                own = (d for d in sources.load(alone) if sources.is_held(d, alone.holdout_fraction))
+            found = [d.item for d in itertools.islice((d for d in own if d.strip()), 3 * limit)]
             if not found:
                 raise data_error(f"task {HOLDOUT}: no conversation of {alone.path} is held out; raise data.holdout_fraction")
             items = conversations.one_part(found, choosing, f"task {HOLDOUT}")[:limit]

@@ -27,6 +27,8 @@ def questions(tmp_path):
 
 
 def test_multiple_choice_is_scored(byte_run, questions, command):
+    """Of a file as some editors write it, with a mark of its order of bytes, and an end of a line that JSON does not know."""
+    questions.write_text("\ufeff" + questions.read_text().replace("green", "green\u2028"))
     result, _ = command("evaluate", f"--workdir={byte_run}", f"--choice={questions}", "--num_fewshot=2", "--limit=4")
     assert result["questions"] == 4 and result["chance"] == pytest.approx(1 / 3) and result["num_fewshot"] == 2
     assert {result["accuracy"], result["accuracy_norm"]} <= {i / 4 for i in range(5)}
@@ -42,6 +44,8 @@ def test_multiple_choice_is_scored(byte_run, questions, command):
         (ExitCode.USAGE, "--stride=3 is for --text or the hold-out; leave it or --tasks out", ("--stride=3", "--tasks=b")),
         (ExitCode.USAGE, "--stride=3 is for --text or the hold-out; leave it or --choice out", ("--stride=3", "--choice=b")),
         (ExitCode.DATA, "nowhere.jsonl: cannot read (No such file", ("--choice=nowhere.jsonl",)),
+        (ExitCode.USAGE, "--text= is empty, expected text: UTF-8 file", ("--text=",)),
+        (ExitCode.USAGE, "--tasks=,: no task in it", ("--tasks=,",)),
         (ExitCode.USAGE, "--task_dir=nowhere: no such folder", ("--tasks=a", "--task_dir=nowhere")),
         (ExitCode.USAGE, "--num_fewshot=2 is for tasks of lm-evaluation-harness", ("--tasks=numbers", "--num_fewshot=2")),
         (ExitCode.USAGE, "task holdout: the run was trained on no conversations of files", ("--tasks=holdout",)),

@@ -17,6 +17,7 @@ import pytest
 from gpt4o_jax import sweep_report
 from gpt4o_jax.__main__ import main
 from gpt4o_jax.commands import config_file, sweep
+from gpt4o_jax.config import freeze, to_dict
 from gpt4o_jax.errors import ExitCode
 
 USAGE, DATA = ExitCode.USAGE, ExitCode.DATA
@@ -126,6 +127,7 @@ def test_print_gives_commands_that_train_understands(sweep_file, capsys, tmp_pat
         ('yield "a", {"eval.every": 10}', "sets eval.every, but the command line sets it too, to 20"),
         ('yield "a/b", {}', "variant 'a/b': expected a name of letters, digits"),
         ('yield "..", {}', "variant '..': expected a name"),
+        ('yield "report.md", {}', "variant 'report.md' has the name of a file of the sweep's own"),
         ("yield 3, {}", "variant 3: expected a name"),
         ("yield from ()", "sweep() yields nothing"),
         ("return 3", "TypeError: 'int' object is not iterable"),
@@ -185,6 +187,8 @@ def test_a_failure_does_not_end_the_sweep(sweep_file, trainer, command, tmp_path
     report = (workdir / "report.md").read_text()
     assert "## Not finished\n\n- x/5: exit code 4: gpt4o_jax: diverged\n- x/6: exit code 4" in report
     assert "| x | 0 | - | - | - | - | - | - |" in report
+    command("report", f"--workdir={workdir}")
+    assert (workdir / "report.md").read_text() == report, "the reasons are kept"
     sweep_file(THREE.format(0.01))
     result, err = command("sweep", f"--sweep={path}", f"--workdir={workdir}", "--seeds=2")
     assert err.count("] run ") == 2 and result["variants"]["x"]["n"] == 2, "only what failed ran again"
@@ -229,6 +233,20 @@ def test_means_spreads_and_significance(sweep_file, trainer, command, tmp_path):
     assert plain["n"] == 3 and plain["bits_per_byte"] == pytest.approx(2.06) and plain["stdev"] == pytest.approx(0.01)
     assert plain["difference"] is None and fast["difference"]["mean"] == pytest.approx(-0.5)
     assert "| fast | 3 | 1.5600 ± 0.0100 | -0.5000 | -0.5227 to -0.4773 | 4.3e-07 |" in (tmp_path / "w/report.md").read_text()
+
+
+def test_runs_of_grpo_are_compared_by_its_own_measure(sweep_file, trainer, command, tmp_path):
+    command("sweep", f"--sweep={sweep_file()}", f"--workdir={tmp_path}/w", "--seeds=1")
+    knobs = {"objective": {"method": "grpo"}, "init": {"from": "x"}, "data": {"source": "world", "path": "numbers"}}
+    config = freeze(knobs | {"model": {"vocab_size": 300}})
+    for path in (tmp_path / "w").glob("*/5/config.json"):
+        path.write_text(json.dumps(to_dict(config)))
+        record = {"tokens": 1, "tokens_per_second": 1, "total_steps": 20, "seconds": 1, "reward": 5.0}
+        lines = [json.dumps(record | {"kind": kind, "step": 20}) for kind in ("train", "eval")]
+        path.with_name("metrics.jsonl").write_text("\n".join([*lines, ""]))
+    result, _ = command("report", f"--workdir={tmp_path}/w")
+    assert result["measure"] == "reward" and result["variants"]["fast"]["reward"] == 5
+    assert "| variant | n | reward |" in (tmp_path / "w/report.md").read_text()
 
 
 def test_difference_is_welchs_test():

@@ -340,6 +340,20 @@ def test_a_conversation_that_repeats_the_validation_split_is_dropped_by_either_w
     assert {member.holdout.documents for member in kept.values()} == {2}
 
 
+def test_an_empty_line_at_the_end_is_no_conversation(made, tmp_path):
+    path = write(tmp_path / "validation.jsonl", [[("user", "v"), ("assistant", f"w{i}")] for i in range(5)])
+    path.write_text(path.read_text() + "\n")
+    assert made(holdout_path=str(path))[1].members[0].holdout.documents == 5
+
+
+def test_what_a_template_cannot_say_is_told_with_its_document(made, tmp_path):
+    bad = [("user", "a"), ("assistant", "b"), ("assistant", "two in a row")]
+    path = write(tmp_path / "x.jsonl", [[("user", f"{i}"), ("assistant", "b")] for i in range(9)] + [bad])
+    held = write(tmp_path / "validation.jsonl", [[("user", "v"), ("assistant", "w")]])
+    told = refusal(lambda: made(path=str(path), template="mistral", holdout_path=str(held)))
+    assert "document 10 of " in told and "two in a row" in told
+
+
 def test_a_cache_is_opened_again_as_it_was_and_damage_is_told(made, tmp_path):
     (first,), (again,) = made()[1].members, made()[1].members
     np.testing.assert_array_equal(first.training.counts, again.training.counts)
@@ -368,6 +382,7 @@ BROKEN = [
     (json.dumps({"messages": GOOD, "references": []}), ":2: references: expected a list of texts, got []"),
     (json.dumps({"messages": GOOD, "references": [1]}), ":2: references: expected a list of texts"),
     (json.dumps({"messages": GOOD, "slice": 1}), ":2: slice: expected a text, got 1"),
+    (json.dumps({"messages": GOOD, "slice": "all"}), ":2: slice: 'all' is the row of all items"),
     ('{"messages": [{"role": "assistant", "content": "\\ud800"}]}', ":2: not valid Unicode: lone surrogate U+D800"),
     ('{"messages": [{"role": "assistant", "content": "a"}], "references": ["\\ud800"]}', ":2: not valid Unicode: lone surr"),
 ]

@@ -145,6 +145,10 @@ def test_mistakes_are_told_when_the_config_is_read(entry, fragment):
             {"source": "mixture", "mixture": ("text:a=1", "text:b=1", "text:a=2")},
             "'text:a=2' names a member that is there",
         ),
+        (
+            {"source": "mixture", "mixture": ("jsonl:a=1", "jsonl:a@text=2", "jsonl:a@body=2")},
+            "'jsonl:a@text=2' names a member that is there",
+        ),
     ],
 )
 def test_knobs_that_contradict_each_other(data, fragment):

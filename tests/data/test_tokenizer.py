@@ -126,7 +126,15 @@ def test_char_refuses_other_characters_by_name_and_place():
 def test_training_needs_text_and_room_for_its_characters():
     assert "could not train a vocabulary of 400" in refusal(tokenizers.train, "bpe", 400, ["\n\n"])
     wide = ["".join(map(chr, range(0x4E00, 0x4F00)))] * 3
-    assert "Vocabulary size is smaller than required_chars" in refusal(tokenizers.train, "bpe", 300, wide)
+    told = refusal(tokenizers.train, "bpe", 300, wide)
+    least = int(told.split("are ")[1].split()[0])
+    assert "a vocabulary of 300 is too small" in told and tokenizers.train("bpe", least, wide).vocab_size == least
+
+
+def test_lines_of_any_length_are_learned_from():
+    """One line of 1.2 MB; SentencePiece leaves out what is longer than it is told to take."""
+    line = "many words without an end of line "
+    assert len(tokenizers.train("bpe", 330, ["short\n", line * 35_000]).encode(line)) < len(line) / 3
 
 
 def test_a_vocabulary_larger_than_the_text_allows_is_smaller_instead():
