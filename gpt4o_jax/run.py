@@ -289,6 +289,6 @@ def corpus(run: Run, prepare: Callable = corpora.prepare) -> Corpus:
     if found.name != stored:
         raise data_error(
             f"{run.workdir}: the hold-out cannot be rebuilt here: {run.config.data.source} gives corpus {found.name},"
-            f" the run was trained on {stored} (another Python version, or another file); use --text=FILE"
+            f" the run was trained on {stored} (another file, or another version of Python or gpt4o_jax); use --text=FILE"
         )
     return found
