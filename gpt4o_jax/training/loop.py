@@ -217,7 +217,7 @@ def train(
 def _newest(store: Store, workdir: epath.Path) -> int | None:
     """The step to go on from, after tidying up what a killed process left; None: a fresh run."""
     store.clean()
-    had_checkpoints = bool(store.steps())
+    had_checkpoints = bool(store.steps()) or store.has_corrupt()  # set aside by this command, or when it was given before
     start = store.newest_intact(say)
     if start is None and had_checkpoints:
         raise RunError(f"{workdir}: no checkpoint of this run is intact; remove the folder to start again", ExitCode.DATA)
