@@ -29,6 +29,7 @@ from gpt4o_jax.errors import ExitCode, RunError, data_error
 from gpt4o_jax.model import gpt, lora
 from gpt4o_jax.model.attention import implementation
 from gpt4o_jax.ops.compute import Compute, resolve_dtype
+from gpt4o_jax.paths import of_user
 
 
 @dataclasses.dataclass
@@ -50,7 +51,7 @@ def open_run(workdir, step: int | None = None) -> Run:
     Averaged weights where the run keeps them; adapters are merged into the weights that they belong to. Raises RunError where
     the folder is missing, foreign, damaged, without a checkpoint, or does not fit together.
     """
-    workdir = epath.Path(workdir).expanduser()
+    workdir = of_user(workdir)
     config = read_config(workdir)
     tokenizer = tokenizers.load(workdir)
     if tokenizer.vocab_size > config.model.vocab_size:
@@ -241,7 +242,7 @@ def _check_same(stored: RunConfig, config: RunConfig, workdir) -> None:
 
 def read_config(workdir: epath.Path) -> RunConfig:
     """config.json of a run folder. Raises RunError where there is none or it is damaged."""
-    workdir = epath.Path(workdir).expanduser()
+    workdir = of_user(workdir)
     path = workdir / "config.json"
     if not workdir.exists():
         raise data_error(f"{workdir}: no such folder; expected that of a run, as `train` and `convert import` write it")

@@ -38,12 +38,11 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
 
 def _run(config, workdir: str, profile: tuple[int, int] | None, peers) -> dict | None:
     """Trains; the report where this process leads."""
-    from etils import epath
-
     from gpt4o_jax import origin, parallel, report, run
     from gpt4o_jax.console import say
     from gpt4o_jax.data import conversations
     from gpt4o_jax.evaluation import generation, perplexity
+    from gpt4o_jax.paths import of_user
     from gpt4o_jax.sampling.logits import Sampling
     from gpt4o_jax.sampling.text import complete
     from gpt4o_jax.training.guards import StopSignal
@@ -53,7 +52,7 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers) -> dict |
 
     if config.log.wandb:
         parallel.share("Weights & Biases", lambda: check_wandb(config))  # told before anything is written or compiled
-    workdir = epath.Path(workdir).expanduser()
+    workdir = of_user(workdir)
     mesh = parallel.make_mesh(config.mesh)
     asked = generation.tasks(config.eval.tasks, config.data, config.eval.task_items, choosing=True)
     best, known = config.checkpoint.best, (*_scores(config), *generation.numbers(asked))
