@@ -1,5 +1,7 @@
 """Paths of this machine, and of object stores: gs://BUCKET/PATH."""
 
+import contextlib
+import fcntl
 import os
 from pathlib import Path
 
@@ -41,3 +43,34 @@ def local(name: str, path: str) -> Path:
 def without_package(path, e: ImportError) -> RunError:
     hint = "pip install gcsfs" if os.fspath(path).startswith("gs://") else "install it with pip"
     return RunError(f"{path}: this kind of storage needs another package ({e}): {hint}")
+
+
+class Hold(contextlib.AbstractContextManager):
+    """The right to write in a folder, of one process at a time. It ends with the process, however that ends.
+
+    The folder itself is locked: no file is left behind. Object stores have no locks, nor have folders on some file systems, as
+    on NFS, where that of a machine that was lost would keep its successor waiting; nothing is held there.
+    """
+
+    def __init__(self):
+        self._fd: int | None = None
+
+    def __exit__(self, *_) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+
+    def take(self, folder: epath.Path) -> None:
+        """Does nothing where it is taken already. Raises RunError where another process has it."""
+        if self._fd is not None or not is_local(folder):
+            return
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            os.close(fd)
+            if isinstance(e, BlockingIOError):
+                raise RunError(
+                    f"--workdir={folder}: in use by another training; wait for its end, or give a new folder"
+                ) from None
+        else:
+            self._fd = fd
