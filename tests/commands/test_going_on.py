@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 from etils import epath
 
@@ -106,3 +107,15 @@ def test_what_may_change_is_what_config_json_says_afterwards(train_args, copy, t
         after[section][name] = before[section][name]
     assert command("evaluate", f"--workdir={copy}")[0]["text"] == "holdout"
     assert after == before and not (copy / "config.json.tmp").exists()
+
+
+def test_a_profile_is_of_steps_that_are_still_to_come(train_args, copy, command, capsys, monkeypatch):
+    traced = []
+    monkeypatch.setattr(jax.profiler, "start_trace", traced.append)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: None)
+    shutil.rmtree(copy / "checkpoints" / "20")
+    refused_at = "gpt4o_jax: train: --profile=2:10: the run goes on from step 10; end after it"
+    assert main(train_args(copy, "--profile=2:10")) == USAGE and not traced
+    assert capsys.readouterr().err.splitlines()[-1] == refused_at
+    _, told = command(*train_args(copy, "--profile=2:15"))
+    assert f"profile of steps 11 to 20 in {copy / 'profile'}" in told and len(traced) == 1
