@@ -46,6 +46,7 @@ FLAGS = [
     ("--prompt needs a value", "generate", "--workdir=x", "--prompt"),
     ("--prompt needs a value", "generate", "--prompt", "--workdir=x"),
     ("--seed is given twice", "generate", "--workdir=x", "--seed=1", "--seed=2"),
+    ("--config.seed is given twice", "train", "--config=x", "--workdir=x", "--config.seed=1", "--config.seed", "2"),
     ("--seed=one: expected an integer", "generate", "--workdir=x", "--seed=one"),
     ("--seed=-1: expected an integer from 0 to 2147483647", "generate", "--workdir=x", "--seed=-1"),
     ("--temperature=nan: expected a number from 0.0 to 100.0", "generate", "--workdir=x", "--temperature=nan"),
