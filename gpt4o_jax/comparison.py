@@ -12,7 +12,7 @@ from etils import epath
 from gpt4o_jax.config import RunConfig, flatten, to_dict
 from gpt4o_jax.errors import data_error
 from gpt4o_jax.model import flops
-from gpt4o_jax.paths import absolute, is_local
+from gpt4o_jax.paths import absolute, is_local, of_user
 from gpt4o_jax.run import read_config
 from gpt4o_jax.training.best import STOPPED
 from gpt4o_jax.training.metrics import read_metrics
@@ -77,7 +77,7 @@ def find(folders: Sequence[str]) -> list[Summary]:
     """Every run in or below `folders`. Raises RunError (exit code 3) for a folder without one."""
     found: dict[str, Summary] = {}
     for folder in folders:
-        top = epath.Path(folder).expanduser()
+        top = of_user(folder)
         if not top.is_dir():
             raise data_error(f"{folder}: no such folder; expected one with runs in or below it")
         waiting, here, seen = [top], {}, set()

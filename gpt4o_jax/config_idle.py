@@ -22,8 +22,6 @@ _CHOICES = {
     "optimizer.eps": ("optimizer.name", ("adamw", "muon", "schedule_free")),
     "optimizer.decay_fraction": ("optimizer.schedule", ("wsd",)),
     "optimizer.end_lr_fraction": ("optimizer.schedule", ("cosine", "wsd")),
-    "data.shingle_bytes": ("objective.method", ("next_token",)),
-    "data.shingle_share": ("objective.method", ("next_token",)),
     "data.prefetch": ("objective.method", ("next_token", "dpo")),
     "data.workers": ("objective.method", ("next_token", "dpo")),
     "eval.max_tokens": ("objective.method", ("next_token", "dpo")),
@@ -32,6 +30,15 @@ _CHOICES = {
     "objective.clip": ("objective.method", ("grpo",)),
     "objective.answer_tokens": ("objective.method", ("grpo",)),
     "objective.held_out": ("objective.method", ("dpo", "grpo")),
+}
+
+# Knobs of ordinary training alone: preferences and rewards compare and cache no text, and take the tokenizer of init.from.
+_NEXT_TOKEN = ("data.shingle_bytes", "data.shingle_share", "data.cache_dir", "tokenizer.kind", "tokenizer.vocab_size")
+
+# Knob: what others must be, all of them, for it to have no effect, and what would give it one.
+_TOGETHER = {
+    "optimizer.end_lr_fraction": ({"optimizer.schedule": "wsd", "optimizer.decay_fraction": 0.0}, "optimizer.decay_fraction=0.2"),
+    "checkpoint.keep_every": ({"checkpoint.every": 0, "checkpoint.best": ""}, "checkpoint.every=500"),
 }
 
 # Knob: the switch that must be on (neither 0, nor false, nor empty), and a value of it.
@@ -70,6 +77,8 @@ _INSTEAD = {
     "data.holdout_fraction": "data.holdout_path",
     "tokenizer.kind": "tokenizer.path",
     "tokenizer.vocab_size": "tokenizer.path",
+    "model.init_std": "init.from",
+    "train.router_bias_rate": "lora.rank",
 }
 
 # Off by this value: said of what is not there, it is true.
@@ -87,6 +96,12 @@ def refuse_idle(given: Iterable[str], value, default) -> None:
 
 def _idle(name: str, value) -> str:
     """Why a knob has no effect, and what would give it one; empty: it has."""
+    if name in _NEXT_TOKEN and value("objective.method") != "next_token":
+        return f"with objective.method={value('objective.method')}; set objective.method=next_token"
+    others, such_as = _TOGETHER.get(name, ({}, ""))
+    if others and all(value(other) == idle for other, idle in others.items()):
+        told = " and ".join(f"{other}={_written(idle)}" for other, idle in others.items())
+        return f"with {told}; set {such_as}"
     if name in _CHOICES:
         by, choices = _CHOICES[name]
         if value(by) not in choices:
@@ -103,7 +118,8 @@ def _idle(name: str, value) -> str:
         if not set(found) & set(_SOURCES[name]):
             return f"with data.source={value('data.source')}; it is read for data.source={' or '.join(_SOURCES[name])}: set that"
     if name in _INSTEAD and value(_INSTEAD[name]):
-        return f"with {_INSTEAD[name]}={_written(value(_INSTEAD[name]))}; set {_INSTEAD[name]}=''"
+        instead, given = _INSTEAD[name], value(_INSTEAD[name])
+        return f"with {instead}={_written(given)}; set {instead}={_written(type(given)())}"
     return ""
 
 

@@ -29,6 +29,7 @@ from gpt4o_jax.errors import ExitCode, RunError, data_error
 from gpt4o_jax.model import gpt, lora
 from gpt4o_jax.model.attention import implementation
 from gpt4o_jax.ops.compute import Compute, resolve_dtype
+from gpt4o_jax.paths import of_user
 
 
 @dataclasses.dataclass
@@ -50,7 +51,7 @@ def open_run(workdir, step: int | None = None) -> Run:
     Averaged weights where the run keeps them; adapters are merged into the weights that they belong to. Raises RunError where
     the folder is missing, foreign, damaged, without a checkpoint, or does not fit together.
     """
-    workdir = epath.Path(workdir).expanduser()
+    workdir = of_user(workdir)
     config = read_config(workdir)
     tokenizer = tokenizers.load(workdir)
     if tokenizer.vocab_size > config.model.vocab_size:
@@ -110,13 +111,17 @@ def _weights(store: Store, step: int) -> str:
 
 
 def open_folder(
-    workdir: epath.Path, config: RunConfig, mesh: jax.sharding.Mesh, prepare: Callable = corpora.prepare
+    workdir: epath.Path,
+    config: RunConfig,
+    mesh: jax.sharding.Mesh,
+    prepare: Callable = corpora.prepare,
+    hold: Callable[[epath.Path], None] = lambda folder: None,
 ) -> tuple[RunConfig, Corpus]:
     """Makes a run folder, or opens one to go on in it. Returns the config with nothing left open, and the corpus.
 
-    prepare(config, tokenizer or None): makes what it is trained on.
-    Raises RunError where the folder holds something else or a run of another config or text, and,
-    before anything is written, where config, text, tokenizer and mesh do not fit together.
+    prepare(config, tokenizer or None): makes what it is trained on. hold(folder): keeps out others, for the process that writes.
+    Raises RunError where the folder holds something else or a run of another config or text, or is in use, and, before anything
+    is written, where config, text, tokenizer and mesh do not fit together.
     """
     platform = mesh.devices.flat[0].platform
     if workdir.exists() and not workdir.is_dir():
@@ -125,12 +130,16 @@ def open_folder(
     if not resumed and workdir.exists() and any(workdir.iterdir()):
         raise RunError(f"--workdir={workdir}: not empty and no run folder (no config.json); give a new or empty folder")
     if resumed:
+        if parallel.is_leader():
+            hold(workdir)
         stored, tokenizer = read_config(workdir), tokenizers.load(workdir)
         config = _resolved(config, tokenizer, platform, stored)
         _check_same(stored, config, workdir)
         corpus = prepare(config, tokenizer)
         _check_fit(config, corpus, mesh)
         _check_corpus(workdir, corpus)
+        if config != stored and parallel.is_leader():  # other commands find the text, say, where it is now
+            write_config(workdir, config)
         return config, corpus
     origin_tokenizer = None
     if config.init.from_:
@@ -152,6 +161,8 @@ def open_folder(
                 lora.chosen(config.lora, gpt.logical_axes(model))  # raises where a pattern matches nothing
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        if parallel.is_leader():
+            hold(workdir)
         corpus.tokenizer.save_in(workdir)
         write_config(workdir, config)  # last: it makes the folder a run folder
     except OSError as e:
@@ -210,7 +221,8 @@ def _check_corpus(workdir: epath.Path, corpus: Corpus) -> None:
         return
 
 
-# What may differ between two commands that go on with one run: how it is watched, kept and fed, not what it computes.
+# What may differ between two commands that go on with one run: how it is watched, kept and fed, not what it computes. Of these
+# config.json says what the last of them did.
 # Another text or share under data.path or data.mixture is another corpus, and told as that.
 _FREE = (
     "log.", "eval.", "sample.", "checkpoint.", "mesh.",
@@ -241,7 +253,7 @@ def _check_same(stored: RunConfig, config: RunConfig, workdir) -> None:
 
 def read_config(workdir: epath.Path) -> RunConfig:
     """config.json of a run folder. Raises RunError where there is none or it is damaged."""
-    workdir = epath.Path(workdir).expanduser()
+    workdir = of_user(workdir)
     path = workdir / "config.json"
     if not workdir.exists():
         raise data_error(f"{workdir}: no such folder; expected that of a run, as `train` and `convert import` write it")

@@ -15,7 +15,7 @@ usage() {
 }
 case "${1:-}" in
   -h | --help) usage 0 ;;
-  '' | *[!0-9]* | 0) usage 2 >&2 ;;
+  '' | *[!0-9]* | 0*) usage 2 >&2 ;;
 esac
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

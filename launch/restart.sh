@@ -11,7 +11,11 @@ set -uo pipefail
 
 [[ $# -gt 0 ]] || { sed -n '2,/^set /{/^#/s/^#\{1,\} \{0,1\}//p;}' "${BASH_SOURCE[0]}" >&2; exit 2; }
 
-restarts=${RESTARTS:-20} backoff=${BACKOFF:-5} pause=${BACKOFF:-5} child='' ended='' heard=''
+# shellcheck source=launch/numbers.sh
+source "$(dirname "${BASH_SOURCE[0]}")/numbers.sh"
+whole_number RESTARTS 20
+whole_number BACKOFF 5
+restarts=$RESTARTS pause=$BACKOFF child='' ended='' heard=''
 # SIGTERM for SIGINT too: what a script starts in the background ignores SIGINT until it asks for it, as training does late.
 pass_on() {
   ended=1 heard=1
@@ -42,10 +46,10 @@ while :; do
   esac
   [[ -z "$ended" ]] || exit "$code"
   if ((restarts-- == 0)); then
-    echo "restart.sh: exit code $code, and no restart left (RESTARTS=${RESTARTS:-20})" >&2
+    echo "restart.sh: exit code $code, and no restart left (RESTARTS=$RESTARTS)" >&2
     exit "$code"
   fi
-  ((SECONDS - begun < 600)) || pause=$backoff
+  ((SECONDS - begun < 600)) || pause=$BACKOFF
   echo "restart.sh: exit code $code, again in $pause s" >&2
   last=$code
   attend sleep "$pause"

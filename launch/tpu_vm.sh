@@ -27,6 +27,11 @@ case " $*" in
   *) echo 'tpu_vm.sh: --workdir=gs://... is missing: the workers share no other storage' >&2 && exit 2 ;;
 esac
 
+# shellcheck source=launch/numbers.sh
+source "$(dirname "${BASH_SOURCE[0]}")/numbers.sh"
+whole_number RESTARTS 20
+whole_number BACKOFF 10
+
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 where=("$TPU" "--zone=$ZONE")
 if [[ -n "${PROJECT:-}" ]]; then where+=("--project=$PROJECT"); fi
@@ -71,8 +76,8 @@ attempt() {
 }
 lost() { [[ -n "$had" && "$(state)" != READY ]]; }
 
-pause=${BACKOFF:-10}
-for ((left = ${RESTARTS:-20}; ; left--)); do
+pause=$BACKOFF
+for ((left = RESTARTS; ; left--)); do
   code=0
   attempt || code=$? # which takes `set -e` from within it
   case $code in

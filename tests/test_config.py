@@ -312,6 +312,14 @@ def test_a_file_outside_the_project_can_take_an_argument_and_set_an_optional(tmp
     assert config_file.read(f"{file}:96", {"model.d_ff": "64"}).model.d_ff == 64
 
 
+def test_what_a_file_leaves_out_has_its_default(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'train': {'batch_size': 3}})\n"
+    )
+    assert config_file.read(str(file), {"seed": "2"}) == freeze({"train": {"batch_size": 3}, "seed": 2})
+
+
 START = "from gpt4o_jax.config import base_config\ndef get_config():\n    c = base_config()\n    "
 
 
@@ -325,6 +333,8 @@ START = "from gpt4o_jax.config import base_config\ndef get_config():\n    c = ba
         ("def get_config():\n    return 3\n", ":small", "takes no argument after the colon"),
         ("def get_config():\n    return 1 / 0\n", "", "ZeroDivisionError"),
         ("import nothing_of_this_name\n", "", "No module named"),
+        ("import sys\ndef get_config():\n    sys.exit('no such data')\n", "", "line 3: SystemExit: no such data"),
+        ("import sys\nsys.exit()\n", "", "line 2: SystemExit"),
         ("\x00", "", "null byte"),
         (START + "c.model.d_modle = 3\n    return c\n", "", "line 4: Key \"d_modle\" does not exist"),
         (START + "c.model.d_modle = 3\n    return c\n", "", "since the config is locked. Did you mean \"d_model\" instead"),
@@ -344,7 +354,7 @@ def test_broken_config_files_are_refused(tmp_path, text, argument, fragment):
     ("spec", "overrides", "fragment"),
     [
         ("nowhere.py", {}, "no such file; configs of this project are in configs/"),
-        (str(ROOT / "configs"), {}, "no such file"),
+        (str(ROOT / "configs"), {}, "configs: a folder, expected a Python file"),
         (BASE, {"model.d_modle": "3"}, "--config.model.d_modle: no such key (did you mean model.d_model?)"),
         (BASE, {"model": "3"}, "--config.model: no such key"),
         (BASE, {"": "3"}, "no such key"),

@@ -20,6 +20,9 @@ def refusal(overrides: dict[str, str], file=BASE) -> str:
 
 GRPO = "objective.method=grpo init.from=x data.source=world data.path=numbers"
 DPO = "objective.method=dpo"
+ADAPTED = "model.n_experts=4 model.router_bias=true lora.rank=4 init.from=x"
+FLAT = "optimizer.schedule=wsd optimizer.decay_fraction=0"
+PAIRS = "objective.method=dpo init.from=x data.source=conversations data.path=x"
 
 # Given without what makes it count; with it (None: by itself).
 IDLE = [
@@ -68,6 +71,14 @@ IDLE = [
     (f"eval.max_tokens=90 {GRPO}", "does nothing with objective.method=grpo; set objective.method=next_token or dpo", DPO),
     (f"data.workers=2 {GRPO}", "set objective.method=next_token or dpo", DPO),
     (f"data.prefetch=4 {GRPO}", "set objective.method=next_token or dpo", DPO),
+    (f"data.cache_dir=x {GRPO}", "does nothing with objective.method=grpo; set objective.method=next_token", None),
+    (f"tokenizer.kind=byte {PAIRS}", "does nothing with objective.method=dpo", "objective.method=next_token"),
+    (f"tokenizer.vocab_size=512 {GRPO}", "does nothing with objective.method=grpo", "objective.method=next_token"),
+    (f"train.router_bias_rate=0.1 {ADAPTED}", "does nothing with lora.rank=4; set lora.rank=0", "lora.rank=0"),
+    ("model.init_std=0.01 init.from=x", "does nothing with init.from=x; set init.from=''", "init.from="),
+    ("checkpoint.keep_every=100 checkpoint.every=0", "checkpoint.every=0 and checkpoint.best=''; set", "checkpoint.every=100"),
+    ("checkpoint.keep_every=100 checkpoint.every=0", "checkpoint.every=500", "checkpoint.best=loss"),
+    (f"optimizer.end_lr_fraction=0 {FLAT}", "schedule=wsd and optimizer.decay_fraction=0.0; set", "optimizer.decay_fraction=0.3"),
 ]  # fmt: skip
 
 

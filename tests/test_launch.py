@@ -56,6 +56,31 @@ def test_restart_gives_up_after_so_many(tmp_path):
     assert len((tmp_path / "count").read_text().split()) == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("RESTARTS", "two"), ("BACKOFF", "0.5"), ("BACKOFF", "-1"), ("RESTARTS", "x[$(touch here)]")]
+)
+@pytest.mark.parametrize("script", ["restart.sh", "tpu_vm.sh", "slurm.sbatch"])
+def test_numbers_of_restarts_are_checked_before_anything_is_run(tmp_path, script, name, value):
+    if (script, name) == ("slurm.sbatch", "BACKOFF"):
+        pytest.skip("it has a pause of its own")
+    program = tmp_path / "program"
+    program.write_text(f'#!/bin/sh\ntouch "{tmp_path}/ran"\nexit 75\n')
+    program.chmod(0o755)
+    for called in ("gcloud", "srun"):
+        (tmp_path / called).symlink_to(program)
+    args = (str(program),) if script == "restart.sh" else ("--workdir=gs://b/r",)
+    job = {"TPU": "pod", "ZONE": "z", "TYPE": "v5p-16", "SLURM_SUBMIT_DIR": str(LAUNCH.parent), "SLURM_JOB_ID": "1"}
+    done = bash(script, *args, PATH=f"{tmp_path}:{os.environ['PATH']}", **job, **{name: value})
+    assert (done.returncode, done.stderr) == (2, f"{script}: {name}={value}: expected a whole number\n")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_numbers_of_restarts_with_zeros_in_front_are_no_octal_ones(tmp_path):
+    done = bash("restart.sh", "bash", "-c", f'echo x >> "{tmp_path / "count"}"; exit 76', BACKOFF="00", RESTARTS="08")
+    assert done.returncode == 76 and "(RESTARTS=8)" in done.stderr
+    assert len((tmp_path / "count").read_text().split()) == 9
+
+
 def test_restart_passes_a_signal_on_and_then_ends(tmp_path):
     script = f'trap "sleep 0.2; exit 75" TERM; echo x >> "{tmp_path / "count"}"; while :; do sleep 0.05; done'
     process = subprocess.Popen(["bash", str(LAUNCH / "restart.sh"), "bash", "-c", script], env={**os.environ, "BACKOFF": "0"})
@@ -204,10 +229,10 @@ def test_local_tells_of_gpus_that_cannot_be_shared(alone, pretended, tmp_path):
     assert (done.returncode, done.stderr) == (2, told)
 
 
-@pytest.mark.parametrize("args", [(), ("x",), ("0",)])
+@pytest.mark.parametrize("args", [(), ("x",), ("0",), ("08",)])
 def test_local_wants_a_number(args):
     done = bash("local.sh", *args)
-    assert done.returncode == 2 and "launch/local.sh N TRAIN_FLAGS" in done.stderr
+    assert done.returncode == 2 and "launch/local.sh N TRAIN_FLAGS" in done.stderr and "too great for base" not in done.stderr
 
 
 TPU_VM = "gcloud compute tpus tpu-vm"

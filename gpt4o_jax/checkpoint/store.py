@@ -16,6 +16,7 @@ from gpt4o_jax.checkpoint import manifest
 from gpt4o_jax.errors import ExitCode, RunError, data_error
 from gpt4o_jax.paths import absolute
 
+_CORRUPT = ".corrupt"  # behind the step of a checkpoint that was found damaged
 _SAVE_SECONDS = 1800  # within which all processes of a job must have written a checkpoint
 
 
@@ -72,12 +73,16 @@ class Store:
                 manifest.verify(self.path(step))
                 return step
             except RunError as e:
-                aside = self.folder / f"{step}.corrupt"
+                aside = self.folder / f"{step}{_CORRUPT}"
                 if aside.exists():
                     aside.rmtree()
                 self.path(step).rename(aside)
                 say(f"{e}; moved to {aside.name}, trying the checkpoint before it")
         return None
+
+    def has_corrupt(self) -> bool:
+        """Whether `newest_intact` has set a checkpoint aside, now or in an earlier process."""
+        return self.folder.is_dir() and any(p.name.endswith(_CORRUPT) for p in self.folder.iterdir())
 
     def meta(self, step: int) -> dict:
         return manifest.read(self.path(step))

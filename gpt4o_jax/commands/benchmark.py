@@ -30,11 +30,12 @@ def main(flags: dict, overrides: dict[str, str], action: str) -> dict:
     import dataclasses
 
     from gpt4o_jax import parallel
+    from gpt4o_jax.data.corpus import expected_vocab_size
     from gpt4o_jax.ops.compute import resolve_dtype
 
     mesh = parallel.make_mesh(config.mesh)
     dtype = resolve_dtype(config.model.compute_dtype, mesh.devices.flat[0].platform)
-    size = config.model.vocab_size or config.tokenizer.vocab_size
+    size = expected_vocab_size(config)
     model = dataclasses.replace(config.model, compute_dtype=dtype, vocab_size=size)
     config = dataclasses.replace(config, model=model)
     return _train(config, mesh, flags) if action == "train" else _generate(config, mesh, flags)

@@ -27,7 +27,7 @@ def read(spec: str, overrides: dict[str, str]) -> RunConfig:
             raise RunError(f"--config.{name}: no such key{did_you_mean(name, known)}")
         given[name] = config_lib.parse_value(name, text)
     values |= given
-    if values["init.model"] and values["init.from"]:
+    if values.get("init.model") and values.get("init.from"):
         values |= _model_of(values["init.from"]) | given
     config = config_lib.freeze(values)
     found = config_lib.flatten(config_lib.to_dict(config))
@@ -61,6 +61,8 @@ def _get_config(path: Path, argument: str) -> dict:
 
 def load(flag: str, path: Path) -> types.ModuleType:
     """The file at `path`, executed. `flag` is the one that named it."""
+    if path.is_dir():
+        raise RunError(f"{flag}={path}: a folder, expected a Python file with get_config()")
     if not path.is_file():
         raise RunError(f"{flag}={path}: no such file; configs of this project are in configs/, for example configs/quickstart.py")
     module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
@@ -80,16 +82,16 @@ def told_in_one_line(flag: str, path: Path):
         raise
     except SyntaxError as e:
         raise RunError(f"{flag}={path}: line {e.lineno}: {e.msg}") from e
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == str(path)]
         where = f"line {lines[-1]}: " if lines else ""
         raise RunError(f"{flag}={path}: {where}{_reason(e)}") from e
 
 
-def _reason(e: Exception) -> str:
+def _reason(e: BaseException) -> str:
     """Its message, without the list of every knob that ml_collections puts into that of an unknown key."""
     text = e
-    while isinstance(text, Exception) and text.args:  # ml_collections raises AttributeError(KeyError(text))
+    while isinstance(text, BaseException) and text.args:  # ml_collections raises AttributeError(KeyError(text))
         text = text.args[0]
     first, *rest = str(text).splitlines() or [""]
     name = "" if isinstance(e, AttributeError) else f"{type(e).__name__}: "

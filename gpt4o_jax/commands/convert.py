@@ -31,18 +31,18 @@ def main(flags: dict, overrides: dict[str, str], action: str) -> dict:
     if name and flags[name] not in known:
         raise RunError(f"convert {action}: --{name}={flags[name]}: expected {' or '.join(known)}")
 
-    from pathlib import Path
-
     import jax
 
     from gpt4o_jax.interop import huggingface, merge
+    from gpt4o_jax.paths import local
     from gpt4o_jax.run import open_run
 
     if action == "import":
-        source, workdir = Path(flags["from"]).expanduser(), Path(flags["workdir"]).expanduser()
+        source, workdir = local("--from", flags["from"]), local("--workdir", flags["workdir"])
         made = huggingface.import_folder(source, workdir, flags["compute_dtype"])
         return {"from": flags["from"], "workdir": flags["workdir"], **made}
-    run, target = open_run(flags["workdir"], flags["step"]), Path(flags["to"]).expanduser()
+    target = local("--to", flags["to"])
+    run = open_run(flags["workdir"], flags["step"])
     with jax.set_mesh(run.mesh):
         if action == "merge":
             return {"workdir": flags["workdir"], "step": run.step, "to": flags["to"], **merge.merge_folder(run, target)}

@@ -58,12 +58,13 @@ def parse(command: str, flags: Sequence[Flag], argv: Sequence[str], takes_config
                 text = args.pop(0)
             else:
                 raise RunError(f"{command}: --{name} needs a value: --{name}=...")
-        if is_override:
+        if is_override and name not in seen:
             overrides[name.removeprefix("config.")] = text
+            seen.add(name)
             continue
-        flag = known[name]
-        if name in seen and flag.kind is not list:
+        if name in seen and (is_override or known[name].kind is not list):
             raise RunError(f"{command}: --{name} is given twice")
+        flag = known[name]
         seen.add(name)
         if flag.kind is list:
             values[name].append(text)

@@ -14,6 +14,13 @@ FLAGS = (
     Flag("show", str, "", "sharding: every parameter's shape, axes and bytes a device, and no compiling"),
 )
 
+# Of an objective: what it has beside a training step (finetuning/).
+_BESIDE = {
+    "dpo": "before the first step the weights of init.from score all pairs, once",
+    "grpo": "the keys and values of the answers that are sampled come on top, and, where beta is not 0 and there are no adapters,"
+    " a frozen copy of the weights, of as many bytes as parameters",
+}
+
 
 def main(flags: dict, overrides: dict[str, str]) -> dict:
     import os
@@ -43,13 +50,14 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
 
     from gpt4o_jax.config_rules import validate_sizes
     from gpt4o_jax.console import say
+    from gpt4o_jax.data.corpus import expected_vocab_size
     from gpt4o_jax.model import flops
     from gpt4o_jax.parallel.mesh import axis_between, make_mesh
     from gpt4o_jax.training import plan, topology
 
     family, chips = topology.parse_topology(flags["topology"])
     chip, slices = topology.CHIPS[family], flags["slices"]
-    size = config.model.vocab_size or config.tokenizer.vocab_size
+    size = expected_vocab_size(config)
     dtype = "bfloat16" if config.model.compute_dtype == "auto" else config.model.compute_dtype
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size, compute_dtype=dtype))
     everything = chips * chip.devices * slices
@@ -73,6 +81,9 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
         "parameters": flops.parameter_count(config.model),
         "flops_per_token": flops.train_flops_per_token(config.model, config.lora.rank > 0),
     }
+    if config.objective.method != "next_token":
+        facts["planned_as"] = "next_token"
+        say(f"planned as ordinary training on rows of as many tokens: {_BESIDE[config.objective.method]}")
     if flags["show"]:
         program = plan.build(config, mesh)
         with jax.set_mesh(mesh):

@@ -6,11 +6,10 @@ FLAGS = (Flag("workdir", str, "", "run folder, or the folder of a sweep", requir
 
 
 def main(flags: dict, overrides: dict[str, str]) -> dict:
-    from etils import epath
-
     from gpt4o_jax import report, sweep_report
+    from gpt4o_jax.paths import of_user
 
-    workdir = epath.Path(flags["workdir"]).expanduser()
+    workdir = of_user(flags["workdir"])
     if (workdir / sweep_report.NOTE).exists():
         return sweep_report.write(workdir)
     return report.write(workdir)

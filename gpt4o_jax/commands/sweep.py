@@ -38,7 +38,9 @@ class Job:
 
 
 def main(flags: dict, overrides: dict[str, str]) -> dict | None:
-    workdir = Path(flags["workdir"]).expanduser()
+    from gpt4o_jax.paths import local
+
+    workdir = local("--workdir", flags["workdir"])
     jobs = plan(flags["sweep"], workdir, flags["seeds"], overrides)
     if flags["print"]:
         print("\n".join(shlex.join(job.command) for job in jobs))

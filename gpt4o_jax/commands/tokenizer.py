@@ -29,6 +29,7 @@ def main(flags: dict, overrides: dict[str, str], action: str) -> dict:
     from gpt4o_jax.data import sources
     from gpt4o_jax.data import tokenizer as tokenizers
     from gpt4o_jax.errors import ExitCode, RunError
+    from gpt4o_jax.paths import local
 
     if action == "train":
         if flags["kind"] not in ("bpe", "byte", "char"):
@@ -38,7 +39,7 @@ def main(flags: dict, overrides: dict[str, str], action: str) -> dict:
         documents = [sources.read_text(p) for p in sources.text_files(flags["text"])]
         tokenizer = tokenizers.train(flags["kind"], flags["vocab_size"] or 2048, documents)
         try:
-            tokenizer.save(Path(flags["out"]).expanduser())
+            tokenizer.save(local("--out", flags["out"]))
         except OSError as e:
             raise RunError(f"--out={flags['out']}: cannot write ({e.strerror or e})", ExitCode.STORAGE) from None
         tokens = sum(len(tokenizer.encode(d)) for d in documents)

@@ -30,20 +30,21 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
 
     from gpt4o_jax import parallel
     from gpt4o_jax.parallel import cluster
+    from gpt4o_jax.paths import Hold
 
     job = cluster.find(flags["coordinator"], flags["num_processes"], flags["process_id"], os.environ)
-    with parallel.joined(job, flags["start_timeout"], flags["peer_timeout"]) as peers:
-        return _run(config, flags["workdir"], profile, peers)
+    with parallel.joined(job, flags["start_timeout"], flags["peer_timeout"]) as peers, Hold() as hold:
+        return _run(config, flags["workdir"], profile, peers, hold)
 
 
-def _run(config, workdir: str, profile: tuple[int, int] | None, peers) -> dict | None:
+def _run(config, workdir: str, profile: tuple[int, int] | None, peers, hold) -> dict | None:
     """Trains; the report where this process leads."""
-    from etils import epath
-
     from gpt4o_jax import origin, parallel, report, run
     from gpt4o_jax.console import say
     from gpt4o_jax.data import conversations
+    from gpt4o_jax.data import corpus as corpora
     from gpt4o_jax.evaluation import generation, perplexity
+    from gpt4o_jax.paths import of_user
     from gpt4o_jax.sampling.logits import Sampling
     from gpt4o_jax.sampling.text import complete
     from gpt4o_jax.training.guards import StopSignal
@@ -53,15 +54,15 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers) -> dict |
 
     if config.log.wandb:
         parallel.share("Weights & Biases", lambda: check_wandb(config))  # told before anything is written or compiled
-    workdir = epath.Path(workdir).expanduser()
+    workdir = of_user(workdir)
     mesh = parallel.make_mesh(config.mesh)
     asked = generation.tasks(config.eval.tasks, config.data, config.eval.task_items, choosing=True)
     best, known = config.checkpoint.best, (*_scores(config), *generation.numbers(asked))
     if best and best not in known:
         raise RunError(f"config.checkpoint.best={best}: no such number{did_you_mean(best, known)}; there are {', '.join(known)}")
     method = _method(config)
-    prepare = (method.prepare,) if method else ()
-    config, corpus = parallel.leader_first("run folder", lambda: run.open_folder(workdir, config, mesh, *prepare))
+    prepare = method.prepare if method else corpora.prepare
+    config, corpus = parallel.leader_first("run folder", lambda: run.open_folder(workdir, config, mesh, prepare, hold.take))
     held_out = None if method else perplexity.holdouts(corpus)
     for line in () if method else corpus.too_long(config.model.context_length):
         say(line)

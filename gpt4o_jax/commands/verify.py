@@ -6,15 +6,14 @@ FLAGS = (Flag("workdir", str, "", "run folder", required=True),)
 
 
 def main(flags: dict, overrides: dict[str, str]) -> dict:
-    from etils import epath
-
     from gpt4o_jax.checkpoint import manifest
     from gpt4o_jax.checkpoint.store import Store
     from gpt4o_jax.console import say
     from gpt4o_jax.errors import data_error
+    from gpt4o_jax.paths import of_user
     from gpt4o_jax.run import read_config
 
-    workdir = epath.Path(flags["workdir"]).expanduser()
+    workdir = of_user(flags["workdir"])
     read_config(workdir)
     store = Store(workdir / "checkpoints")
     files = {}

@@ -15,7 +15,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from etils import epath
 
 from gpt4o_jax.config import DataConfig, RunConfig
 from gpt4o_jax.data import conversations, file_digests, lanes, mixture, prepared, python_docs, sources, token_cache
@@ -24,6 +23,7 @@ from gpt4o_jax.data.rows import ROWS, make_rows
 from gpt4o_jax.data.token_cache import TokenCache
 from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import ExitCode, RunError
+from gpt4o_jax.paths import of_user
 from gpt4o_jax.tasks.worlds import docstrings
 
 _TOKENIZER_BYTES = 200_000_000  # SentencePiece holds its text in memory, and more of it moves no piece that matters
@@ -168,10 +168,27 @@ def training_rows(config: RunConfig, corpus: Corpus):
     return make_rows(make, texts, shares, config.model.context_length, config.seed)
 
 
+def expected_vocab_size(config: RunConfig) -> int:
+    """model.vocab_size of a run of this config, as far as it is known without its text. Raises RunError where it is not."""
+    wanted = config.tokenizer
+    if config.model.vocab_size:
+        return config.model.vocab_size
+    if wanted.path:
+        return tokenizers.load(of_user(wanted.path)).vocab_size
+    if wanted.kind == "byte":
+        return tokenizers.byte_tokenizer().vocab_size
+    if wanted.kind == "char":
+        raise RunError(
+            "config.tokenizer.kind=char: how many characters there are the text would tell, which is not read here; give their"
+            " number and that of the 32 reserved ids, such as --config.model.vocab_size=96"
+        )
+    return wanted.vocab_size
+
+
 def _tokenizer(config: RunConfig, folder: Path, key: str, text: Callable[[], Iterable[str]]) -> Tokenizer:
     wanted = config.tokenizer
     if wanted.path:
-        return tokenizers.load(epath.Path(wanted.path))
+        return tokenizers.load(of_user(wanted.path))
     path = folder / f"{_digest(key, wanted.kind, str(wanted.vocab_size))}.model"
     if path.exists():
         return tokenizers.load(path)

@@ -15,6 +15,7 @@ from pathlib import Path
 from gpt4o_jax.config import DataConfig
 from gpt4o_jax.data import conversations, prepared, python_docs, records
 from gpt4o_jax.errors import RunError, data_error, did_you_mean
+from gpt4o_jax.paths import without_package
 from gpt4o_jax.tasks.worlds import WORLDS, World, docstrings
 
 
@@ -124,7 +125,7 @@ def _remote_files(pattern: str) -> list:
             return [root]
         files = sorted(p for p in (root.glob(wild) if wild else _below(root)) if p.is_file() and not p.name.startswith("."))
     except ImportError as e:
-        raise data_error(f"{pattern}: this kind of storage needs another package: {e}; for gs://: pip install gcsfs") from None
+        raise without_package(pattern, e) from None
     except NotImplementedError as e:  # for `**`
         raise data_error(f"{pattern}: cannot list ({e})") from None
     except OSError as e:

@@ -12,6 +12,7 @@ import numpy as np
 
 from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import ExitCode, RunError, data_error
+from gpt4o_jax.paths import local
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ def token_dtype(tokenizer: Tokenizer) -> type:
 def cache_root(configured: str) -> Path:
     """data.cache_dir, or gpt4o_jax/ in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
     if configured:
-        return Path(configured).expanduser()
+        return local("config.data.cache_dir", configured)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt4o_jax"
 
 

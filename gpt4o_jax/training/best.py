@@ -4,7 +4,7 @@ All of it follows from the records of metrics.jsonl up to a step, so that a run 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from gpt4o_jax.errors import RunError, did_you_mean
 
@@ -15,15 +15,21 @@ STOPPED = "stopped_early"  # stands in the record of the last evaluation of a ru
 class Best:
     """metric: name of a number of evaluations, "" for none; patience: evaluations without a better one, 0 for no end."""
 
-    def __init__(self, metric: str, patience: int, records: Iterable[dict] = ()):
-        """records: of a run up to the step where it goes on."""
+    def __init__(self, metric: str, patience: int, records: Iterable[dict] = (), steps: Container[int] | None = None):
+        """records: of a run up to the step where it goes on. steps: of the checkpoints that it has; None: of all of them.
+
+        Only what has a checkpoint can be the best: where `metric` is asked for late, better ones were not kept.
+        """
         self.metric, self._patience = metric, patience
         self.step: int | None = None
         self.value: float | None = None
         self._since, self.stopped = 0, False
         for r in records:
             if r["kind"] == "eval" and metric in r:
-                self.take(r["step"], r)
+                if steps is None or r["step"] in steps:
+                    self.take(r["step"], r)
+                elif self.step is not None:
+                    self._since += 1
                 self.stopped |= STOPPED in r
 
     def take(self, step: int, values: dict) -> bool:

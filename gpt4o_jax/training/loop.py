@@ -92,9 +92,11 @@ def train(
         if config.lora.rank:
             state = state.replace(base=initial_params(model))
         start = start or 0
+        if profile and profile[1] <= start:
+            raise RunError(f"train: --profile={profile[0]}:{profile[1]}: the run goes on from step {start}; end after it")
         peers.at("the records of metrics", times=10)
-        before = parallel.share("records", lambda: [r for r in read_metrics(workdir) if r["step"] <= start])
-        best = Best(config.checkpoint.best, config.train.patience, before)
+        recorded = lambda: ([r for r in read_metrics(workdir) if r["step"] <= start], store.steps())
+        best = Best(config.checkpoint.best, config.train.patience, *parallel.share("records", recorded))
     if start == last_step or best.stopped:
         why = f"no better {best.metric} after step {best.step}" if best.stopped else f"its last step, {last_step}"
         peers.at(None)
@@ -138,7 +140,7 @@ def train(
                     batch = jax.make_array_from_process_local_data(program.batch_sharding, batch, (K, B, T))
                 if profile and leads and not tracing and step > profile[0]:
                     jax.profiler.start_trace(str(workdir / "profile"))
-                    tracing = True
+                    tracing, traced_from = True, step - K + 1
                 peers.at(f"step {step}")
                 with ledger.time("step"):
                     with jax.profiler.StepTraceAnnotation("train", step_num=step):
@@ -148,7 +150,7 @@ def train(
                 if tracing and step >= profile[1]:
                     jax.block_until_ready(state)
                     jax.profiler.stop_trace()
-                    say(f"profile of steps {profile[0]} to {step} in {workdir / 'profile'}")
+                    say(f"profile of steps {traced_from} to {step} in {workdir / 'profile'}")
                     tracing, profile = False, None
                 store.poll()
 
@@ -217,7 +219,7 @@ def train(
 def _newest(store: Store, workdir: epath.Path) -> int | None:
     """The step to go on from, after tidying up what a killed process left; None: a fresh run."""
     store.clean()
-    had_checkpoints = bool(store.steps())
+    had_checkpoints = bool(store.steps()) or store.has_corrupt()  # set aside by this command, or when it was given before
     start = store.newest_intact(say)
     if start is None and had_checkpoints:
         raise RunError(f"{workdir}: no checkpoint of this run is intact; remove the folder to start again", ExitCode.DATA)

@@ -236,7 +236,7 @@ def test_a_run_can_start_from_the_weights_of_another(run, train_args, tmp_path, 
 
 
 def test_benchmark_times_the_training_step(train_args, command):
-    flags = [a for a in train_args("unused") if a.startswith("--config")]
+    flags = [a for a in train_args("unused", "--config.model.vocab_size=96") if a.startswith("--config")]
     result, _ = command("benchmark", "train", "--dispatches=2", *flags)
     assert result["tokens_per_second"] > 0 and result["achieved_gflops"] > 0 and result["read_gigabytes_per_second"] > 0
     assert 0 < result["mfu"] < 1 and result["peak_bytes"] > 1e6 and math.isfinite(result["loss"])
@@ -244,7 +244,7 @@ def test_benchmark_times_the_training_step(train_args, command):
 
 
 def test_benchmark_times_generation(train_args, command):
-    flags = [a for a in train_args("unused") if a.startswith("--config")]
+    flags = [a for a in train_args("unused", "--config.model.vocab_size=96") if a.startswith("--config")]
     small = ("--prompt_tokens=3", "--new_tokens=4", "--repeats=1", "--weights=int4", "--kv_cache=int8")
     result, _ = command("benchmark", "generate", *small, *flags)
     assert result["tokens_per_second"] > 0 and result["prompt_tokens_per_second"] > 0 and result["weight_bytes"] > 0

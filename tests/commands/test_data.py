@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt4o_jax.checkpoint.store import Store
+from gpt4o_jax.config import freeze
 from gpt4o_jax.data import lanes
+from gpt4o_jax.data.corpus import expected_vocab_size
 from gpt4o_jax.errors import ExitCode
 
 
@@ -142,3 +144,14 @@ def test_text_that_is_tokenised_as_it_is_read_trains_goes_on_and_is_reported(com
     (source,) = report["sources"]
     assert source["documents"] == 120 == source["training_documents"] + source["holdout_documents"]
     assert report["tokens_per_epoch"] == source["training_tokens"] // 16 * 16
+
+
+def test_the_size_of_a_vocabulary_that_is_known_before_the_text_is_read(run, refused, train_args):
+    """What `plan` and `benchmark` take for models whose config leaves it open."""
+    size = lambda **knobs: expected_vocab_size(freeze(knobs))
+    own = json.loads((run / "config.json").read_text())["model"]["vocab_size"]
+    assert size(tokenizer={"vocab_size": 400}) == 400 and size(tokenizer={"kind": "byte"}) == 32 + 256
+    assert size(tokenizer={"path": str(run), "vocab_size": 400}) == size(tokenizer={"path": f"{run}/tokenizer.model"}) == own
+    assert size(tokenizer={"kind": "char"}, model={"vocab_size": 77}) == 77
+    flags = [a for a in train_args("unused") if a.startswith("--config")]
+    refused(ExitCode.USAGE, "such as --config.model.vocab_size=96", "benchmark", "train", *flags)

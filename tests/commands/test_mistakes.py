@@ -46,6 +46,7 @@ FLAGS = [
     ("--prompt needs a value", "generate", "--workdir=x", "--prompt"),
     ("--prompt needs a value", "generate", "--prompt", "--workdir=x"),
     ("--seed is given twice", "generate", "--workdir=x", "--seed=1", "--seed=2"),
+    ("--config.seed is given twice", "train", "--config=x", "--workdir=x", "--config.seed=1", "--config.seed", "2"),
     ("--seed=one: expected an integer", "generate", "--workdir=x", "--seed=one"),
     ("--seed=-1: expected an integer from 0 to 2147483647", "generate", "--workdir=x", "--seed=-1"),
     ("--temperature=nan: expected a number from 0.0 to 100.0", "generate", "--workdir=x", "--temperature=nan"),
@@ -356,3 +357,29 @@ def test_a_full_disk_is_one_line_even_where_no_file_is_named(refused, monkeypatc
 def test_debug_shows_the_traceback(run):
     with pytest.raises(entry.RunError, match="no checkpoint of step 15"):
         entry.main(["generate", f"--workdir={run}", "--step=15", "--debug"])
+
+
+def test_an_object_store_whose_package_is_missing(refused, no_compiling, train_args, monkeypatch):
+    from etils.epath import backend
+
+    def fs(self, path):
+        raise ImportError("Please install gcsfs")
+
+    monkeypatch.setattr(type(backend.fsspec_backend), "fs", fs)
+    told = "gs://bucket/run: this kind of storage needs another package (Please install gcsfs): pip install gcsfs"
+    refused(USAGE, told, *train_args("gs://bucket/run"))
+    for command in ("generate", "evaluate", "chat", "report", "verify"):
+        refused(USAGE, told, command, "--workdir=gs://bucket/run")
+    refused(USAGE, told, "runs", "gs://bucket/run")
+    refused(USAGE, told, *train_args("x", "--config.init.from=gs://bucket/run"))
+
+
+def test_object_stores_where_only_this_machine_will_do(refused, no_compiling, train_args, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = "gs://b/c: an object store; expected a path of this machine"
+    refused(USAGE, f"config.data.cache_dir={told}", *train_args("run", "--config.data.cache_dir=gs://b/c"))
+    refused(USAGE, f"--workdir={told}", "sweep", "--sweep=x.py", "--workdir=gs://b/c")
+    refused(USAGE, f"--workdir={told}", "convert", "import", "--from=x", "--workdir=gs://b/c")
+    refused(USAGE, f"--from={told}", "convert", "import", "--from=gs://b/c", "--workdir=x")
+    refused(USAGE, f"--to={told}", "convert", "merge", "--workdir=x", "--to=gs://b/c")
+    assert not any(tmp_path.iterdir())

@@ -57,12 +57,20 @@ def test_shardings_are_shown_parameter_by_parameter():
 
 def test_weights_that_adapters_stand_beside_are_shown_as_frozen():
     code, out, err = call("--topology=v5e:2x2", "--show=sharding", **{"lora.rank": 4, "init.from": "runs/base"})
-    assert code == 0, err
+    assert code == 0 and "planned as" not in err, err
     header, *table, last = out.splitlines()
+    assert "planned_as" not in json.loads(last)
     frozen = {row["parameter"]: row["frozen"] for row in json.loads(last)["sharding"]}
     assert frozen["layers/mlp/up"] and not frozen["layers/mlp/up/A"]
     assert header.split()[-5:] == ["mesh", "frozen", "bytes", "a", "device"]
     assert {line.split()[0]: line.split()[-2] == "yes" for line in table} == frozen
+
+
+def test_preferences_and_rewards_are_said_to_be_planned_as_ordinary_training():
+    grpo = {"objective.method": "grpo", "init.from": "runs/base", "data.source": "world", "data.path": "numbers"}
+    code, out, err = call("--topology=v5e:2x2", "--show=sharding", **grpo)
+    assert code == 0 and json.loads(out.splitlines()[-1])["planned_as"] == "next_token"
+    assert err.count("planned as ordinary training") == 1 and "a frozen copy of the weights" in err
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from gpt4o_jax.errors import ExitCode, RunError
 TEXTS = [f'document {i}: naïve ☃ "quoted"\n{"x" * (i % 7)}' for i in range(1000)]
 
 
-def refusal(call, *args) -> str:
+def refusal(call, *args, code=ExitCode.DATA) -> str:
     with pytest.raises(RunError) as e:
         call(*args)
-    assert e.value.code == ExitCode.DATA
+    assert e.value.code == code
     return str(e.value)
 
 
@@ -180,7 +180,8 @@ def test_a_bucket_without_the_package_for_it(monkeypatch):
         raise ImportError("Please install gcsfs")
 
     monkeypatch.setattr(type(backend.fsspec_backend), "fs", fs)
-    assert "needs another package: Please install gcsfs" in refusal(sources.load, config("jsonl", "gs://bucket/x"))
+    told = refusal(sources.load, config("jsonl", "gs://bucket/x"), code=ExitCode.USAGE)
+    assert told == "gs://bucket/x: this kind of storage needs another package (Please install gcsfs): pip install gcsfs"
 
 
 @pytest.mark.parametrize("source", WRITERS)
