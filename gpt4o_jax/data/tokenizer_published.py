@@ -72,7 +72,8 @@ def from_json(serialized: bytes, folder: Path) -> Tokenizer:
     begun = library.encode("a").ids  # with what the model expects in front of a text
     extra = _extra(folder, vocab, control, {}, lambda bos: begun[:1] == [bos])
     plain = lambda stored: _plain(open_(stored))
-    behind = json.loads(serialized.replace(b'"first"', b'"never"')) if b'"prepend_scheme"' in serialized else stored
+    # Behind a symbol nothing is the first of a text.
+    behind = stored | {part: _never_first(stored[part]) for part in ("pre_tokenizer", "normalizer") if part in stored}
     unknown = stored["model"].get("unk_id", vocab.get(stored["model"].get("unk_token")))
     pieces_of = _piece_reader(stored)
     pieces = [b""] * extra["vocab_size"]
@@ -80,6 +81,13 @@ def from_json(serialized: bytes, folder: Path) -> Tokenizer:
         if i < len(pieces):
             pieces[i] = text.encode() if i in added else pieces_of(text)
     return _published("json", pieces, {"tokenizer.json": serialized}, extra, vocab, unknown, plain(stored), plain(behind))
+
+
+def _never_first(part):
+    """A part of a tokenizer.json, with what it puts in front of the first piece of a text put in front of none."""
+    if isinstance(part, dict):
+        return {k: "never" if (k, x) == ("prepend_scheme", "first") else _never_first(x) for k, x in part.items()}
+    return [_never_first(x) for x in part] if isinstance(part, list) else part
 
 
 def _plain(library):

@@ -245,6 +245,27 @@ def test_texts_behind_a_symbol_are_cut_as_the_library_cuts_them(made, family, te
     assert [ours.names[symbol], *ours.encode(text, behind_symbol=True), ours.names[symbol]] == wanted
 
 
+@pytest.mark.parametrize("model", ["bpe", "unigram"])
+def test_a_piece_called_first_or_never_keeps_its_id_behind_a_symbol(tmp_path, model):
+    """These are the names of schemes too, by which a tokenizer.json says where a space is put in front."""
+    pieces = ["<unk>", "<s>", "</s>", "▁", *"firstnevo", "fi", "rs", "fir", "st", "first", "never"]
+    if model == "bpe":
+        merges = [("f", "i"), ("r", "s"), ("fi", "r"), ("s", "t"), ("fir", "st")]
+        t = library.Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, merges, unk_token="<unk>"))
+    else:
+        t = library.Tokenizer(models.Unigram([(p, -2.0 - (p == "never") - 4 * (len(p) == 1)) for p in pieces], unk_id=0))
+    t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="first", split=False)])
+    t.decoder = decoders.Metaspace(prepend_scheme="first")
+    t.add_special_tokens(special("<unk>", "<s>", "</s>"))
+    t.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    ours = tokenizers.load(tmp_path)
+    for text in ("first", "never", "over"):
+        for front in ("", "<s>"):
+            wanted = t.encode(front + text, add_special_tokens=False).ids[bool(front) :]
+            assert ours.encode(text, behind_symbol=bool(front)) == wanted, (text, front)
+
+
 # ---------------------------------------------------------------- which ids are what
 
 
