@@ -274,6 +274,13 @@ def test_every_path_may_begin_with_the_home_folder(train_args, text, tmp_path, c
 # ---------------------------------------------------------------- help
 
 
+def test_the_last_line_is_json_whatever_the_numbers(monkeypatch, command, tmp_path):
+    """Python writes NaN and Infinity, which no JSON reader but its own takes."""
+    nan, inf = float("nan"), float("inf")
+    monkeypatch.setattr("gpt4o_jax.commands.runs.main", lambda *_: {"a": nan, "b": [1.5, -inf], "c": {"d": (inf, "x", 3)}})
+    assert command("runs", tmp_path)[0] == {"a": None, "b": [1.5, None], "c": {"d": [None, "x", 3]}}
+
+
 def test_a_bare_call_lists_the_commands(capsys):
     assert main([]) == ExitCode.USAGE and main(["--help"]) == 0
     out = capsys.readouterr().out
