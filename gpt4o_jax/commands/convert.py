@@ -27,22 +27,30 @@ FLAGS = {
 
 def main(flags: dict, overrides: dict[str, str], action: str) -> dict:
     legal = {"import": ("compute_dtype", ("auto", "float32", "bfloat16")), "export": ("dtype", ("float32", "bfloat16"))}
-    name, known = legal.get(action, ("", ()))
-    if name and flags[name] not in known:
-        raise RunError(f"convert {action}: --{name}={flags[name]}: expected {' or '.join(known)}")
+    knob, known = legal.get(action, ("", ()))
+    if knob and flags[knob] not in known:
+        raise RunError(f"convert {action}: --{knob}={flags[knob]}: expected {' or '.join(known)}")
 
     from pathlib import Path
 
     import jax
 
+    from gpt4o_jax import paths
     from gpt4o_jax.interop import huggingface, merge
     from gpt4o_jax.run import open_run
 
+    to = "workdir" if action == "import" else "to"
+    if not paths.is_local(flags[to]):
+        raise RunError(
+            f"convert {action}: --{to}={flags[to]}: expected a folder of this machine, for its parts are renamed when whole;"
+            " copy it there afterwards"
+        )
+    target = Path(flags[to]).expanduser()
+    huggingface.check_free(target, f"--{to}")  # before a model is read
     if action == "import":
-        source, workdir = Path(flags["from"]).expanduser(), Path(flags["workdir"]).expanduser()
-        made = huggingface.import_folder(source, workdir, flags["compute_dtype"])
+        made = huggingface.import_folder(Path(flags["from"]).expanduser(), target, flags["compute_dtype"])
         return {"from": flags["from"], "workdir": flags["workdir"], **made}
-    run, target = open_run(flags["workdir"], flags["step"]), Path(flags["to"]).expanduser()
+    run = open_run(flags["workdir"], flags["step"])
     with jax.set_mesh(run.mesh):
         if action == "merge":
             return {"workdir": flags["workdir"], "step": run.step, "to": flags["to"], **merge.merge_folder(run, target)}
