@@ -203,8 +203,12 @@ def _extra(folder: Path, vocab: Mapping[str, int], control: dict[str, int], own:
     said, generation, model = (
         _read(folder / name) for name in ("tokenizer_config.json", "generation_config.json", "config.json")
     )
-    model = model | (model.get("text_config") or {})
-    for i, token in (said.get("added_tokens_decoder") or {}).items():
+    model = model | _told(folder / "config.json", model, "text_config", dict)
+    _told(folder / "config.json", model, "vocab_size", int)
+    path = folder / "tokenizer_config.json"
+    for i, token in _told(path, said, "added_tokens_decoder", dict).items():
+        if not (i.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)):
+            raise data_error(f"{path}: added_tokens_decoder: {i!r} is {token!r:.60}, expected an id and what it stands for")
         if token.get("special"):
             control = control | {token["content"]: int(i)}
     ids = {**vocab, **control}
@@ -212,8 +216,8 @@ def _extra(folder: Path, vocab: Mapping[str, int], control: dict[str, int], own:
     def named(role: str) -> list[int]:
         """Ids of a role, the most specific file first."""
         token = said.get(f"{role}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        found = [generation.get(f"{role}_token_id"), ids.get(token), model.get(f"{role}_token_id"), own.get(role)]
+        token = _told(path, token if isinstance(token, dict) else {"content": token}, "content", str, f"{role}_token")
+        found = [generation.get(f"{role}_token_id"), ids.get(token or None), model.get(f"{role}_token_id"), own.get(role)]
         flat = [i for f in found for i in (f if isinstance(f, list) else [f])]
         return [i for i in dict.fromkeys(flat) if isinstance(i, int) and 0 <= i <= max(ids.values())]
 
@@ -240,6 +244,16 @@ def _extra(folder: Path, vocab: Mapping[str, int], control: dict[str, int], own:
         "template": _template_name(_template_text(said, folder)),
         "vocab_size": _size(control, model, ids),
     }
+
+
+def _told(path: Path, stored: dict, key: str, kind: type, name: str = ""):
+    """What `stored`, of the file `path`, has under `key`; null and absent count as nothing of its kind. Raises RunError."""
+    value = stored.get(key)
+    if value is None or value == []:  # an empty list: what some programs write for no entries
+        return kind()
+    if not isinstance(value, kind):
+        raise data_error(f"{path}: {name or key} is {value!r:.60}, expected {kind.__name__}")
+    return value
 
 
 def _size(control: dict[str, int], model: dict, ids: Mapping[str, int]) -> int:
@@ -275,7 +289,10 @@ def _template_name(text: str) -> str:
 def _template_text(said: dict, folder: Path) -> str:
     path = folder / TEMPLATE_FILE
     if path.exists():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as e:
+            raise data_error(f"{path}: not UTF-8 (byte 0x{e.object[e.start]:02x} at offset {e.start})") from None
     template = said.get("chat_template") or ""
     return template if isinstance(template, str) else json.dumps(template, ensure_ascii=False)
 
