@@ -6,6 +6,7 @@ stdout ends with one JSON object; progress, logs and errors go to stderr.
 import errno
 import importlib
 import json
+import math
 import os
 import sys
 
@@ -64,8 +65,17 @@ def _dispatch(argv: list[str]) -> int:
     _prepare_jax()
     result = module.main(values, overrides, **arguments)
     if result is not None:  # None: what was printed is for a program to read, line by line
-        print(json.dumps(result), flush=True)
+        print(json.dumps(_finite(result), allow_nan=False), flush=True)
     return 0
+
+
+def _finite(value):
+    """`value`, with null for every number that is none: NaN and Infinity are no JSON, though Python writes them."""
+    if isinstance(value, dict):
+        return {k: _finite(x) for k, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _overview() -> str:

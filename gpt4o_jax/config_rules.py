@@ -285,6 +285,8 @@ def _validate_rope(m) -> None:
             f"config.model.rope_original_context=None: rope_scaling={m.rope_scaling} needs the context before stretching;"
             f" nearest: context_length / rope_factor = {max(1, round(m.context_length / m.rope_factor))}"
         )
+    if m.rope_scaling == "yarn" and m.rope_theta == 1:
+        raise RunError("config.model.rope_theta=1: all pairs turn alike, and rope_scaling=yarn tells them apart; expected more")
     low, high = m.rope_turns
     if not 0 < low < high:
         raise RunError(f"config.model.rope_low={low:g}, rope_high={high:g}: expected 0 < rope_low < rope_high, such as 1 and 4")

@@ -187,6 +187,7 @@ def test_any_text_is_a_value_or_one_clear_line(name, text):
         ({"model": {"rope_factor": 2.0}}, "rope_factor=2 does nothing with rope_scaling=none"),
         ({"model": {"rope_scaling": "linear", "rope_low": 1.0}}, "rope_low=1 does nothing with rope_scaling=linear"),
         ({"model": {"rope_scaling": "yarn", "rope_factor": 4.0}}, "nearest: context_length / rope_factor = 64"),
+        ({"model": {"rope_scaling": "yarn", "rope_original_context": 64, "rope_theta": 1.0}}, "rope_theta=1: all pairs turn"),
         ({"model": {"rope_scaling": "llama3", "rope_original_context": 64, "rope_low": 5.0}}, "rope_low=5, rope_high=4"),
         ({"model": {"rope_scaling": "ntk", "head_dim": 2}}, "rope_scaling=ntk needs two pairs, got 2 rotated"),
         ({"model": {"rope_scaling": "ntk", "positions": "none"}}, "rope_scaling=ntk needs positions=rope, got positions=none"),

@@ -82,8 +82,10 @@ def _generate(config, mesh, flags: dict) -> dict:
         model, params = for_generation(model, params, flags["weights"], flags["kv_cache"], flags["batch"])
         result = measure(model, params, *(flags[name] for name in ("batch", "prompt_tokens", "new_tokens", "repeats")))
     result |= {"read_gigabytes_per_second": read_rate(device) / 1e9, "device": f"{mesh.devices.size} x {device.device_kind}"}
+    decoding = result["decode_tokens_per_second"]
+    told = f"{decoding:,.1f}" if decoding else "cannot be told from the noise (--new_tokens: more take longer)"
     say(
-        f"{result['tokens_per_second']:,.1f} new tokens/s; decoding alone {result['decode_tokens_per_second']:,.1f}, prompts"
+        f"{result['tokens_per_second']:,.1f} new tokens/s; decoding alone {told}, prompts"
         f" {result['prompt_tokens_per_second']:,.0f}; weights {result['weight_bytes'] / 1e6:,.0f} MB, reads"
         f" {result['read_gigabytes_per_second']:.0f} GB/s"
     )

@@ -37,7 +37,7 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     from gpt4o_jax import run as runs
     from gpt4o_jax.data import conversations
     from gpt4o_jax.errors import RunError
-    from gpt4o_jax.sampling.chat import Session, reply
+    from gpt4o_jax.sampling.chat import Session, check, reply
     from gpt4o_jax.tasks import chat
 
     name = flags["template"]
@@ -51,6 +51,7 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     template = chat.template_for(name, run.tokenizer, "--template") if name else chat.CONTINUED
     name = name or "none"
     session = Session(run, template, sampling, flags["max_new_tokens"], flags["seed"], flags["system"])
+    check(session)
 
     def write(text: str) -> None:
         sys.stdout.write(text)
@@ -109,6 +110,7 @@ def _tell(line: str) -> None:
 def _command(session, line: str) -> str:
     """Does what a line with / asks for. Returns what to tell. Raises RunError."""
     from gpt4o_jax.errors import RunError, did_you_mean
+    from gpt4o_jax.sampling.chat import check
 
     name, _, rest = line[1:].partition(" ")
     rest = rest.strip()
@@ -118,6 +120,7 @@ def _command(session, line: str) -> str:
         session.turns.clear()
         return "forgotten"
     if name == "system":
+        check(dataclasses.replace(session, system=rest))
         session.system = rest
         return "system text set" if rest else "no system text"
     if name == "set":
@@ -131,17 +134,18 @@ def _set(session, rest: str) -> str:
     from gpt4o_jax.errors import RunError, did_you_mean
 
     settable = [f for f in FLAGS if f.name in ("max_new_tokens", "seed") or (f in _DRAWING and f.kind in (int, float))]
-    for assignment in rest.split():
-        name = assignment.partition("=")[0]
-        names = [f.name for f in settable]
-        if name not in names:
-            raise RunError(f"/set: no setting {name!r}{did_you_mean(name, names)}; /set alone shows them")
+    names = [assignment.partition("=")[0] for assignment in rest.split()]
+    for name, assignment in zip(names, rest.split(), strict=True):
+        known = [f.name for f in settable]
+        if name not in known:
+            raise RunError(f"/set: no setting {name!r}{did_you_mean(name, known)}; /set alone shows them")
         if "=" not in assignment:
             raise RunError(f"/set: {name} needs a value: /set {name}=...")
-        values, _ = parse("/set", settable, [f"--{assignment}"], False)
+    # All are read before one is set: after a mistake everything is as it was.
+    values, _ = parse("/set", settable, [f"--{assignment}" for assignment in rest.split()], False)
+    session.sampling = dataclasses.replace(session.sampling, **{n: values[n] for n in names if not hasattr(session, n)})
+    for name in names:
         if hasattr(session, name):
             setattr(session, name, values[name])
-        else:
-            session.sampling = dataclasses.replace(session.sampling, **{name: values[name]})
     now = {f.name: getattr(session if hasattr(session, f.name) else session.sampling, f.name) for f in settable}
     return " ".join(f"{name}={value}" for name, value in now.items())

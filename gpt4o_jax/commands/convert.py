@@ -27,9 +27,9 @@ FLAGS = {
 
 def main(flags: dict, overrides: dict[str, str], action: str) -> dict:
     legal = {"import": ("compute_dtype", ("auto", "float32", "bfloat16")), "export": ("dtype", ("float32", "bfloat16"))}
-    name, known = legal.get(action, ("", ()))
-    if name and flags[name] not in known:
-        raise RunError(f"convert {action}: --{name}={flags[name]}: expected {' or '.join(known)}")
+    knob, known = legal.get(action, ("", ()))
+    if knob and flags[knob] not in known:
+        raise RunError(f"convert {action}: --{knob}={flags[knob]}: expected {' or '.join(known)}")
 
     import jax
 
@@ -37,11 +37,12 @@ def main(flags: dict, overrides: dict[str, str], action: str) -> dict:
     from gpt4o_jax.paths import local
     from gpt4o_jax.run import open_run
 
+    to = "workdir" if action == "import" else "to"
+    target = local(f"--{to}", flags[to])
+    huggingface.check_free(target, f"--{to}")  # before a model is read
     if action == "import":
-        source, workdir = local("--from", flags["from"]), local("--workdir", flags["workdir"])
-        made = huggingface.import_folder(source, workdir, flags["compute_dtype"])
+        made = huggingface.import_folder(local("--from", flags["from"]), target, flags["compute_dtype"])
         return {"from": flags["from"], "workdir": flags["workdir"], **made}
-    target = local("--to", flags["to"])
     run = open_run(flags["workdir"], flags["step"])
     with jax.set_mesh(run.mesh):
         if action == "merge":

@@ -11,6 +11,8 @@ from typing import Any
 from gpt4o_jax import config as config_lib
 from gpt4o_jax.errors import RunError, did_you_mean
 
+TYPED = "--"  # under which parsed values hold the names of the flags that were typed, whatever their values
+
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
@@ -32,7 +34,7 @@ class Flag:
 
 
 def parse(command: str, flags: Sequence[Flag], argv: Sequence[str], takes_config: bool) -> tuple[dict, dict[str, str]]:
-    """(values by flag name, overrides by dotted config key). Raises RunError."""
+    """(values by flag name, with TYPED beside them; overrides by dotted config key). Raises RunError."""
     known = {f.name: f for f in flags}
     values: dict[str, Any] = {f.name: [] if f.kind is list else f.default for f in flags}
     overrides: dict[str, str] = {}
@@ -67,13 +69,15 @@ def parse(command: str, flags: Sequence[Flag], argv: Sequence[str], takes_config
         flag = known[name]
         seen.add(name)
         if flag.kind is list:
+            if not text:
+                raise RunError(f"{command}: --{name}= is empty: {flag.doc}")
             values[name].append(text)
         else:
             values[name] = _value(command, flag, text)
     for f in flags:
         if f.required and f.name not in seen:
             raise RunError(f"{command}: {_written(f)} is missing ({f.doc})")
-    return values, overrides
+    return values | {TYPED: frozenset(seen)}, overrides
 
 
 def _written(flag: Flag) -> str:

@@ -4,7 +4,7 @@ import json
 import sys
 
 from gpt4o_jax.commands import sampling_flags
-from gpt4o_jax.commands.flags import Flag
+from gpt4o_jax.commands.flags import TYPED, Flag
 from gpt4o_jax.commands.ready_flags import READY, check_ready, ready
 from gpt4o_jax.errors import RunError, data_error
 
@@ -73,8 +73,7 @@ def _check(flags: dict) -> None:
         return
     drawing = [f for f in FLAGS if f in sampling_flags.FLAGS or f.name in ("seed", "stop", "draft")]
     for f in drawing:
-        default = [] if f.kind is list else f.default
-        if f.name != "stop_ids" and flags[f.name] != default:
+        if f.name != "stop_ids" and f.name in flags[TYPED]:
             raise RunError(f"generate: --{f.name} does nothing with --beams, which searches and does not draw; leave one out")
     if flags["num_samples"] > flags["beams"]:
         raise RunError(
@@ -101,6 +100,8 @@ def _read_prompts(file: str) -> list[str]:
             if not isinstance(line, str):
                 raise data_error(f'{file}:{n}: expected a JSON object with prompt, such as {{"prompt": "Return the "}}')
         prompts.append(line)
+    if not prompts:
+        raise data_error(f"{file}: no prompt in it; expected a line for each")
     return prompts
 
 

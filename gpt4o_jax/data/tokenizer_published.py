@@ -72,7 +72,8 @@ def from_json(serialized: bytes, folder: Path) -> Tokenizer:
     begun = library.encode("a").ids  # with what the model expects in front of a text
     extra = _extra(folder, vocab, control, {}, lambda bos: begun[:1] == [bos])
     plain = lambda stored: _plain(open_(stored))
-    behind = json.loads(serialized.replace(b'"first"', b'"never"')) if b'"prepend_scheme"' in serialized else stored
+    # Behind a symbol nothing is the first of a text.
+    behind = stored | {part: _never_first(stored[part]) for part in ("pre_tokenizer", "normalizer") if part in stored}
     unknown = stored["model"].get("unk_id", vocab.get(stored["model"].get("unk_token")))
     pieces_of = _piece_reader(stored)
     pieces = [b""] * extra["vocab_size"]
@@ -80,6 +81,13 @@ def from_json(serialized: bytes, folder: Path) -> Tokenizer:
         if i < len(pieces):
             pieces[i] = text.encode() if i in added else pieces_of(text)
     return _published("json", pieces, {"tokenizer.json": serialized}, extra, vocab, unknown, plain(stored), plain(behind))
+
+
+def _never_first(part):
+    """A part of a tokenizer.json, with what it puts in front of the first piece of a text put in front of none."""
+    if isinstance(part, dict):
+        return {k: "never" if (k, x) == ("prepend_scheme", "first") else _never_first(x) for k, x in part.items()}
+    return [_never_first(x) for x in part] if isinstance(part, list) else part
 
 
 def _plain(library):
@@ -195,8 +203,12 @@ def _extra(folder: Path, vocab: Mapping[str, int], control: dict[str, int], own:
     said, generation, model = (
         _read(folder / name) for name in ("tokenizer_config.json", "generation_config.json", "config.json")
     )
-    model = model | (model.get("text_config") or {})
-    for i, token in (said.get("added_tokens_decoder") or {}).items():
+    model = model | _told(folder / "config.json", model, "text_config", dict)
+    _told(folder / "config.json", model, "vocab_size", int)
+    path = folder / "tokenizer_config.json"
+    for i, token in _told(path, said, "added_tokens_decoder", dict).items():
+        if not (i.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)):
+            raise data_error(f"{path}: added_tokens_decoder: {i!r} is {token!r:.60}, expected an id and what it stands for")
         if token.get("special"):
             control = control | {token["content"]: int(i)}
     ids = {**vocab, **control}
@@ -204,8 +216,8 @@ def _extra(folder: Path, vocab: Mapping[str, int], control: dict[str, int], own:
     def named(role: str) -> list[int]:
         """Ids of a role, the most specific file first."""
         token = said.get(f"{role}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        found = [generation.get(f"{role}_token_id"), ids.get(token), model.get(f"{role}_token_id"), own.get(role)]
+        token = _told(path, token if isinstance(token, dict) else {"content": token}, "content", str, f"{role}_token")
+        found = [generation.get(f"{role}_token_id"), ids.get(token or None), model.get(f"{role}_token_id"), own.get(role)]
         flat = [i for f in found for i in (f if isinstance(f, list) else [f])]
         return [i for i in dict.fromkeys(flat) if isinstance(i, int) and 0 <= i <= max(ids.values())]
 
@@ -232,6 +244,16 @@ def _extra(folder: Path, vocab: Mapping[str, int], control: dict[str, int], own:
         "template": _template_name(_template_text(said, folder)),
         "vocab_size": _size(control, model, ids),
     }
+
+
+def _told(path: Path, stored: dict, key: str, kind: type, name: str = ""):
+    """What `stored`, of the file `path`, has under `key`; null and absent count as nothing of its kind. Raises RunError."""
+    value = stored.get(key)
+    if value is None or value == []:  # an empty list: what some programs write for no entries
+        return kind()
+    if not isinstance(value, kind):
+        raise data_error(f"{path}: {name or key} is {value!r:.60}, expected {kind.__name__}")
+    return value
 
 
 def _size(control: dict[str, int], model: dict, ids: Mapping[str, int]) -> int:
@@ -267,7 +289,10 @@ def _template_name(text: str) -> str:
 def _template_text(said: dict, folder: Path) -> str:
     path = folder / TEMPLATE_FILE
     if path.exists():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as e:
+            raise data_error(f"{path}: not UTF-8 (byte 0x{e.object[e.start]:02x} at offset {e.start})") from None
     template = said.get("chat_template") or ""
     return template if isinstance(template, str) else json.dumps(template, ensure_ascii=False)
 

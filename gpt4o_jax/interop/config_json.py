@@ -26,7 +26,7 @@ def read(folder: Path) -> tuple[Family, ModelConfig]:
     if not isinstance(values, dict):
         raise data_error(f"{path}: expected one JSON object")
     kind = values.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         near = did_you_mean(str(kind), FAMILIES)
         raise data_error(f"{path}: model_type={kind!r} is not known{near}; families: {', '.join(FAMILIES)}")
     family = FAMILIES[kind]

@@ -182,14 +182,6 @@ def _expert_width() -> Field:
     )
 
 
-def _expert_count() -> Field:
-    """num_experts, or num_local_experts as transformers 5 names it."""
-    return Field(
-        lambda v: {"n_experts": v.get("num_local_experts", int, None) or v.get("num_experts", int)},
-        lambda m: {"num_experts": m.n_experts},
-    )
-
-
 _FAMILIES = (
     Family("gpt2", "GPT2LMHeadModel", "transformer.", _GPT2_TENSORS, _GPT2_FIELDS, ("h.{l}.attn.bias", "h.{l}.attn.masked_bias")),
     Family(
@@ -283,7 +275,7 @@ _FAMILIES = (
             _SWIGLU,
             _NO_QK_NORM,
             f.one_window(),
-            f.same("n_experts", "num_local_experts", int, 8),
+            f.experts("num_local_experts", default=8),
             f.same("experts_per_token", "num_experts_per_tok", int, 2),
             f.always(router_scores="softmax", router_normalise=True),
         ),
@@ -299,7 +291,7 @@ _FAMILIES = (
             _NO_ATTENTION_BIAS,
             f.always(qk_norm=True, qk_norm_over="head", router_scores="softmax"),
             f.one_window(default=4096, switch=True),
-            _expert_count(),
+            f.experts("num_local_experts", "num_experts"),  # the first is what transformers 5 calls it
             f.same("experts_per_token", "num_experts_per_tok", int, 8),
             f.same("router_normalise", "norm_topk_prob", bool, False),
             f.same("moe_every", "decoder_sparse_step", int, 1),

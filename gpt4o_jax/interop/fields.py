@@ -124,11 +124,27 @@ def heads(default_head_dim: int | None = None) -> Field:
     return Field(read, write)
 
 
+def experts(*names: str, default: Any = REQUIRED) -> Field:
+    """How many experts there are, under the first of `names` that is there; the last is written."""
+
+    def read(v: Values) -> dict:
+        name = next((n for n in names if v.get(n, object, None) is not None), names[-1])
+        n = v.get(name, int, default)
+        if n < 1:  # with us 0 is a model without a mixture
+            v.refuse(name, "at least 1")
+        return {"n_experts": n}
+
+    return Field(read, lambda m: {names[-1]: m.n_experts})
+
+
 def query_scalar(theirs: str, default: float) -> Field:
     """Scores are multiplied by its -1/2th power (Gemma)."""
 
     def read(v: Values) -> dict:
-        return {"attention_scale": float(v.get(theirs, float, default)) ** -0.5}
+        scalar = v.get(theirs, float, default)
+        if not scalar > 0:
+            v.refuse(theirs, "a number above 0")
+        return {"attention_scale": float(scalar) ** -0.5}
 
     def write(m: ModelConfig) -> dict:
         scalar = (m.score_scale or m.head_width**-0.5) ** -2
@@ -169,17 +185,24 @@ def rope(default_theta: float = 10_000.0) -> Field:
 
 def read_rope(v: Values, key: str, given: dict, theta: float, context: int) -> dict:
     """Knobs from one dict of rotary parameters. Raises RunError for kinds and parameters that we cannot do."""
+    if not isinstance(given, dict):
+        v.refuse(key, "parameters by name")
     given = {k: x for k, x in given.items() if x is not None}
     kind = given.pop("rope_type", given.pop("type", "default"))
     given.pop("type", None)
-    knobs = {"rope_theta": float(given.pop("rope_theta", theta)), "rope_scaling": "none"}
+    knobs = {"rope_theta": float(_number(v, key, given, "rope_theta", theta)), "rope_scaling": "none"}
     if kind != "default":
         known = ("linear", "yarn", "llama3")
         if kind not in known:
             v.refuse(key, f"rope_type default, {', '.join(known)}")
         knobs |= {"rope_scaling": kind, "rope_factor": float(_number(v, key, given, "factor"))}
+        if knobs["rope_factor"] < 1:
+            v.refuse(key, "a factor of 1 or more")
     if kind in ("yarn", "llama3"):
-        knobs["rope_original_context"] = int(given.pop("original_max_position_embeddings", context))
+        original = _number(v, key, given, "original_max_position_embeddings", context)
+        if original != int(original):
+            v.refuse(key, "a whole number under original_max_position_embeddings")
+        knobs["rope_original_context"] = int(original)
         low, high = ("beta_slow", "beta_fast") if kind == "yarn" else ("low_freq_factor", "high_freq_factor")
         defaults = (1.0, 32.0) if kind == "yarn" else (None, None)
         knobs["rope_low"], knobs["rope_high"] = (
@@ -187,7 +210,7 @@ def read_rope(v: Values, key: str, given: dict, theta: float, context: int) -> d
         )
     if kind == "yarn":
         usual = 0.1 * math.log(knobs["rope_factor"]) + 1
-        if not math.isclose(given.pop("attention_factor", usual), usual, rel_tol=1e-6):
+        if not math.isclose(_number(v, key, given, "attention_factor", usual), usual, rel_tol=1e-6):
             v.refuse(key, f"attention_factor 0.1 ln(factor) + 1 = {usual:.6g}, or none")
         if given.pop("truncate", True) is not True:
             v.refuse(key, "truncate true")
@@ -206,7 +229,7 @@ def _contradicts(v: Values, newer: dict, older: dict) -> bool:
 
 def _number(v: Values, key: str, given: dict, name: str, default: float | None = None) -> float:
     value = given.pop(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         v.refuse(key, f"a number under {name}")
     return value
 
@@ -229,13 +252,19 @@ KINDS = {"sliding_attention": "local", "full_attention": "global"}
 def _pattern(v: Values, types: list[str], window: int | None) -> dict:
     """Knobs from one type a layer: the shortest pattern that repeats over them."""
     n = v.get("num_hidden_layers", int)
-    if len(types) != n or not set(types) <= set(KINDS):
+    if len(types) != n or not all(isinstance(t, str) and t in KINDS for t in types):
         v.refuse("layer_types", f"{n} of {', '.join(KINDS)}")
     kinds = tuple(KINDS[t] for t in types)
     if "local" in kinds and window is None:
-        v.refuse("sliding_window", "a number of tokens, for layer_types names sliding_attention")
+        v.refuse("sliding_window", "a number of tokens, for some layers are of sliding_attention")
     period = next(p for p in range(1, n + 1) if all(kinds[i] == kinds[i % p] for i in range(n)))
     return {"layer_pattern": kinds[:period], "window": window if "local" in kinds else None}
+
+
+def _window(v: Values, default: int | None) -> int | None:
+    """sliding_window, where null is no window; absent it is what the family's class in transformers has, `default`."""
+    v.seen.add("sliding_window")
+    return v.get("sliding_window", int, None) if "sliding_window" in v.values else default
 
 
 def _types(m: ModelConfig) -> list[str]:
@@ -250,8 +279,8 @@ def one_window(default: int | None = None, switch: bool = False) -> Field:
     """
 
     def read(v: Values) -> dict:
-        v.seen |= {"sliding_window", "layer_types"}
-        window = v.get("sliding_window", int, None) if "sliding_window" in v.values else default
+        v.seen.add("layer_types")
+        window = _window(v, default)
         if switch and not v.get("use_sliding_window", bool, False):
             window = None
         if switch and v.get("max_window_layers", int, 0) > 0 and window is not None:
@@ -272,11 +301,12 @@ def windows_from(first: int) -> Field:
     """Layers from max_window_layers on have the window where use_sliding_window is set (Qwen 2, 3)."""
 
     def read(v: Values) -> dict:
-        used = v.get("use_sliding_window", bool, False)
-        window, start = v.get("sliding_window", int, 4096), v.get("max_window_layers", int, first)
+        window, start = _window(v, 4096), v.get("max_window_layers", int, first)
+        if not v.get("use_sliding_window", bool, False):
+            window = None
         n = v.get("num_hidden_layers", int)
-        types = ["sliding_attention" if used and i >= start else "full_attention" for i in range(n)]
-        return _pattern(v, v.get("layer_types", list, types), window if used else None)
+        types = ["full_attention" if window is None or i < start else "sliding_attention" for i in range(n)]
+        return _pattern(v, v.get("layer_types", list, types), window)
 
     def write(m: ModelConfig) -> dict:
         types = _types(m)
@@ -298,7 +328,7 @@ def windows_in_turn(period: int, default: int) -> Field:
     """
 
     def read(v: Values) -> dict:
-        window = v.get("sliding_window", int, default)
+        window = _window(v, default)
         if v.get("sliding_window_size", int, window) != window:
             v.refuse("sliding_window_size", f"{window}, as sliding_window has it, or none")
         every = v.get("sliding_window_pattern", int, v.get("_sliding_window_pattern", int, period))

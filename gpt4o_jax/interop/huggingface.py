@@ -121,14 +121,24 @@ def tokenizer_config(tokenizer: Tokenizer) -> dict:
     return {"tokenizer_class": classes[tokenizer.kind], **named, **how}
 
 
+def check_free(target: Path, flag: str) -> None:
+    """Raises RunError where no new folder can take the place of `target`."""
+    if target.is_file() or (target.exists() and any(target.iterdir())):
+        raise RunError(f"{flag}={target}: exists already; give a new or empty folder")
+    here = target.exists() and target.samefile(".")
+    if here or target.resolve().is_mount():
+        what = "the folder you are in" if here else "a mount"
+        raise RunError(f"{flag}={target}: {what}, which nothing can replace; give a new folder in it: {flag}={target / 'new'}")
+
+
 @contextlib.contextmanager
 def built_beside(target: Path, flag: str) -> Iterator[Path]:
     """A fresh folder beside `target`, which becomes `target` where the block ends well, and goes where it does not.
 
-    What a killed process left there is removed by the next one.
+    What a killed process left there is removed by the next one. Raises RunError as `check_free` does.
     """
-    if target.is_file() or (target.exists() and any(target.iterdir())):
-        raise RunError(f"{flag}={target}: exists already; give a new or empty folder")
+    check_free(target, flag)
+    target = target.resolve()  # what a link leads to is what can be replaced, and `..` has no name
     beside = target.parent / f".{target.name}.unfinished"
     above = [folder for folder in beside.parents if not folder.exists()]  # innermost first
     shutil.rmtree(beside, ignore_errors=True)

@@ -8,7 +8,7 @@ import numpy as np
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.run import Run
 from gpt4o_jax.sampling.generate import generate
-from gpt4o_jax.sampling.logits import Sampling
+from gpt4o_jax.sampling.logits import Sampling, drawable
 from gpt4o_jax.sampling.text import Streamer
 from gpt4o_jax.tasks.chat import Message, Template, encode, say, symbols_of_answers
 
@@ -41,10 +41,19 @@ def prompt(session: Session) -> tuple[list[int], int]:
         ids, _ = encode(session.template.render([*head, *session.turns[dropped:]], True), session.run.tokenizer)
         if len(ids) + free <= limit:
             return ids, dropped
+    what = "this message and the system text are" if session.turns[-1].text else "the system text is"
     raise RunError(
-        f"this message and the system text are {len(ids)} tokens, but the context holds {limit} and {free} are kept for"
-        " the reply; write less, or /set max_new_tokens"
+        f"{what} {len(ids)} tokens, but the context holds {limit} and {free} are kept for the reply; write less, or /set"
+        " max_new_tokens"
     )
+
+
+def check(session: Session) -> None:
+    """Raises RunError where no message could be answered: the system text cannot be written or does not fit, or `sampling`
+    names tokens that cannot be."""
+    run, symbols = session.run, symbols_of_answers(session.template, session.run.tokenizer)
+    drawable(session.sampling, run.model.config.vocab_size, run.tokenizer.vocab_size, symbols)
+    prompt(dataclasses.replace(session, turns=[say("user", "")]))
 
 
 def reply(session: Session, text: str, write: Callable[[str], None], tell: Callable[[str], None]) -> bool:
@@ -52,13 +61,18 @@ def reply(session: Session, text: str, write: Callable[[str], None], tell: Calla
 
     tell: gets a line where turns were dropped. Raises RunError, and keeps nothing, where the question does not fit.
     """
+    before = list(session.turns)
+    try:
+        return _reply(session, text, write, tell)
+    except RunError:
+        session.turns[:] = before
+        raise
+
+
+def _reply(session: Session, text: str, write: Callable[[str], None], tell: Callable[[str], None]) -> bool:
     tokenizer = session.run.tokenizer
     session.turns.append(say("user", text))
-    try:
-        ids, dropped = prompt(session)
-    except RunError:
-        session.turns.pop()
-        raise
+    ids, dropped = prompt(session)
     if dropped:
         del session.turns[:dropped]
         tell(f"the context is full: the oldest {dropped} turns are forgotten")

@@ -4,6 +4,7 @@ P prompts, B rows, T prompt positions, S cache slots, n tokens in one decode cal
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -25,7 +26,8 @@ class Completion:
     ids: list[int]  # new tokens, without the one that ended it
     logprobs: list[float]  # of each token in `ids`, under the model at temperature 1
     finished: str  # "stop", "eos" or "length"
-    top: list[list[tuple[int, float]]] = dataclasses.field(default_factory=list)  # for each, the most probable (id, logprob)
+    # Of each, the most probable (id, logprob), as many as can be drawn.
+    top: list[list[tuple[int, float]]] = dataclasses.field(default_factory=list)
     passes: int = 0  # of the model, prefill included: how many tokens a pass gave is what a draft is worth
 
 
@@ -93,7 +95,8 @@ def layout(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, pa
             " left for a new token; shorten the prompt"
         )
     lengths_P = np.array([len(p) for p in prompts], np.int32)
-    room_P = np.minimum(max_new_tokens, limit - lengths_P)  # each row's own: neighbours do not matter
+    # Each row's own: neighbours do not matter. A number that int32 does not hold may be asked for.
+    room_P = np.minimum(min(max_new_tokens, limit), limit - lengths_P)
     T = plain.bucket(longest, limit)
     tokens_PT = np.stack([np.pad(np.asarray(p, np.int32), (0, T - len(p)), constant_values=pad) for p in prompts])
     return room_P, tokens_PT, lengths_P, plain.bucket(int(max(lengths_P + room_P)), limit)
@@ -114,7 +117,7 @@ def extend(
         c.ids.append(token)
         c.logprobs.append(logprob)
         if top[0]:
-            c.top.append(list(zip(*top, strict=True)))
+            c.top.append([(i, p) for i, p in zip(*top, strict=True) if p != -math.inf])
         new += 1
         keep = should_stop(row, c.ids)
         if keep is not None:

@@ -107,19 +107,24 @@ def penalise(logits_BV: jax.Array, s: Sampling, seen: Seen | None) -> jax.Array:
 
 
 def filter_logits(logits_BV: jax.Array, s: Sampling) -> jax.Array:
-    """Logits over temperature, with what the filters exclude at -inf.
+    """Logits over temperature, up to a number that all of a row have in common, with what the filters exclude at -inf.
 
     top_k: the k largest (ties by lower id). top_p: the fewest tokens, most probable first, whose
     probability reaches p (nucleus sampling, arXiv:1904.09751), of what top_k left. min_p: those at
     least min_p times as probable as the best (arXiv:2407.01082). The best token always stays.
     """
-    logits_BV = logits_BV / s.temperature
+    if s.temperature < 1:
+        # Near 0 the quotients overflow float32, all but the best's, which is 0. A divisor below `tiny` may count as 0.
+        tiny = float(jnp.finfo(jnp.float32).tiny)
+        logits_BV = (logits_BV - logits_BV.max(axis=-1, keepdims=True)) / max(s.temperature, tiny)
+    else:
+        logits_BV = logits_BV / s.temperature
     if not (s.top_k or s.top_p < 1 or s.min_p):
         return logits_BV
     order_BV = jnp.argsort(-logits_BV, axis=-1)  # stable
     sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
     rank_V = jnp.arange(logits_BV.shape[-1])
-    keep_BV = jnp.broadcast_to(rank_V < (s.top_k or rank_V.size), sorted_BV.shape)
+    keep_BV = jnp.broadcast_to(rank_V < (min(s.top_k, rank_V.size) or rank_V.size), sorted_BV.shape)
     p_BV = jax.nn.softmax(jnp.where(keep_BV, sorted_BV, -jnp.inf), axis=-1)
     before_BV = jnp.cumsum(p_BV, axis=-1) - p_BV
     keep_BV &= (before_BV < s.top_p) & (p_BV >= s.min_p * p_BV[:, :1])

@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Callable, Iterator, Sequence
 
 from gpt4o_jax.data.tokenizer import Tokenizer
-from gpt4o_jax.errors import RunError
+from gpt4o_jax.errors import RunError, data_error, lone_surrogate
 from gpt4o_jax.model.gpt import GPT
 from gpt4o_jax.sampling.engine import Engine
 from gpt4o_jax.sampling.generate import Completion, generate
@@ -72,8 +72,8 @@ def complete_each(
     engine = Engine(model, params, rows, tokenizer.vocab_size, tokenizer.symbols)
     going, stops = {}, _stops(tokenizer, stop)
     for p, prompt in enumerate(prompts):
-        how = (tokenizer.prompt(prompt), max_new_tokens, sampling, seed)
         try:
+            how = (tokenizer.prompt(prompt), max_new_tokens, sampling, seed)
             going[p] = [engine.submit(*how, number, stops) for number in range(num_samples)]
         except RunError as e:
             raise RunError(f"prompts[{p}]: {e}", e.code) from None
@@ -84,7 +84,10 @@ def complete_each(
 
 
 def _stops(tokenizer: Tokenizer, stop: Sequence[str]) -> Callable[[list[int]], int | None]:
-    """(ids so far) -> how many to keep where the last of them complete a stop string."""
+    """(ids so far) -> how many to keep where the last of them complete a stop string. Raises RunError where one is no text."""
+    for s in stop:
+        if lone_surrogate(s):
+            raise data_error(f"stop string {s!r}: not UTF-8 ({lone_surrogate(s)}); no text holds it")
     encoded = [s.encode() for s in stop if s]
     longest = max(map(len, encoded), default=0)
 

@@ -81,6 +81,10 @@ def test_settings_hold_from_then_on(talk):
         ("/set temperature=hot", "expected a number"),
         ("/set top_p=2", "from 0.0 to 1.0"),
         ("/set top_k", "needs a value"),
+        ("/set max_new_tokens=9 foo=1", "no setting 'foo'"),
+        ("/set max_new_tokens=9 top_p=2", "from 0.0 to 1.0"),
+        ("/system 1 green bottles and 1 red", "the system text is "),
+        ("/system Ω", "character 'Ω'"),
         ("/help", "//TEXT says /TEXT"),
         ("Ω", "character 'Ω'"),
         ("//1", "character '/'"),
@@ -90,6 +94,39 @@ def test_what_cannot_be_done_is_told_and_the_session_goes_on(talk, line, fragmen
     _, told, result = talk("1", line, "2", more=SHORT)
     assert fragment in told
     assert [m["content"] for m in result["messages"]][0::2] == ["1", "2"]
+    assert result["tokens"] == 2, "SHORT holds still: a mistake changes nothing"
+
+
+def test_a_number_of_tokens_beyond_int32_does_not_end_the_session(talk):
+    assert talk("/set max_new_tokens=9999999999 top_k=9999999999", "1")[2]["replies"] == 1
+
+
+def test_a_message_that_cannot_be_answered_is_not_kept(talk, monkeypatch):
+    real, calls = session_lib.generate, []
+
+    def refusing(*args, **how):
+        calls.append(1)
+        if len(calls) == 2:
+            raise session_lib.RunError("not this one")
+        return real(*args, **how)
+
+    monkeypatch.setattr(session_lib, "generate", refusing)
+    _, told, result = talk("1", "2", "3", more=SHORT)
+    assert "not this one" in told and [m["content"] for m in result["messages"]][0::2] == ["1", "3"]
+
+
+@pytest.mark.parametrize(
+    ("code", "fragment", "flag"),
+    [
+        (ExitCode.USAGE, "stop_ids token 999 does not exist", "--stop_ids=999"),
+        (ExitCode.USAGE, "logit_bias token 999 does not exist", "--logit_bias=999:1"),
+        (ExitCode.DATA, "character 'Ω'", "--system=Ω"),
+        (ExitCode.USAGE, "the system text is ", "--system=1 green bottles and 1 red"),
+    ],
+)
+def test_what_no_message_could_be_answered_with_is_refused_at_once(run, refused, monkeypatch, code, fragment, flag):
+    monkeypatch.setattr("sys.stdin", io.StringIO("never read\n"))
+    refused(code, fragment, "chat", f"--workdir={run}", *SHORT, flag)
 
 
 def test_a_line_that_is_not_utf8_is_told_and_the_session_goes_on(run, capsys, monkeypatch):

@@ -168,6 +168,10 @@ def test_prompts_that_do_not_fit_are_named(run, refused, tmp_path):
     refused(ExitCode.DATA, "prompts.jsonl:2: expected a JSON object with prompt, such as", *args)
     path.write_text('{"prompt": "1"}\n{"prompt": "1 green bottles and 1"}\n')
     refused(ExitCode.USAGE, "prompts[1]: prompt of 22 tokens does not fit", *args)
+    path.write_text('{"prompt": "1"}\n{"prompt": "2 \u03a9"}\n')
+    refused(ExitCode.DATA, "prompts[1]: character 'Ω'", *args)
+    path.write_bytes(b"\xef\xbb\xbf")
+    refused(ExitCode.DATA, "prompts.jsonl: no prompt in it", *args)
     refused(ExitCode.DATA, "nowhere: cannot read", "generate", f"--workdir={run}", "--prompts=nowhere")
 
 
@@ -272,6 +276,13 @@ def test_every_path_may_begin_with_the_home_folder(train_args, text, tmp_path, c
 
 
 # ---------------------------------------------------------------- help
+
+
+def test_the_last_line_is_json_whatever_the_numbers(monkeypatch, command, tmp_path):
+    """Python writes NaN and Infinity, which no JSON reader but its own takes."""
+    nan, inf = float("nan"), float("inf")
+    monkeypatch.setattr("gpt4o_jax.commands.runs.main", lambda *_: {"a": nan, "b": [1.5, -inf], "c": {"d": (inf, "x", 3)}})
+    assert command("runs", tmp_path)[0] == {"a": None, "b": [1.5, None], "c": {"d": [None, "x", 3]}}
 
 
 def test_a_bare_call_lists_the_commands(capsys):

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from gpt4o_jax.__main__ import main
+from gpt4o_jax.interop.huggingface import built_beside
 from gpt4o_jax.run import open_run
 from tests.commands.conftest import FROM_RUN, TEXT
 
@@ -49,6 +50,27 @@ def test_wrong_usage_is_one_line(run, tmp_path, refused):
     fits = "no family fits; the nearest is qwen3, which differs in mlp=relu2 (there: swiglu)"
     refused(2, fits, "convert", "export", f"--workdir={run}", f"--to={tmp_path}/o")
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("action", ["import", "export", "merge"])
+def test_where_no_finished_folder_can_be_put_is_told_before_any_work(tmp_path, refused, monkeypatch, action):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gpt4o_jax.run.open_run", None)
+    monkeypatch.setattr("gpt4o_jax.interop.huggingface.import_folder", None)
+    args, to = (["--from=x"], "--workdir") if action == "import" else (["--workdir=x"], "--to")
+    for place in (".", tmp_path):
+        refused(2, f"{to}={place}: the folder you are in", "convert", action, *args, f"{to}={place}")
+    told = f"{to}=gs://b/x: an object store; expected a path of this machine"
+    refused(2, told, "convert", action, *args, f"{to}=gs://b/x")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_link_to_an_empty_folder_is_a_target(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    with built_beside(tmp_path / "link", "--to") as beside:
+        (beside / "x").touch()
+    assert [p.name for p in (tmp_path / "disk").iterdir()] == ["x"] and (tmp_path / "link").is_symlink()
 
 
 @pytest.mark.parametrize("action", ["export", "merge"])

@@ -63,6 +63,9 @@ FLAGS = [
     ("--draft and --prompts do not go together", "generate", "--workdir=x", "--prompts=p", "--draft=ngram"),
     ("--length_penalty needs --beams", "generate", "--workdir=x", "--length_penalty=2"),
     ("--top_p does nothing with --beams", "generate", "--workdir=x", "--beams=4", "--top_p=0.5"),
+    ("--stop= is empty: end before this string", "generate", "--workdir=x", "--stop="),
+    ("--temperature does nothing with --beams", "generate", "--workdir=x", "--beams=4", "--temperature=0.8"),
+    ("--seed does nothing with --beams", "generate", "--workdir=x", "--beams=4", "--seed=0"),
     ("--stop does nothing with --beams", "generate", "--workdir=x", "--beams=4", "--stop=."),
     ("--num_samples=5 is more than --beams=4; nearest: --beams=5", "generate", "--workdir=x", "--beams=4", "--num_samples=5"),
     ("--max_new_tokens=0: expected an integer at least 1", "generate", "--workdir=x", "--max_new_tokens=0"),
@@ -323,6 +326,7 @@ def test_what_a_run_cannot_do(refused, run, tmp_path):
     refused(USAGE, "prompt of 17 tokens does not fit", "generate", here, "--prompt=green bottles an")
     refused(DATA, "'Z' (U+005A", "generate", here, "--prompt=Zoo")
     refused(DATA, "lone surrogate U+DC80 at character 1", "generate", here, "--prompt=1\udc80")
+    refused(DATA, "stop string '\\udcff': not UTF-8 (lone surrogate U+DCFF at character 0)", "generate", here, "--stop=\udcff")
     refused(DATA, "no checkpoint of step 15; there are 10, 20", "generate", here, "--step=15")
     refused(USAGE, "--stride=17: at most the model's context_length=16", "evaluate", here, "--stride=17")
     refused(DATA, "no such file, folder or glob", "evaluate", here, "--text=nowhere.txt")

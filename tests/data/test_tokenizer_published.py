@@ -245,6 +245,27 @@ def test_texts_behind_a_symbol_are_cut_as_the_library_cuts_them(made, family, te
     assert [ours.names[symbol], *ours.encode(text, behind_symbol=True), ours.names[symbol]] == wanted
 
 
+@pytest.mark.parametrize("model", ["bpe", "unigram"])
+def test_a_piece_called_first_or_never_keeps_its_id_behind_a_symbol(tmp_path, model):
+    """These are the names of schemes too, by which a tokenizer.json says where a space is put in front."""
+    pieces = ["<unk>", "<s>", "</s>", "▁", *"firstnevo", "fi", "rs", "fir", "st", "first", "never"]
+    if model == "bpe":
+        merges = [("f", "i"), ("r", "s"), ("fi", "r"), ("s", "t"), ("fir", "st")]
+        t = library.Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, merges, unk_token="<unk>"))
+    else:
+        t = library.Tokenizer(models.Unigram([(p, -2.0 - (p == "never") - 4 * (len(p) == 1)) for p in pieces], unk_id=0))
+    t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="first", split=False)])
+    t.decoder = decoders.Metaspace(prepend_scheme="first")
+    t.add_special_tokens(special("<unk>", "<s>", "</s>"))
+    t.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    ours = tokenizers.load(tmp_path)
+    for text in ("first", "never", "over"):
+        for front in ("", "<s>"):
+            wanted = t.encode(front + text, add_special_tokens=False).ids[bool(front) :]
+            assert ours.encode(text, behind_symbol=bool(front)) == wanted, (text, front)
+
+
 # ---------------------------------------------------------------- which ids are what
 
 
@@ -380,14 +401,23 @@ BAD_EXTRA = {"bos": 1, "eos": [2], "pad": 0, "prompts_begin": True, "control": {
         ("tokenizer_config.json", "[]", "expected a JSON object"),
         ("tokenizer_config.json", "{", "damaged (not JSON)"),
         ("tokenizer_config.json", "{}", "neither a bos nor an eos"),
+        ("tokenizer_config.json", '{"eos_token": ["</s>"]}', "eos_token is ['</s>'], expected str"),
+        ("tokenizer_config.json", '{"bos_token": {"content": 1}}', "bos_token is 1, expected str"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"0": "<s>"}}', "added_tokens_decoder: '0' is '<s>', expected an id"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "<s>"}}}', "'x' is {'content'"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', "added_tokens_decoder is [1], expected dict"),
+        ("config.json", '{"text_config": [1]}', "text_config is [1], expected dict"),
+        ("config.json", '{"vocab_size": "300"}', "vocab_size is '300', expected int"),
+        ("chat_template.jinja", b"{{ \xff }}", "not UTF-8 (byte 0xff at offset 3)"),
         ("tokenizer.extra.json", json.dumps({**BAD_EXTRA, "eos": 2}), "eos is 2, expected list"),
         ("tokenizer.extra.json", json.dumps({**BAD_EXTRA, "bos": 300}), "id 300 of a symbol"),
         ("tokenizer.extra.json", json.dumps({**BAD_EXTRA, "eos": []}), "id None of a symbol"),
     ],
 )
 def test_damaged_files_are_refused_by_name(made, tmp_path, name, content, fragment):
-    (tmp_path / "tokenizer.json").write_bytes((made["gpt2"][2] / "tokenizer.json").read_bytes())
-    (tmp_path / name).write_text(content)
+    for file in ("tokenizer.json", "tokenizer_config.json")[: 1 + (name in ("config.json", "chat_template.jinja"))]:
+        (tmp_path / file).write_bytes((made["gpt2"][2] / file).read_bytes())
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(RunError) as e:
         tokenizers.load(tmp_path)
     assert e.value.code == ExitCode.DATA and fragment in str(e.value) and str(tmp_path) in str(e.value)

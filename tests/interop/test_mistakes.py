@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from gpt4o_jax.data.tokenizer import char_tokenizer
 from gpt4o_jax.errors import ExitCode, RunError
-from gpt4o_jax.interop import huggingface
+from gpt4o_jax.interop import config_json, huggingface
 from gpt4o_jax.interop.files import INDEX, SINGLE
 from tests.interop.conftest import load
 
@@ -155,6 +155,21 @@ MISTAKES = {
     "rope type": (rope(rope_type="longrope"), "expected rope_type default, linear, yarn, llama3"),
     "rope factor": (rope(rope_type="linear"), "expected a number under factor"),
     "rope parameter": (rope(rope_type="default", mscale=2.0), "expected no mscale with rope_type default"),
+    "rope base": (rope(rope_theta="abc"), "expected a number under rope_theta"),
+    "rope not by name": (config(rope_parameters=None, rope_scaling=[1]), "rope_scaling=[1], expected dict"),
+    "yarn factor": (rope(rope_type="yarn", factor=0), "expected a factor of 1 or more"),
+    "yarn factor below 0": (rope(rope_type="yarn", factor=-2.0), "expected a factor of 1 or more"),
+    "yarn sharpening": (rope(rope_type="yarn", factor=4.0, attention_factor="1"), "expected a number under attention_factor"),
+    "yarn context": (
+        rope(rope_type="yarn", factor=4.0, original_max_position_embeddings="4k"),
+        "expected a number under original_max_position_embeddings",
+    ),
+    "yarn context, not whole": (
+        rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=32.7),
+        "expected a whole number under original_max_position_embeddings",
+    ),
+    "yarn base": (config(rope_parameters={"rope_type": "yarn", "factor": 2.0, "rope_theta": 1}), "rope_theta=1: all pairs turn"),
+    "family not a text": (config(model_type=["llama"]), "model_type=['llama'] is not known"),
     "rope twice": (config(rope_theta=7.0), "expected what rope_theta and rope_scaling beside it say"),
     "tokenizer absent": (lambda folder: (folder / "tokenizer.model").unlink(), "no tokenizer there"),
     "tokenizer": (
@@ -174,6 +189,37 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_made(hf, tmp_path, mistake
     assert says in str(e.value), str(e.value)
     assert e.value.code == ExitCode.DATA and "\n" not in str(e.value)
     assert {p.name for p in tmp_path.iterdir()} <= {"hf", "elsewhere.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "says"),
+    [
+        ("gemma2-plain", dict(query_pre_attn_scalar=0), "query_pre_attn_scalar=0 is not supported for gemma2; expected a"),
+        ("gemma2-plain", dict(query_pre_attn_scalar=-1.5), "expected a number above 0"),
+        ("gemma2-plain", dict(layer_types=[{}, {}]), "expected 2 of sliding_attention, full_attention"),
+        ("gemma2-plain", dict(sliding_window=None), "sliding_window=None is not supported for gemma2; expected a number of"),
+        ("gemma3_text-plain", dict(rope_parameters={"full_attention": [1]}), "expected parameters by name"),
+        ("mixtral-plain", dict(num_local_experts=0), "num_local_experts=0 is not supported for mixtral; expected at least 1"),
+        ("qwen3_moe-plain", dict(num_local_experts=0), "expected at least 1"),
+    ],
+)
+def test_a_value_that_no_model_of_the_family_has_is_told(hf, name, values, says):
+    source = hf(name)
+    config(**values)(source)
+    with pytest.raises(RunError) as e:
+        config_json.read(source)
+    assert says in str(e.value) and e.value.code == ExitCode.DATA
+
+
+@pytest.mark.parametrize(("name", "window"), [("qwen2-plain", None), ("qwen2-plain", "absent"), ("gemma2-plain", None)])
+def test_no_window_is_none_and_an_absent_one_is_the_default_of_transformers(hf, name, window):
+    source = hf(name)
+    layers = {"layer_types": ["full_attention"] * 2} if name == "gemma2-plain" else {"layer_types": "absent"}
+    config(use_sliding_window=True, max_window_layers=0, sliding_window=window, **layers)(source)
+    if name == "gemma2-plain":
+        config(use_sliding_window="absent", max_window_layers="absent")(source)
+    model = config_json.read(source)[1]
+    assert (model.window, model.layer_pattern) == ((4096, ("local",)) if window == "absent" else (None, ("global",)))
 
 
 def test_what_is_no_mistake(hf, tmp_path, monkeypatch):

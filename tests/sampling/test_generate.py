@@ -121,6 +121,10 @@ def test_symbols_of_another_tokenizer_end_rows_and_are_never_drawn(params):
     assert ended
 
 
+def test_a_number_of_tokens_beyond_int32_is_as_many_as_fit(params):
+    assert generate(MODEL, params, PROMPTS, 10**10, Sampling(), 3) == generate(MODEL, params, PROMPTS, LIMIT, Sampling(), 3)
+
+
 @pytest.mark.parametrize("n", [1, 16, 17])
 def test_max_new_tokens_cuts_the_same_text(params, n):
     for short, long in zip(*(generate(MODEL, params, PROMPTS, m, Sampling(), 3) for m in (n, 20)), strict=True):
@@ -244,6 +248,8 @@ def test_top_log_probabilities_are_the_models(params, next_logits):
             assert [i for i, _ in top] == np.argsort(-exact)[:3].tolist()
             np.testing.assert_allclose([p for _, p in top], np.sort(exact)[:-4:-1], rtol=1e-4, atol=1e-5)
     assert generate(MODEL, params, PROMPTS, 4)[0].top == []
+    (c,) = generate(MODEL, params, PROMPTS[:1], 4, Sampling(0.0, top_logprobs=20, logit_bias=((40, 9.0),)))
+    assert all(len(top) == len(PIECES) + 1 and np.isfinite([p for _, p in top]).all() for top in c.top), "pieces and <eos>"
 
 
 @pytest.mark.parametrize(

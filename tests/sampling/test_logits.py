@@ -175,6 +175,23 @@ def test_greedy_takes_the_first_of_the_best_and_no_key_matters():
         assert choose(logits, keys, Sampling(temperature=0.0)).tolist() == [1, 1, 0]
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-40, 5e-324])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 4, "top_p": 0.9, "min_p": 0.1}])
+def test_a_temperature_near_0_draws_the_best(temperature, filters):
+    """And one of the best, by turns, where there are several."""
+    s = Sampling(temperature, **filters)
+    logits = jnp.asarray([[-30.0, 700.0, 650.0, -jnp.inf], [-30.0, -700.0, -30.0, -jnp.inf]])
+    np.testing.assert_allclose(np.exp(log_distribution(logits, s)), [[0, 1, 0, 0], [0.5, 0, 0.5, 0]])
+    drawn = {tuple(choose(logits, jax.random.split(jax.random.key(seed), 2), s).tolist()) for seed in range(20)}
+    assert drawn == {(1, 0), (1, 2)}
+
+
+def test_more_than_all_tokens_may_be_kept():
+    """Numbers of any size: int32 does not hold this one."""
+    got, wanted = (filter_logits(jnp.asarray(rows()), Sampling(top_k=k)) for k in (10**12, V))
+    np.testing.assert_array_equal(got, wanted)
+
+
 def test_ties_go_to_the_lower_id():
     logits = jnp.array([[1.0, 3.0, 1.0, 3.0, 1.0]])
     kept = lambda s: np.flatnonzero(np.isfinite(filter_logits(logits, s)[0])).tolist()

@@ -1,0 +1,25 @@
+"""The speed of decoding is told where the clock tells it."""
+
+import types
+
+import pytest
+
+from gpt4o_jax.sampling import throughput
+
+
+@pytest.mark.parametrize(
+    ("whole", "alone", "told"),
+    [
+        ([9.0, 5.0, 4.0], [9.0, 2.0, 3.0], 2 * 7 / 2),  # the first of each compiles
+        ([9.0, 3.0, 5.0], [9.0, 4.0, 2.0], None),
+        ([9.0, 2.0, 2.0], [9.0, 3.0, 3.0], None),
+        ([9.0, 2.0, 2.0], [9.0, 2.0, 2.0], None),
+    ],
+)
+def test_decoding_alone_has_a_speed_only_beyond_the_noise(monkeypatch, whole, alone, told):
+    now, durations = [0.0], iter(whole + alone)
+    monkeypatch.setattr(throughput, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(throughput, "generate", lambda *_, **__: now.append(now.pop() + next(durations)))
+    model = types.SimpleNamespace(config=types.SimpleNamespace(vocab_size=9))
+    found = throughput.measure(model, {}, batch=2, prompt_tokens=3, new_tokens=8, repeats=2)
+    assert found["decode_tokens_per_second"] == told and found["prompt_tokens_per_second"] > 0
