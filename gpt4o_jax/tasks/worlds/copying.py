@@ -1,14 +1,13 @@
 """Random letters, to be copied: what answering questions over names never seen before rests on.
 
-repeat: write the same words again. lookup: what does this one have? owner: who has this? (In training several questions in a
-row.) Held out: every word of an item, by a hash. No bar of its own: a lever, to be mixed into the training of worlds that copy;
-what stands behind a word that is asked about is found by other heads than what stands before it.
+repeat: write the same words again. lookup: which word belongs to this one? (In training several questions in a row.) Held
+out: every word of an item, by a hash. No bar of its own: a lever, to be mixed into the training of worlds that copy.
 """
 
 from gpt4o_jax.tasks.item import Item, conversation, exchange
 from gpt4o_jax.tasks.worlds.world import World, generator, letters
 
-_SLICES = ("repeat", "lookup", "owner")
+_SLICES = ("repeat", "lookup")
 
 
 def _item(seed: int, index: int, held_out: bool) -> Item:
@@ -22,8 +21,6 @@ def _item(seed: int, index: int, held_out: bool) -> Item:
         pairs[letters(rng, held_out)] = letters(rng, held_out)
     passage = " ".join(f"{a} has {b}." for a, b in pairs.items())
     asked = rng.sample(list(pairs), 1 if held_out else rng.randint(1, len(pairs)))
-    if wanted == "owner":
-        return conversation(passage, {f"Who has {pairs[a]}?": a for a in asked}, wanted)
     return conversation(passage, {f"What does {a} have?": pairs[a] for a in asked}, wanted)
 
 
