@@ -1,8 +1,9 @@
 """One model for four applications and chat: `pretrain` on the embedded corpus and all worlds, then `tune` on the worlds' answers.
 
 Hardware: 2 CPU cores.
-Time: not measured yet; meant to be less than 90 minutes together (python benchmarks/measure.py applications).
-Expected: not measured yet; the bars are those of the worlds, and text costs at most 5 % more bits per byte than before tune.
+Time: 35 CPU minutes of two cores together (one seed; python benchmarks/measure.py applications measures two).
+Expected, of that seed: every bar of the worlds, but of questions one hop (88 %, bar 90) and F1 of unanswerable (62, bar 85);
+    text: 1.447 bits per byte before tune, 1.435 after. README has the numbers.
 Command: bash launch/applications.sh, or
     python -m gpt4o_jax train --config=configs/applications.py:pretrain --workdir=runs/base
     python -m gpt4o_jax train --config=configs/applications.py:tune --workdir=runs/tuned --config.init.from=runs/base

@@ -7,7 +7,7 @@ Datasets of TFDS, after `data prepare --tfds=NAME`, or the same fields in JSONL 
     squad, wmt14_translate/de-en, wmt16_translate/ro-en, cnn_dailymail, xsum, samsum, billsum
 
 Hardware: worlds: 2 CPU cores; datasets: what the model needs, not tried.
-Time: worlds: meant for 15 CPU minutes of two cores, questions for 30.
+Time: worlds: 3 to 10 CPU minutes of two cores, questions 25, of 15 and 30 that are allowed.
 Expected: the bars that each world names in its own file; those reached: BENCHMARKS.md (benchmarks/measure.py world_NAME).
     Datasets: not run; their learning rates are starting points.
 Command: python -m gpt4o_jax train --config=configs/finetune.py:numbers --workdir=runs/numbers
@@ -28,7 +28,7 @@ DATASETS = {  # name: (reader, path of the training split, of the hold-out)
     "samsum": ("samsum", "samsum:train", "samsum:validation"),
     "billsum": ("billsum", "billsum:train", "billsum:test"),
 }
-STEPS = {"numbers": 1200, "questions": 2600}  # of others 600, of which `reports` alone was run with two seeds
+STEPS = {"numbers": 1200, "questions": 2600}  # of others 600
 
 
 def get_config(task="numbers"):
