@@ -229,29 +229,31 @@ TARGETS["grpo_gain"] = Target(
     at_least=True,
 )
 
-# What bounds a speed, from profiles of the named commits on the machine of the tables.
+# What bounds a speed, from profiles of the named commits; on the machine of the table where no other is named.
 BOUNDS = {
     "gpt2_124m": (
-        "What bounds it (profile at 120034d on one core, 5.7 s of work a step): 42 % are bfloat16 products of layers and head,"
+        "What bounds it (profile at 120034d on one core of an Intel Xeon, 5.7 s of work a step):"
+        " 42 % are bfloat16 products of layers and head,"
         " 16 % attention's float32 products and 7 % what lies between them, 9 % casts to bfloat16, 8 % copies and changes of"
         " layout, 6 % AdamW, 12 % other passes over memory. Both cores are busy. Attention in bfloat16 was 20 % faster by itself"
         " at this length and not at 256; not taken. Writing the residual stream and its gradient to memory at every layer (XLA"
         " sums the parts of all later layers anew in each): no gain. Memory: 1.5 GB of weights and moments, 1.7 GB of"
         " temporaries, of which up to five arrays of 154 MB are gradients of the tied embedding on their way; model.remat=full"
-        " makes it 1.1 GB (it did not while layers were unrolled; mended after this table), for a third more products."
+        " makes it 1.1 GB, for a third more products."
     ),
     "wide_384": (
         "What bounds it (profile at 45ab60d): products in which XLA packs operands of 25 MB anew for each use, float32"
         " activations between them, and attention, whose loop over heads keeps one core busy (1.7 of 2 in all). torch's compiled"
         " step keeps activations in bfloat16 and fuses them. Tried for attention without gain: heads read in place of a"
         " transposed copy, all heads at once, in float32 and in bfloat16. Single runs of one commit gave 1,690 to 3,360 tokens/s"
-        " within an hour on this machine."
+        " within an hour on an Intel Xeon."
     ),
     "narrow_128": (
-        "What bounds it (profile at 120034d on one core, 52 ms of work a step, 4 GFLOP): 26 % are products of layers, 0.1 GFLOP"
+        "What bounds it (profile at 120034d on one core of an Intel Xeon, 52 ms of work a step,"
+        " 4 GFLOP): 26 % are products of layers, 0.1 GFLOP"
         " each, at 150 to 300 GFLOP/s with their packing; 18 % attention's products of 64 x 64 and 13 % what lies between them;"
         " 15 % copies, 8 % casts, 16 % other passes, 4 % AdamW: some 900 calls of 50 microseconds. Twice torch's rate would be"
-        " 20 ms a step on two cores."
+        " 20 ms a step on two cores there."
     ),
     "generate_b8": (
         "What bounds it (profile at 9d1e706, 35 ms a token of eight rows): 25 ms are products of eight rows of bfloat16, for"
