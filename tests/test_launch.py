@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import re
 import shutil
@@ -57,12 +58,13 @@ def test_restart_gives_up_after_so_many(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("RESTARTS", "two"), ("BACKOFF", "0.5"), ("BACKOFF", "-1"), ("RESTARTS", "x[$(touch here)]")]
+    ("script", "name", "value"),
+    [
+        *itertools.product(["restart.sh", "tpu_vm.sh"], ["RESTARTS", "BACKOFF"], ["two", "0.5", "-1", "x[$(touch here)]"]),
+        *itertools.product(["slurm.sbatch"], ["RESTARTS"], ["two", "x[$(touch here)]"]),
+    ],
 )
-@pytest.mark.parametrize("script", ["restart.sh", "tpu_vm.sh", "slurm.sbatch"])
 def test_numbers_of_restarts_are_checked_before_anything_is_run(tmp_path, script, name, value):
-    if (script, name) == ("slurm.sbatch", "BACKOFF"):
-        pytest.skip("it has a pause of its own")
     program = tmp_path / "program"
     program.write_text(f'#!/bin/sh\ntouch "{tmp_path}/ran"\nexit 75\n')
     program.chmod(0o755)

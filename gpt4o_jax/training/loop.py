@@ -204,9 +204,10 @@ def train(
             peers.at("the last checkpoint")
             with ledger.time("checkpoint"):
                 store.close()
-    except RunError:
-        with ledger.time("checkpoint"):
-            store.close()  # what is being written is finished first
+    except RunError as e:
+        if e.code != ExitCode.PEER_LOST:  # who is lost would be waited for
+            with ledger.time("checkpoint"):
+                store.close()  # what is being written is finished first
         raise
     finally:
         peers.at(None)
