@@ -2,7 +2,7 @@
 
 Hardware: 2 CPU cores.
 Time: 35 CPU minutes of two cores together (one seed; python benchmarks/measure.py applications measures two).
-Expected, of that seed: every bar of the worlds, but of questions one hop (88 %, bar 90) and F1 of unanswerable (62, bar 85);
+Expected: of that seed, every bar of the worlds, but of questions one hop (88 %, bar 90) and F1 of unanswerable (62, bar 85);
     text: 1.447 bits per byte before tune, 1.435 after. README has the numbers.
 Command: bash launch/applications.sh, or
     python -m gpt4o_jax train --config=configs/applications.py:pretrain --workdir=runs/base
