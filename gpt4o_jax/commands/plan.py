@@ -17,8 +17,7 @@ FLAGS = (
 # Of an objective: what it has beside a training step (finetuning/).
 _BESIDE = {
     "dpo": "before the first step the weights of init.from score all pairs, once",
-    "grpo": "the keys and values of the answers that are sampled come on top, and, where beta is not 0 and there are no adapters,"
-    " a frozen copy of the weights, of as many bytes as parameters",
+    "grpo": "the keys and values of the answers that are sampled are not counted; the weights that it starts from are",
 }
 
 

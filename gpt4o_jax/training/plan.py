@@ -68,7 +68,8 @@ def compile_step(config: RunConfig, mesh: Mesh, chip: Chip | None) -> dict:
     """Compiles one training step for `mesh`; what it needs and sends. config: vocab_size and compute_dtype resolved.
 
     Bytes are those of a device (of a chip where it is one device); "parameters" of what trains: with adapters theirs, beside the
-    weights as "frozen". chip: None where the devices only stand in: then there is no verdict and no roofline.
+    weights as "frozen"; "reference" of GRPO's copy of the weights that it starts from. chip: None where the devices only stand
+    in: then there is no verdict and no roofline.
     """
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps_per_dispatch=1))
     program = build(config, mesh)
@@ -78,6 +79,8 @@ def compile_step(config: RunConfig, mesh: Mesh, chip: Chip | None) -> dict:
     }
     if config.lora.rank:
         state["frozen"] = _tree_bytes(program.shapes.base, program.shardings.base)
+    if config.objective.method == "grpo" and config.objective.beta and not config.lora.rank:  # finetuning/reinforced.py keeps it
+        state["reference"] = state["parameters"]
     if config.optimizer.offload:
         state["optimizer_in_host"] = _tree_bytes(program.shapes.opt_state, program.shardings.opt_state, host=True)
     result = {"attention": program.attention, "mesh": dict(mesh.shape), "bytes": state, "remat": config.model.remat}
@@ -99,7 +102,7 @@ def compile_step(config: RunConfig, mesh: Mesh, chip: Chip | None) -> dict:
     state["temporaries"] = memory.temp_size_in_bytes
     state["code"] = memory.generated_code_size_in_bytes
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    state["total"] = state["arguments"] + state["temporaries"] + state["code"] + new
+    state["total"] = state["arguments"] + state["temporaries"] + state["code"] + new + state.get("reference", 0)
     ids = np.arange(mesh.devices.size).reshape(mesh.devices.shape)
     result["collectives"] = collectives(compiled.as_text(), dict(mesh.shape), ids)
     if chip is not None:

@@ -11,7 +11,7 @@ import pytest
 
 from gpt4o_jax import parallel
 from gpt4o_jax.config import InitConfig, MeshConfig, ModelConfig, RunConfig, TrainConfig
-from gpt4o_jax.config_finetune import LoraConfig
+from gpt4o_jax.config_finetune import LoraConfig, ObjectiveConfig
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.parallel.pipeline import Schedule
 from gpt4o_jax.training import plan, topology
@@ -159,6 +159,18 @@ def test_a_plan_of_adapters_shows_the_weights_as_frozen():
     whole = 4 * sum(np.prod(row["shape"]) for row in shown.values() if not row["frozen"])
     summed = sum(c["bytes"] for c in result["collectives"] if c["kind"] in ("all-reduce", "reduce-scatter"))
     assert whole <= summed < 2 * whole
+
+
+def test_the_weights_that_grpo_starts_from_are_counted_where_it_keeps_them():
+    mesh = parallel.make_mesh(ADAPTED.mesh)
+    kept = ObjectiveConfig(method="grpo")
+    whole = dataclasses.replace(ADAPTED, lora=LoraConfig(), objective=kept)
+    found = plan.compile_step(whole, mesh, CHIP)["bytes"]
+    assert found["reference"] == found["parameters"] > 0
+    free = dataclasses.replace(whole, objective=ObjectiveConfig(method="grpo", beta=0.0))
+    without = plan.compile_step(free, mesh, CHIP)["bytes"]
+    assert "reference" not in without and found["total"] == without["total"] + found["reference"]
+    assert "reference" not in plan.compile_step(dataclasses.replace(ADAPTED, objective=kept), mesh, CHIP)["bytes"]
 
 
 def test_what_the_backward_pass_needs_is_estimated_by_policy():
