@@ -71,7 +71,7 @@ MODELS = {
         ("fsdp=32 tensor=8", 32),
         ("fsdp=64 tensor=8", 256),
         ("fsdp=32 tensor=8", 32),
-        ("fsdp=16 tensor=8", 64),
+        ("fsdp=16 tensor=8", 32),
         ("fsdp=128 tensor=8", 128),
     ],
     ("mixtral.py:8x7b", 4096): [
