@@ -98,8 +98,7 @@ def batching(layers: int, heads: int, width: int, vocabulary: int, rows: int, n:
         families.GPT2["124m"], n_layers=layers, n_heads=heads, d_model=width, vocab_size=vocabulary, context_length=512
     )
     mesh = parallel.make_mesh()
-    platform = mesh.devices.flat[0].platform
-    model = gpt.GPT(config, Compute(platform, resolve_dtype("auto", platform)))
+    model = gpt.GPT(config, Compute.on(mesh, resolve_dtype("auto", mesh.devices.flat[0].platform)))
 
     def static() -> list:
         done = []

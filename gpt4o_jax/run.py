@@ -75,10 +75,9 @@ def open_run(workdir, step: int | None = None) -> Run:
         )
     mesh = parallel.make_mesh(config.mesh if _fits(config) else type(config.mesh)())
     with jax.set_mesh(mesh):
-        platform = mesh.devices.flat[0].platform
-        compute = Compute(platform, resolve_dtype(config.model.compute_dtype, platform))  # "auto": imported
+        dtype = resolve_dtype(config.model.compute_dtype, mesh.devices.flat[0].platform)  # "auto": imported
         # Who computes attention belongs to the hardware the run was trained on, not to the model.
-        model = gpt.GPT(dataclasses.replace(config.model, attention="auto"), compute)
+        model = gpt.GPT(dataclasses.replace(config.model, attention="auto"), Compute.on(mesh, dtype))
         if config.lora.rank:
             base = origin.base_of(workdir, config, step)
             adapters = load_adapters(store, step, config.lora, model, mesh)
@@ -155,7 +154,7 @@ def open_folder(
     _check_fit(config, corpus, mesh)
     if config.init.from_:
         with jax.set_mesh(mesh):
-            model = gpt.GPT(config.model, Compute(platform, config.model.compute_dtype))
+            model = gpt.GPT(config.model, Compute.on(mesh, config.model.compute_dtype))
             start.store.check(start.step, _weights(start.store, start.step), gpt.shapes(model))
             if config.lora.rank:
                 lora.chosen(config.lora, gpt.logical_axes(model))  # raises where a pattern matches nothing
@@ -188,7 +187,7 @@ def _resolved(config: RunConfig, tokenizer: Tokenizer, platform: str, stored: Ru
 def _check_fit(config: RunConfig, corpus: Corpus, mesh: jax.sharding.Mesh) -> None:
     """What only shows once text, tokenizer and devices are known."""
     m = config.model
-    compute = Compute(mesh.devices.flat[0].platform, m.compute_dtype)
+    compute = Compute.on(mesh, m.compute_dtype)
     # Raises where attention cannot be had as asked.
     implementation(m, compute, m.context_length, m.dropout > 0, mesh.shape["context"])
     corpus.rows(config)  # raises where the text is too short

@@ -76,7 +76,7 @@ def _generate(config, mesh, flags: dict) -> dict:
         )
     validate_model_sizes(config, dict(mesh.shape))
     device = mesh.devices.flat[0]
-    model = gpt.GPT(config.model, Compute(device.platform, config.model.compute_dtype))
+    model = gpt.GPT(config.model, Compute.on(mesh, config.model.compute_dtype))
     with jax.set_mesh(mesh):
         params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(config.seed))
         model, params = for_generation(model, params, flags["weights"], flags["kv_cache"], flags["batch"])

@@ -115,7 +115,7 @@ def _know_reference(config, corpus: PairCorpus, folder: epath.Path, mesh, refere
         if not path.exists():
             say(f"log-probabilities of the reference, {rows.count:,} {name} pairs")
             with jax.set_mesh(mesh):
-                model = GPT(config.model, Compute(mesh.devices.flat[0].platform, config.model.compute_dtype))
+                model = GPT(config.model, Compute.on(mesh, config.model.compute_dtype))
                 params = reference(model) if params is None else params
                 said = _said(config, rows, corpus.tokenizer.symbols, model, params)
             path.parent.mkdir(parents=True, exist_ok=True)

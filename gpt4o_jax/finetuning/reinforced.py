@@ -167,7 +167,7 @@ def begin(config: RunConfig, prompts: Prompts, folder: epath.Path, mesh: jax.sha
     c, t = config.objective, config.train
     loss = functools.partial(grpo_loss, c.clip, c.beta)
     with jax.set_mesh(mesh):
-        model = GPT(config.model, Compute(mesh.devices.flat[0].platform, config.model.compute_dtype))
+        model = GPT(config.model, Compute.on(mesh, config.model.compute_dtype))
         fixed = None if config.lora.rank or not c.beta else reference(model)
 
     def batches(program, state: Callable, start: int, last_step: int):

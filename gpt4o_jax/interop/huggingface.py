@@ -45,7 +45,7 @@ def import_folder(source: Path, workdir: Path, compute_dtype: str = "auto") -> d
     mesh_config = MeshConfig(fsdp=math.gcd(model_config.d_model, len(jax.devices())))
     mesh = parallel.make_mesh(mesh_config)
     with jax.set_mesh(mesh), built_beside(workdir, "--workdir") as beside:
-        model = gpt.GPT(model_config, Compute(mesh.devices.flat[0].platform, "float32"))
+        model = gpt.GPT(model_config, Compute.on(mesh, "float32"))
         params = weights.load(opened, family, model, mesh)
         with Store(epath.Path(beside) / "checkpoints") as store:
             # No corpus: nothing was trained here.

@@ -39,7 +39,7 @@ def experts(
     all_ppe = jax.lax.all_gather(sizes_E, AXIS).reshape(p, p, e)  # rows by device that has them, that wants them, expert
     most = len(x_MD) * min(chosen_Mk.shape[1], e)  # a token's experts are different ones
     route = _Route(jnp.sum(all_ppe, axis=-1), chosen_Mk.reshape(-1)[order_n] // e)
-    how = (most, compute.platform != "cpu")
+    how = (most, compute.ragged)
 
     # The products would round their operands on arrival; rounded before, half as many bytes travel.
     x_rD = _there(how, ops.sorted_rows(x_MD.astype(compute.operand), order_n, inverse_n), route).astype(jnp.float32)
@@ -76,7 +76,7 @@ def _there(how, x_nD, route):
         room_rD = jnp.zeros((p * most, x_nD.shape[1]), x_nD.dtype)
         place_p = jnp.full(p, me * most, jnp.int32)
         return jax.lax.ragged_all_to_all(x_nD, room_rD, start_p, route.sent_pp[me], place_p, route.sent_pp[:, me], axis_name=AXIS)
-    # XLA:CPU (jaxlib 0.10) has no ragged exchange: every device sends all that it might have for another.
+    # Where there is no ragged exchange (ops/compute.py), every device sends all that it might have for another.
     place = jnp.arange(most)
     parts_pmD = jnp.where(
         (place < route.sent_pp[me][:, None])[..., None], jnp.take(x_nD, start_p[:, None] + place, axis=0, mode="clip"), 0

@@ -88,7 +88,7 @@ def build(config: RunConfig, mesh: jax.sharding.Mesh, objective: Objective = Obj
     m = config.model
     # Windows are one document to attention, which is faster so: cuDNN would take documents as a mask in memory.
     packed = config.data.rows != "windows" or config.objective.method != "next_token"
-    compute = Compute(mesh.devices.flat[0].platform, m.compute_dtype, packed=packed)
+    compute = Compute.on(mesh, m.compute_dtype, packed)
     ways = mesh.shape["context"]
     attention = implementation(m, compute, m.context_length, m.dropout > 0, ways) + (f" over context={ways}" if ways > 1 else "")
     validate_sizes(config, dict(mesh.shape))
