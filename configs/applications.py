@@ -1,16 +1,16 @@
-"""One model for four applications and chat: `pretrain` on the embedded corpus and all worlds, then `tune` on the worlds' answers.
+"""One model for four applications and chat: `pretrain` on the built-in corpus and all worlds, then `tune` on the worlds' answers.
 
 Hardware: 2 CPU cores.
-Time: 35 CPU minutes of two cores together (one seed; python benchmarks/measure.py applications measures two).
-Expected: of that seed, every bar of the worlds, but of questions one hop (88 %, bar 90) and F1 of unanswerable (62, bar 85);
-    text: 1.447 bits per byte before tune, 1.435 after. README has the numbers.
+Time: 35 CPU minutes on two cores for both stages (one seed; python benchmarks/measure.py applications measures two).
+Expected: with that seed all targets of the worlds, except one-hop questions (88 %, target 90) and F1 of unanswerable questions
+    (62, target 85). Text: 1.447 bits per byte before tune, 1.435 after. README.md has all scores.
 Command: bash launch/applications.sh, or
     python -m gpt4o_jax train --config=configs/applications.py:pretrain --workdir=runs/base
     python -m gpt4o_jax train --config=configs/applications.py:tune --workdir=runs/tuned --config.init.from=runs/base
     python -m gpt4o_jax evaluate --workdir=runs/tuned --tasks=qa,translation,summarisation,generation,chat
 
-pretrain counts every token, questions and passages too: copying has to emerge before questions can be answered. tune counts
-answers alone, and keeps a part of the text, so that the language model stays; without_text is tune with next to none, to show it.
+In pretrain the loss is on every token, including questions and passages: the model must learn to copy before it can answer. In
+tune it is on answers only, and some text remains, to prevent forgetting; without_text is tune with almost none, for comparison.
 """
 
 from gpt4o_jax.config import base_config
@@ -18,14 +18,14 @@ from gpt4o_jax.data.sources import WORLD_NAMES
 from gpt4o_jax.errors import RunError, did_you_mean
 from gpt4o_jax.tasks.worlds import APPLICATIONS
 
-# stage: (share of the rows that are text, what the loss counts, length, peak learning rates of AdamW and Muon)
+# stage: (share of rows that are text, tokens in the loss, length, peak learning rates of AdamW and Muon)
 STAGES = {
     "pretrain": (0.3, "all", "3000 steps", 3e-3, 0.02),
     "tune": (0.1, "answers", "4000 steps", 2e-3, 0.006),
     "without_text": (0.001, "answers", "4000 steps", 2e-3, 0.006),
 }
 
-# of worlds among each other, others 1: questions and numbers take most steps when learned alone
+# relative weights of the worlds, 1 if not listed: questions and numbers need the most steps when trained alone
 WEIGHTS = {"questions": 5, "numbers": 3, "sentences": 1.5, "writing": 0.5, "arithmetic": 0.5}
 
 

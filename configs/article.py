@@ -1,4 +1,4 @@
-"""The article's own model, made right: one layer of width 512, 8 heads, 10,000 pieces (README.md says what was amiss).
+"""The article's model, corrected: one layer of width 512, 8 heads, a vocabulary of 10,000 (README.md lists the corrections).
 
 Hardware: 2 CPU cores.
 Time: not measured yet.
@@ -14,7 +14,7 @@ def get_config():
     c = base_config()
     c.model.update(to_dict(ARTICLE))
     c.tokenizer.vocab_size = ARTICLE.vocab_size
-    # Plain Adam at a constant rate: no warm-up, no weight decay, no clipping.
+    # Plain Adam at a constant learning rate: no warm-up, no weight decay, no clipping.
     c.optimizer.name = "adamw"
     c.optimizer.peak_lr = 1e-3
     c.optimizer.b2 = 0.999

@@ -1,6 +1,6 @@
-"""Every knob at its default: what other configs start from.
+"""All settings at their defaults, from which every other config starts.
 
-The defaults themselves, with a sentence each, are in gpt4o_jax/config.py;
+The defaults and their descriptions are in gpt4o_jax/config.py;
 `python -m gpt4o_jax train --help` prints them.
 """
 

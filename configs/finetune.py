@@ -1,14 +1,14 @@
 """Supervised fine-tuning on one task, from any run: --config.init.from=RUN takes its weights, model and tokenizer.
 
-Worlds, made up here (gpt4o_jax/tasks/worlds), which small models learn from scratch too, without init.from:
+Worlds (synthetic tasks, gpt4o_jax/tasks/worlds), which small models also learn from scratch, without init.from:
     numbers, sentences, questions, reports, writing, memory, tools, copying, arithmetic; docstrings: real text
-Datasets of TFDS, after `data prepare --tfds=NAME`, or the same fields in JSONL (--config.data.source=jsonl
+TFDS datasets, after `data prepare --tfds=NAME`, or the same fields in JSONL (--config.data.source=jsonl
     --config.data.path=FILE --config.data.holdout_path=FILE):
     squad, wmt14_translate/de-en, wmt16_translate/ro-en, cnn_dailymail, xsum, samsum, billsum
 
-Hardware: worlds: 2 CPU cores; datasets: what the model needs, not tried.
-Time: worlds: 3 to 10 CPU minutes of two cores, questions 25, of 15 and 30 that are allowed.
-Expected: the bars that each world names in its own file; those reached: BENCHMARKS.md (benchmarks/measure.py world_NAME).
+Hardware: worlds: 2 CPU cores; datasets: depends on the model, not tested.
+Time: worlds: 3 to 8 CPU minutes on two cores (target 15), questions 25 (target 30), as far as measured.
+Expected: the target that each world's file names; measured scores are in BENCHMARKS.md (benchmarks/measure.py world_NAME).
     Datasets: not run; their learning rates are starting points.
 Command: python -m gpt4o_jax train --config=configs/finetune.py:numbers --workdir=runs/numbers
     python -m gpt4o_jax train --config=configs/finetune.py:squad --workdir=runs/squad --config.init.from=runs/qwen
@@ -28,7 +28,7 @@ DATASETS = {  # name: (reader, path of the training split, of the hold-out)
     "samsum": ("samsum", "samsum:train", "samsum:validation"),
     "billsum": ("billsum", "billsum:train", "billsum:test"),
 }
-STEPS = {"numbers": 1500, "questions": 2600}  # of others 600
+STEPS = {"numbers": 1500, "questions": 2600}  # others: 600
 
 
 def get_config(task="numbers"):
@@ -46,7 +46,7 @@ def get_config(task="numbers"):
     if task not in DATASETS:
         c.optimizer.update(name="muon", peak_lr=3e-3, schedule="wsd", decay_fraction=0.4, end_lr_fraction=0.0, warmup_steps=20)
         c.data.update(source="world", path=task, world_items=100_000)
-        if task == "questions":  # answered by copying, which is learned sooner where nothing else is asked
+        if task == "questions":  # answering needs copying, which is learned sooner from pure copying tasks
             c.data.update(source="mixture", path="", mixture=("world:questions=0.85", "world:copying=0.15"))
             c.optimizer.update(peak_lr=2e-3, muon_lr=0.006)  # tried with one seed: 0.02 is slower here
         c.eval.tasks, c.checkpoint.best = (task,), f"{task}/{world(task).metrics[0]}"

@@ -1,12 +1,12 @@
-"""The model, tokenizer and weights of another run, to train on from: `convert import` makes such a run of published weights.
+"""Continues training from the model, tokenizer and weights of another run, such as published weights after `convert import`.
 
-Hardware: what the model needs; about 16 bytes a parameter for weights, gradients and AdamW's moments.
+Hardware: depends on the model; about 16 bytes per parameter for weights, gradients and AdamW's moments.
 Time: not measured.
-Expected: not measured. Learning rate and length are starting points, tuned for nothing.
+Expected: not measured. Learning rate and length are untuned starting points.
 Command: python -m gpt4o_jax train --config=configs/from_run.py:runs/qwen --workdir=runs/mine
     --config.data.source=text --config.data.path=FOLDER
-    The other run must stay where it is until this one is done. Rows are as long as its context, which may be more than
-    memory allows: --config.model.context_length=1024
+    The other run must stay in place until this one is done. Rows are as long as its context; if memory does not suffice:
+    --config.model.context_length=1024
 """
 
 from gpt4o_jax.config import base_config

@@ -1,6 +1,6 @@
 """Gemma 2's architecture from scratch, by size: 2b, 9b or 27b (gpt4o_jax/model/families.py).
 
-Hardware: meant for, but not tried on: 16 GPUs of 80 GB for 2b, 64 for 9b, 128 for 27b.
+Hardware: intended for, but not tested on: 16 GPUs of 80 GB for 2b, 64 for 9b, 128 for 27b.
 Time: not measured here.
 Expected: not measured here; Google trained on 2e12 to 13e12 tokens, 2b and 9b by distillation (arXiv:2408.00118).
     The learning rates are starting points, tuned for no size.

@@ -1,6 +1,6 @@
 """Gemma 3's text decoder from scratch, by size: 1b, 4b, 12b or 27b (gpt4o_jax/model/families.py).
 
-Hardware: meant for, but not tried on: 8 GPUs of 80 GB for 1b, 32 for 4b, 64 for 12b, 128 for 27b.
+Hardware: intended for, but not tested on: 8 GPUs of 80 GB for 1b, 32 for 4b, 64 for 12b, 128 for 27b.
 Time: not measured here.
 Expected: not measured here; Google trained on 2e12 to 14e12 tokens, by distillation (arXiv:2503.19786). The
     learning rates are starting points, tuned for no size.

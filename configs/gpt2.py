@@ -1,6 +1,6 @@
 """GPT-2 from scratch, by size: 124m, 355m, 774m or 1558m (gpt4o_jax/model/families.py).
 
-Hardware: meant for, but not tried on: one GPU of 80 GB for 124m and 355m, eight for the others.
+Hardware: intended for, but not tested on: one GPU of 80 GB for 124m and 355m, eight for the others.
 Time: not measured here.
 Expected: not measured here. llm.c and modded-nanogpt report a validation loss of 3.28 nats a token for 124m
     after 10e9 tokens of FineWeb with GPT-2's own tokenizer; with another tokenizer compare bits per byte only.

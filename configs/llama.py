@@ -1,6 +1,6 @@
 """Llama 3's architecture from scratch, by size: 1b, 3b, 8b, 70b or 405b; Llama 2's: 2-7b, 2-13b or 2-70b (model/families.py).
 
-Hardware: meant for, but not tried on: 8 GPUs of 80 GB for 1b, 16 for 3b, 64 for 8b and 2-7b, 128 for 2-13b, 1,024 for
+Hardware: intended for, but not tested on: 8 GPUs of 80 GB for 1b, 16 for 3b, 64 for 8b and 2-7b, 128 for 2-13b, 1,024 for
     70b and 2-70b, 16,384 for 405b.
 Time: not measured here.
 Expected: not measured here; Meta trained on 15e12 tokens that are not public (arXiv:2407.21783), Llama 2

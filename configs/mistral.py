@@ -1,6 +1,6 @@
 """Mistral 7B's architecture from scratch (gpt4o_jax/model/families.py).
 
-Hardware: meant for, but not tried on: 64 GPUs of 80 GB.
+Hardware: intended for, but not tested on: 64 GPUs of 80 GB.
 Time: not measured here.
 Expected: not measured here; what it was trained on is not public (arXiv:2310.06825). The learning rate is a
     starting point.

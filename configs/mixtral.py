@@ -1,6 +1,6 @@
 """Mixtral's architecture from scratch, by size: 8x7b or 8x22b (gpt4o_jax/model/families.py).
 
-Hardware: meant for, but not tried on: 128 GPUs of 80 GB for 8x7b, 512 for 8x22b.
+Hardware: intended for, but not tested on: 128 GPUs of 80 GB for 8x7b, 512 for 8x22b.
     mesh.expert=8 spreads the experts over devices.
 Time: not measured here.
 Expected: not measured here; what it was trained on is not public (arXiv:2401.04088). The learning rates

@@ -1,6 +1,6 @@
 """OLMo 2's architecture from scratch, by size: 7b or 13b (gpt4o_jax/model/families.py).
 
-Hardware: meant for, but not tried on: 64 GPUs of 80 GB for 7b, 128 for 13b.
+Hardware: intended for, but not tested on: 64 GPUs of 80 GB for 7b, 128 for 13b.
 Time: not measured here.
 Expected: not measured here; AI2 trained on 4e12 and 5e12 tokens of OLMo-Mix-1124, which is public
     (arXiv:2501.00656).

@@ -1,14 +1,13 @@
-"""DPO: a run that answers learns which of two answers is preferred. Pairs of a world, or of a JSONL file.
+"""DPO: trains a fine-tuned run on pairs of preferred and rejected answers, from a world or a JSONL file.
 
-Hardware: 2 CPU cores for the models of configs/finetune.py.
+Hardware: 2 CPU cores, for models of configs/finetune.py.
 Time: not measured yet.
 Expected: not measured yet. Learning rate and beta are starting points.
 Command: python -m gpt4o_jax train --config=configs/preference.py:runs/numbers --workdir=runs/preferred
-    with pairs of your own, a line each {"messages": [turns up to the question], "chosen": text, "rejected": text}:
+    With pairs of your own, one JSON object per line, {"messages": [turns up to the question], "chosen": text, "rejected": text}:
     --config.data.source=conversations --config.data.path=pairs.jsonl --config.data.holdout_path=held_out_pairs.jsonl
-    (without the last a share of them is held out, by question)
-    --config.lora.rank=16 trains adapters
-    The other run must stay where it is. Of a world, the right answer with one wrong word in it is rejected.
+    (without holdout_path, a share of the questions is held out). --config.lora.rank=16 trains adapters.
+    The other run must stay in place. Pairs of a world reject the right answer with one wrong word in it.
 """
 
 from gpt4o_jax.config import base_config
@@ -22,7 +21,7 @@ def get_config(folder=""):
     c.init.update({"from": folder, "model": True})
     c.objective.update(method="dpo", beta=0.1)
     c.data.update(source="world", path="numbers", world_items=4000)
-    c.train.mtp_weight = 0.0  # heads of multi-token prediction, where the model has some, stay as they are
+    c.train.mtp_weight = 0.0  # multi-token prediction heads, if the model has any, are not trained
     c.optimizer.update(peak_lr=1e-4, warmup_steps=20, weight_decay=0.0)
     c.train.update(length="1 epochs", batch_size=16)
     c.eval.every = c.sample.every = c.checkpoint.every = 100

@@ -1,6 +1,6 @@
 """Qwen 2's dense architecture from scratch, by size: 0.5b, 1.5b, 7b or 72b (gpt4o_jax/model/families.py).
 
-Hardware: meant for, but not tried on: 8 GPUs of 80 GB for 0.5b and 1.5b, 64 for 7b, 1,024 for 72b.
+Hardware: intended for, but not tested on: 8 GPUs of 80 GB for 0.5b and 1.5b, 64 for 7b, 1,024 for 72b.
 Time: not measured here.
 Expected: not measured here; Qwen trained on 7e12 to 12e12 tokens that are not public (arXiv:2407.10671). The learning
     rates are starting points, tuned for no size.

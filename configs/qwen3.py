@@ -1,7 +1,7 @@
 """Qwen 3's architecture from scratch, by size: 0.6b, 1.7b, 4b, 8b, 14b or 32b; with experts 30b-a3b or 235b-a22b
     (gpt4o_jax/model/families.py).
 
-Hardware: meant for, but not tried on: 8 GPUs of 80 GB for 0.6b and 1.7b, 16 for 4b, 64 for 8b and 14b, 128 for 32b and
+Hardware: intended for, but not tested on: 8 GPUs of 80 GB for 0.6b and 1.7b, 16 for 4b, 64 for 8b and 14b, 128 for 32b and
     30b-a3b, 1,024 for 235b-a22b. mesh.expert=8 spreads the experts over devices.
 Time: not measured here.
 Expected: not measured here; Qwen trained on 36e12 tokens that are not public (arXiv:2505.09388). The learning

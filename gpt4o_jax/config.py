@@ -1,8 +1,7 @@
-"""Every knob of the project: its type, its default, one sentence. Those of model, mesh and fine-tuning have files of their own.
+"""Every setting (knob) of a run: type, default, description. Those of model, mesh and fine-tuning are in config_*.py.
 
-Defaults exist here and nowhere else. `base_config()` gives them as an ml_collections
-ConfigDict, which files in configs/ override and the command line overrides again;
-`freeze()` turns the result into one validated, immutable `RunConfig`.
+Defaults are defined here and nowhere else. `base_config()` returns them as an ml_collections ConfigDict, which the files in
+configs/ override, and the command line overrides those; `freeze()` turns the result into a validated, immutable `RunConfig`.
 """
 
 import ast
@@ -25,9 +24,11 @@ class TokenizerConfig:
     kind: str = knob(
         "bpe", "SentencePiece BPE trained on the run's own source, raw bytes, or characters.", ("bpe", "byte", "char")
     )
-    vocab_size: int = knob(2048, "Pieces of a bpe tokenizer, reserved ids and 256 bytes included.", low=300, high=2**20)
+    vocab_size: int = knob(
+        2048, "Vocabulary size of a bpe tokenizer, including reserved ids and 256 byte tokens.", low=300, high=2**20
+    )
     path: str = knob(
-        "", "A tokenizer to use as it is, instead of training one: its file, or the folder of a run or of a published model."
+        "", "An existing tokenizer to use instead of training one: a file, or the folder of a run or of a published model."
     )
 
 
@@ -41,15 +42,12 @@ class DataConfig:
     )
     field: str = knob("text", "For jsonl, parquet and tfds: the key, column or feature that holds a document.")
     reader: str = knob(
-        "", "For jsonl, parquet and tfds: how a record becomes a conversation (tasks/readers.py), as squad; empty: data.field."
+        "",
+        "For jsonl, parquet and tfds: how a record becomes a conversation (tasks/readers.py); empty: data.field is text.",
     )
-    template: str = knob(
-        "", "How conversations are written: own, chatml, llama3, ...; empty: as the tokenizer's model, else own."
-    )
-    loss_on: str = knob(
-        "answers", "What the loss counts of a conversation: the assistant's turns, or every token of it.", ("answers", "all")
-    )
-    world_items: int = knob(100_000, "For world: items of its training text, made up one by one.", low=1)
+    template: str = knob("", "Chat template: own, chatml, llama3, ...; empty: that of the tokenizer's model, else own.")
+    loss_on: str = knob("answers", "Tokens of a conversation in the loss: the assistant's turns, or all.", ("answers", "all"))
+    world_items: int = knob(100_000, "For world: number of generated training items.", low=1)
     tfds_dir: str = knob("", "For tfds: folder of prepared datasets; empty: TFDS_DATA_DIR, else ~/tensorflow_datasets.")
     mixture: tuple[str, ...] = knob(
         (), "For mixture: its members as SOURCE:PATH=WEIGHT or SOURCE:PATH@FIELD=WEIGHT; weights are relative shares of the rows."
@@ -59,13 +57,15 @@ class DataConfig:
         "hash", "Held-out documents: chosen by a hash of their text, or the tail of the corpus.", ("hash", "tail")
     )
     holdout_fraction: float = knob(0.05, "Share of documents (hash, world) or of characters (tail) held out.", low=1e-4, high=0.9)
-    holdout_path: str = knob("", "Hold out what is here instead, read as data.path is: a dataset's own validation split.")
+    holdout_path: str = knob("", "A separate hold-out instead, in the form of data.path, such as a dataset's validation split.")
     shingle_bytes: int = knob(
-        50, "Length of the byte runs by which near-duplicates of the hold-out are found and dropped; 0: keep all.", low=0
+        50,
+        "Length of the byte runs (shingles) by which near-duplicates of the hold-out are found and dropped; 0: keep all.",
+        low=0,
     )
     shingle_share: float = knob(
         0.5,
-        "A training document is a near-duplicate when it shares this part of its runs, or of a held-out one's; 0: any.",
+        "A training document is a near-duplicate if it shares this part of its own or a held-out document's shingles; 0: any.",
         low=0.0,
         high=1.0,
     )
@@ -77,15 +77,15 @@ class DataConfig:
     )
     lanes: int = knob(
         0,
-        "For text too large to tokenise beforehand: streams of documents that are tokenised as they are read, the rows taken from"
-        " each in turn (data/lanes.py); 0: tokenise once, into data.cache_dir.",
+        "For text too large to tokenise in advance: number of streams of documents that are tokenised while training, with rows"
+        " taken from each in turn (data/lanes.py); 0: tokenise once, into data.cache_dir.",
         low=0,
         high=2**16,
     )
-    prefetch: int = knob(2, "Dispatches of batches that data.workers builds ahead.", low=1, high=64)
+    prefetch: int = knob(2, "Number of dispatches whose batches data.workers build ahead.", low=1, high=64)
     workers: int = knob(
         1,
-        "Threads that build batches, at most data.prefetch; 0: each is built where it is asked for, none ahead.",
+        "Threads that build batches, at most data.prefetch; 0: build each batch when it is needed.",
         low=0,
         high=64,
     )
@@ -96,34 +96,39 @@ class DataConfig:
 class OptimizerConfig:
     name: str = knob(
         "adamw",
-        "muon: Muon on hidden matrices, AdamW on everything else; schedule_free: AdamW that averages, used by its average.",
+        "muon: Muon on hidden matrices, AdamW on everything else; schedule_free: Schedule-Free AdamW, evaluated at its average.",
         ("adamw", "muon", "lion", "adafactor", "schedule_free"),
     )
-    peak_lr: float = knob(1e-3, "Peak learning rate of all but Muon's matrices; Lion's is 3 to 10 times below AdamW's.", low=0.0)
-    muon_lr: float = knob(0.02, "muon: its peak learning rate, of hidden matrices.", low=0.0)
-    muon_momentum: float = knob(0.95, "muon: its Nesterov momentum.", low=0.0, high=0.9999)
+    peak_lr: float = knob(
+        1e-3, "Peak learning rate, except of Muon's matrices; for Lion use 3 to 10 times less than for AdamW.", low=0.0
+    )
+    muon_lr: float = knob(0.02, "muon: peak learning rate of hidden matrices.", low=0.0)
+    muon_momentum: float = knob(0.95, "muon: Nesterov momentum.", low=0.0, high=0.9999)
     b1: float = knob(
         0.9,
-        "Decay of the first moment (adafactor: 0 keeps none); schedule_free: share of the average where gradients are taken.",
+        "Decay of the first moment (adafactor: 0 keeps none); schedule_free: weight of the average where gradients are taken.",
         low=0.0,
         high=0.9999,
     )
     b2: float = knob(
-        0.95, "Decay of the second moment, and of Lion's momentum; adafactor's follows from the step.", low=0.0, high=0.999999
+        0.95,
+        "Decay of the second moment, and of Lion's momentum; Adafactor derives its own from the step.",
+        low=0.0,
+        high=0.999999,
     )
     moment_dtype: str = knob(
         "float32",
-        "What adamw, muon and lion keep their moments in (computed in float32): bfloat16 takes half the memory.",
+        "Storage type of the moments of adamw, muon and lion, which are computed in float32; bfloat16 halves their memory.",
         ("float32", "bfloat16"),
     )
     offload: bool = knob(
-        False, "The optimizer's state lies in the host's memory (pinned_host) but for its update, where the platform has such."
+        False, "Keep the optimizer state in host memory (pinned_host) between updates, where the platform supports it."
     )
-    eps: float = knob(1e-8, "adamw, muon and schedule_free: added to the root of the second moment.", low=0.0)
+    eps: float = knob(1e-8, "adamw, muon and schedule_free: added to the square root of the second moment.", low=0.0)
     weight_decay: float = knob(0.1, "Decoupled weight decay, multiplied by the learning rate.", low=0.0)
     decay_mask: str = knob(
         "matrices",
-        "What decays: every weight of two or more axes; those less embeddings and head; everything.",
+        "Weights that decay: matrices (two or more axes); matrices except embeddings and head; all.",
         ("matrices", "hidden", "all"),
     )
     clip_norm: float = knob(1.0, "Global gradient norm is clipped to this; 0: no clipping.", low=0.0)
@@ -138,23 +143,25 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    length: str = knob("2000 steps", "How long: 'N steps', 'N tokens' or 'N epochs'.")
+    length: str = knob("2000 steps", "Length of training: 'N steps', 'N tokens' or 'N epochs'.")
     batch_size: int = knob(8, "Rows of the global batch.", low=1)
-    accumulate: int = knob(1, "Micro-batches that one step is computed in; divides batch_size.", low=1)
+    accumulate: int = knob(1, "Gradient accumulation: micro-batches per step; divides batch_size.", low=1)
     batch_warmup_steps: int = knob(
-        0, "Steps over which the batch grows, micro-batch by micro-batch, to batch_size; 0: whole from the start.", low=0
+        0,
+        "Batch-size warm-up: steps over which the batch grows, by micro-batches, to batch_size; 0: full size from the start.",
+        low=0,
     )
-    batch_warmup_start: int = knob(1, "Micro-batches in the batch of the first steps, where it grows.", low=1)
+    batch_warmup_start: int = knob(1, "Batch-size warm-up: micro-batches per step at the start.", low=1)
     steps_per_dispatch: int = knob(10, "Optimizer steps compiled into one call; cadences are multiples of it.", low=1)
     z_loss: float = knob(0.0, "Weight of the squared log-normaliser in the objective (PaLM: 1e-4); 0: off.", low=0.0)
     mtp_weight: float = knob(0.3, "Weight of the mean loss of model.mtp_heads in the objective.", low=0.0)
-    balance_loss: float = knob(
-        0.01, "Weight of the loss that is least where model.n_experts are chosen equally often (Switch); 0: off.", low=0.0
-    )
+    balance_loss: float = knob(0.01, "Weight of the load-balancing loss of mixtures of experts (Switch); 0: off.", low=0.0)
     router_z_loss: float = knob(0.0, "Weight of the squared log-normaliser of routers (ST-MoE: 1e-3); 0: off.", low=0.0)
-    router_bias_rate: float = knob(1e-3, "Step by which model.router_bias follows the load, each training step.", low=0.0)
-    loss_chunk: int = knob(512, "Positions of a row whose logits exist at once in the loss.", low=1)
-    patience: int = knob(0, "Stop after so many evaluations without a better checkpoint.best; 0: never.", low=0)
+    router_bias_rate: float = knob(1e-3, "Update rate of model.router_bias per training step.", low=0.0)
+    loss_chunk: int = knob(512, "Positions of a row whose logits are computed at once in the loss.", low=1)
+    patience: int = knob(
+        0, "Early stopping: evaluations without improvement of checkpoint.best before the run ends; 0: never.", low=0
+    )
     max_skipped_in_a_row: int = knob(10, "Stop as diverged after this many non-finite steps in a row.", low=1)
 
 
@@ -168,20 +175,21 @@ class LogConfig:
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
     every: int = knob(500, "Steps between evaluations on the hold-out; 0: only at the end.", low=0)
-    max_tokens: int = knob(50_000, "Tokens of the hold-out that a periodic evaluation reads; the final one reads all.", low=1)
-    stride: int | None = knob(None, "Tokens between the windows of an evaluation; None: half the context.", low=1)
-    batch_size: int = knob(16, "Windows, or prompts of tasks, in one evaluation call.", low=1)
+    max_tokens: int = knob(50_000, "Hold-out tokens in a periodic evaluation; the final one uses all.", low=1)
+    stride: int | None = knob(None, "Tokens between evaluation windows; None: half the context.", low=1)
+    batch_size: int = knob(16, "Batch size of evaluation: windows, or prompts of tasks.", low=1)
     tasks: tuple[str, ...] = knob(
-        (), "Answered greedily at each evaluation: applications and worlds (tasks/worlds), or holdout: held-out conversations."
+        (),
+        "Tasks answered greedily at each evaluation: applications, worlds (tasks/worlds), or holdout (held-out conversations).",
     )
-    task_items: int = knob(50, "Items of each slice of a task, in an evaluation while training.", low=1)
+    task_items: int = knob(50, "Items per slice of a task, in evaluations during training.", low=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
     every: int = knob(500, "Steps between samples written to samples/STEP.txt; 0: only at the end.", low=0)
-    prompts: tuple[str, ...] = knob(("",), "One sample is drawn for each prompt.")
-    max_new_tokens: int = knob(100, "Tokens a sample.", low=1)
+    prompts: tuple[str, ...] = knob(("",), "Prompts, with one sample each.")
+    max_new_tokens: int = knob(100, "Maximum length of a sample, in tokens.", low=1)
     temperature: float = knob(0.8, "Sampling temperature; 0: greedy.", low=0.0, high=100.0)
 
 
@@ -190,16 +198,16 @@ class CheckpointConfig:
     every: int = knob(500, "Steps between checkpoints; the last step is always saved. 0: only the last.", low=0)
     keep_last: int = knob(2, "Newest checkpoints kept.", low=1)
     best: str = knob(
-        "", "Name of a number of evaluations, as numbers/exact_match: its best checkpoint is saved, kept, and used by commands."
+        "", "Metric of evaluations, such as numbers/exact_match: the best checkpoint by it is kept, and used by other commands."
     )
-    keep_every: int = knob(0, "Checkpoints at multiples of this many steps are kept for good; 0: none.", low=0)
+    keep_every: int = knob(0, "Checkpoints at multiples of this many steps are kept permanently; 0: none.", low=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-    from_: str = knob("", "A run folder whose weights (the best it keeps, else the newest) start this run.")
+    from_: str = knob("", "A run folder to take initial weights from (its best checkpoint, if it keeps one, else the newest).")
     model: bool = knob(
-        False, "The sizes of the model and the tokenizer are those of init.from too, but for what the command line says."
+        False, "Also take the model config and tokenizer of init.from, except where the command line overrides them."
     )
 
 

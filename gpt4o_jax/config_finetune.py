@@ -1,4 +1,4 @@
-"""The knobs of fine-tuning (config.py has all others)."""
+"""The settings of fine-tuning. All other settings are in config.py."""
 
 import dataclasses
 
@@ -7,21 +7,22 @@ from gpt4o_jax.config_model import knob
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Adapters of low rank beside the weights of init.from, which then stay as they are (arXiv:2106.09685)."""
+    """LoRA (arXiv:2106.09685): low-rank adapters on the weights of init.from, which are frozen."""
 
-    rank: int = knob(0, "Rank of the adapters; 0: none, all weights are trained.", low=0, high=4096)
-    alpha: float = knob(32.0, "What the adapters add is multiplied by alpha / rank.", low=0.0)
+    rank: int = knob(0, "Rank of the adapters; 0: no adapters, all weights are trained.", low=0, high=4096)
+    alpha: float = knob(32.0, "The adapters' contribution is multiplied by alpha / rank.", low=0.0)
     targets: tuple[str, ...] = knob(
-        ("*",), "Weights with adapters: patterns on their paths, such as '*/attention/query'; '*': hidden matrices but routers."
+        ("*",),
+        "Weights with adapters: patterns on their paths, such as '*/attention/query'; '*': all hidden matrices except routers.",
     )
 
     @property
     def scale(self) -> float:
-        """What the product of an adapter's matrices is multiplied by."""
+        """Multiplier of the product of an adapter's two matrices."""
         return self.alpha / max(self.rank, 1)
 
 
-# By objective: what its evaluations tell.
+# By objective: the metrics of its evaluations, the main one first.
 _SCORES = {
     "next_token": ("bits_per_byte", "loss", "perplexity", "accuracy"),
     "dpo": ("preference_accuracy", "loss", "preference_margin"),
@@ -35,26 +36,24 @@ class ObjectiveConfig:
 
     method: str = knob(
         "next_token",
-        "dpo: preferences between two answers (finetuning/preference.py); grpo: rewards of its own answers"
-        " (finetuning/reinforced.py).",
+        "next_token: cross-entropy; dpo: preferences between two answers (finetuning/preference.py); grpo: rewards of the model's"
+        " own answers (finetuning/reinforced.py).",
         tuple(_SCORES),
     )
     beta: float = knob(
-        0.1, "dpo: margins of log-probability are multiplied by it; grpo: weight of the KL divergence to init.from.", low=0.0
+        0.1, "dpo: multiplier of the log-probability margins; grpo: weight of the KL divergence from init.from.", low=0.0
     )
-    group: int = knob(8, "grpo: answers to a question, compared with each other; divides train.batch_size.", low=2)
-    clip: float = knob(
-        0.2, "grpo: how far the ratio of new to old probability is followed, to both sides of 1.", low=0.0, high=1.0
-    )
-    answer_tokens: int = knob(64, "grpo: most tokens of an answer.", low=1)
-    held_out: int = knob(200, "Of a world: held-out items that an evaluation scores.", low=1)
+    group: int = knob(8, "grpo: answers sampled per question, whose rewards are compared; divides train.batch_size.", low=2)
+    clip: float = knob(0.2, "grpo: the ratio of new to old probability is clipped to 1 - clip and 1 + clip.", low=0.0, high=1.0)
+    answer_tokens: int = knob(64, "grpo: maximum length of an answer, in tokens.", low=1)
+    held_out: int = knob(200, "dpo, grpo: held-out items of a world that an evaluation scores.", low=1)
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """The numbers of an evaluation."""
+        """Names of the metrics of an evaluation."""
         return _SCORES[self.method]
 
     @property
     def measure(self) -> str:
-        """The one of them, which records of training have too, that tells how good a model is."""
+        """The main metric, which training records also have."""
         return self.scores[0]

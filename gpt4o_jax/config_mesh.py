@@ -1,4 +1,4 @@
-"""The knobs of the device mesh (config.py has all others), and the sizes that follow from them."""
+"""The settings of the device mesh, and the axis sizes that follow from them. All other settings are in config.py."""
 
 import dataclasses
 import math
@@ -8,8 +8,8 @@ from gpt4o_jax.errors import RunError
 
 AXES = ("data", "fsdp", "expert", "context", "tensor", "stage")
 
-# Sizes of the axes by preset; those not named are 1. Each starts the axes that it is about at the smallest size that shows
-# them, and gives the rest of the devices to rows of the batch.
+# Axis sizes by preset; axes not named are 1. Each preset gives the axis it is named after the smallest size above 1, and the
+# remaining devices to rows of the batch.
 PRESETS: dict[str, dict[str, int]] = {
     "dp": {"data": -1},
     "fsdp": {"fsdp": -1},
@@ -23,25 +23,27 @@ PRESETS: dict[str, dict[str, int]] = {
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis of the mesh: a number, 0 for what the preset says, or -1 (one axis at most) for what is left."""
+    """Devices along each mesh axis: a number, 0 for the preset's value, or -1 (on at most one axis) for all remaining devices."""
 
-    preset: str = knob("dp", "The sizes of those axes that are left at 0.", tuple(PRESETS))
+    preset: str = knob("dp", "Sizes of the axes that are left at 0.", tuple(PRESETS))
     data: int = knob(0, "Data parallelism: rows of the batch.", low=-1)
-    fsdp: int = knob(0, "Rows of the batch and shards of every parameter.", low=-1)
-    expert: int = knob(0, "Rows of the batch and the experts of a mixture.", low=-1)
-    context: int = knob(0, "Tokens of a row.", low=-1)
-    tensor: int = knob(0, "Heads, feed-forward width and vocabulary; between blocks the tokens of a row.", low=-1)
-    stage: int = knob(0, "Layers, as stages of a pipeline.", low=-1)
+    fsdp: int = knob(0, "Fully sharded data parallelism: rows of the batch, and every parameter.", low=-1)
+    expert: int = knob(0, "Expert parallelism: rows of the batch, and the experts of a mixture.", low=-1)
+    context: int = knob(0, "Context parallelism: tokens of a row.", low=-1)
+    tensor: int = knob(
+        0, "Tensor parallelism: heads, feed-forward width and vocabulary; between blocks, tokens of a row.", low=-1
+    )
+    stage: int = knob(0, "Pipeline parallelism: layers.", low=-1)
     pipeline_microbatches: int = knob(
-        0, "With stages: parts of a (micro-)batch that pass them in turn; 0: as many as divide a device's rows, up to 4 a stage.",
+        0, "With stages: pipeline micro-batches of a (micro-)batch; 0: as many as divide a device's rows, up to 4 per stage.",
         low=0,
     )  # fmt: skip
     pipeline_repeats: int = knob(
-        1, "With stages: times that each part passes all of them, each time through other layers (parallel/pipeline.py).", low=1
+        1, "With stages: passes of each micro-batch over all stages, each through other layers (parallel/pipeline.py).", low=1
     )
 
     def wanted(self) -> dict[str, int]:
-        """Sizes by axis, at most one of them -1. A size that is given, -1 too, stands in front of the preset's."""
+        """Sizes by axis, at most one of them -1. A size given explicitly, even -1, overrides the preset's."""
         given = {axis: getattr(self, axis) for axis in AXES if getattr(self, axis)}
         preset = PRESETS[self.preset]
         if -1 in given.values():
@@ -49,7 +51,7 @@ class MeshConfig:
         return {axis: given.get(axis, preset.get(axis, 1)) for axis in AXES}
 
     def sizes(self, devices: int) -> dict[str, int]:
-        """Sizes by axis for so many devices. Raises RunError where they do not multiply to that number."""
+        """Sizes by axis for this number of devices. Raises RunError if they do not multiply to it."""
         sizes = self.wanted()
         given = math.prod(n for n in sizes.values() if n != -1)
         sizes = {axis: devices // given if n == -1 and devices % given == 0 else n for axis, n in sizes.items()}
@@ -64,5 +66,5 @@ class MeshConfig:
 
 
 def micro_batches(rows: int, stages: int, wanted: int) -> int:
-    """Into how many parts a pipeline cuts so many rows of a device: a divisor of them, at most `wanted` (0: four a stage)."""
+    """Number of pipeline micro-batches for a device's rows: a divisor of `rows`, at most `wanted` (0: four per stage)."""
     return max(m for m in range(1, min(rows, wanted or 4 * stages) + 1) if rows % m == 0)

@@ -1,4 +1,4 @@
-"""The knobs of the decoder (config.py has all others), and what follows from them."""
+"""The settings of the decoder, and the sizes derived from them. All other settings are in config.py."""
 
 import dataclasses
 import math
@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 
 
 def knob(default: Any, doc: str, choices: tuple = (), low: float | None = None, high: float | None = None):
-    """A dataclass field with its sentence, and its legal values or closed interval."""
+    """A dataclass field with its description, and its legal values or closed interval."""
     return dataclasses.field(default=default, metadata={"doc": doc, "choices": choices, "low": low, "high": high})
 
 
 class LayerKind(NamedTuple):
-    """What tells a layer from others."""
+    """How a layer differs from others of the same model."""
 
-    window: int | None  # keys that a token sees, its own among them; None: all before it
-    experts: bool  # a mixture of experts in the place of the feed-forward
+    window: int | None  # keys that a token attends to, itself included; None: all earlier ones
+    experts: bool  # a mixture of experts instead of a feed-forward
 
     @property
     def local(self) -> bool:
@@ -23,126 +23,133 @@ class LayerKind(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The decoder: what `model/gpt.py` needs to know, and nothing about how it is trained."""
+    """Architecture of the decoder (model/gpt.py), and how it is computed."""
 
     vocab_size: int | None = knob(None, "Rows of the embedding; None takes the tokenizer's size.", low=2)
-    context_length: int = knob(256, "Longest sequence T, in tokens, that the model is trained on.", low=2)
-    n_layers: int = knob(4, "Decoder blocks L.", low=1)
+    context_length: int = knob(256, "Length T of training rows, in tokens.", low=2)
+    n_layers: int = knob(4, "Number of decoder blocks L.", low=1)
     d_model: int = knob(256, "Width D of the residual stream.", low=1)
-    n_heads: int = knob(4, "Query heads N.", low=1)
-    n_kv_heads: int | None = knob(None, "Key/value heads K (grouped-query attention); None means n_heads.", low=1)
-    head_dim: int | None = knob(None, "Width H of one head; None means d_model / n_heads.", low=1)
-    d_ff: int | None = knob(None, "Hidden width F of the feed-forward; None means 4 * d_model.", low=1)
+    n_heads: int = knob(4, "Number of query heads N.", low=1)
+    n_kv_heads: int | None = knob(None, "Number of key/value heads K (grouped-query attention); None: n_heads.", low=1)
+    head_dim: int | None = knob(None, "Width H of a head; None: d_model / n_heads.", low=1)
+    d_ff: int | None = knob(None, "Hidden width F of the feed-forward; None: 4 * d_model.", low=1)
     mlp: str = knob(
         "relu2",
-        "Feed-forward non-linearity; swiglu and geglu (with GELU's tanh form) gate a second projection.",
+        "Activation of the feed-forward; swiglu and geglu (tanh approximation of GELU) are gated, with a third matrix.",
         ("gelu", "gelu_tanh", "relu", "relu2", "swiglu", "geglu"),
     )
-    n_experts: int = knob(0, "Experts E of a mixture that takes the place of the feed-forward; 0: none.", low=0)
-    experts_per_token: int = knob(2, "Experts k that the router chooses for a token.", low=1)
-    expert_d_ff: int | None = knob(None, "Hidden width of one expert; None: as of a feed-forward.", low=1)
-    n_shared_experts: int = knob(0, "Further experts that every token passes (DeepSeekMoE).", low=0)
+    n_experts: int = knob(0, "Number of experts E in the mixture that replaces the feed-forward; 0: no mixture.", low=0)
+    experts_per_token: int = knob(2, "Number of experts k that the router chooses for each token.", low=1)
+    expert_d_ff: int | None = knob(None, "Hidden width of an expert; None: that of the feed-forward.", low=1)
+    n_shared_experts: int = knob(0, "Number of additional experts that process every token (DeepSeekMoE).", low=0)
     expert_chunk: int | None = knob(
         None,
-        "Tokens of a device whose rows, one for each of their experts, exist at once, and are computed again in the backward"
-        " pass; None: all. With mesh.expert there is room for the rows of as many tokens of each device along it.",
+        "Process a device's tokens through the experts in chunks of this many, recomputed in the backward pass, to save memory;"
+        " None: all at once. With mesh.expert, buffers hold this many tokens of each device along that axis.",
         low=1,
     )
-    moe_every: int = knob(1, "The last of every so many layers has experts, the others a feed-forward; 1: all have.", low=1)
+    moe_every: int = knob(1, "Every n-th layer has experts, the others a feed-forward; 1: all layers have experts.", low=1)
     router_scores: str = knob(
         "softmax",
-        "Scores by which experts are chosen and weighted; sigmoid: each by itself (DeepSeek-V3).",
+        "Function from router logits to scores; sigmoid scores each expert independently (DeepSeek-V3).",
         ("softmax", "sigmoid"),
     )
     router_normalise: bool = knob(
-        True, "The weights of a token's experts sum to 1 (Mixtral, Qwen 3); false: they are the scores (Switch, OLMoE)."
+        True, "Normalise the weights of a token's experts to sum to 1 (Mixtral, Qwen 3); false: use the scores (Switch, OLMoE)."
     )
     router_bias: bool = knob(
-        False, "A number for each expert that counts in the choice alone, moved by train.router_bias_rate (DeepSeek-V3)."
+        False,
+        "Balance the load by a bias per expert, used in the choice only and updated by train.router_bias_rate (DeepSeek-V3).",
     )
-    norm: str = knob("rms", "Normalisation around each sub-layer and at the end.", ("rms", "layer"))
+    norm: str = knob("rms", "Normalisation of sub-layers and of the final hidden state.", ("rms", "layer"))
     norm_position: str = knob(
         "pre",
-        "Each sub-layer's norm: on its input, on its output before that is added (OLMo 2), or on both (Gemma 2).",
+        "Norm of each sub-layer: on its input, on its output before the residual addition (OLMo 2), or on both (Gemma 2).",
         ("pre", "post", "sandwich"),
     )
-    norm_unit_offset: bool = knob(False, "Norms multiply by 1 + scale, and scales start at 0 (Gemma).")
+    norm_unit_offset: bool = knob(False, "Norms multiply by 1 + scale, with scales initialised to 0 (Gemma).")
     norm_eps: float = knob(1e-6, "Added to the variance inside every norm.", low=0.0)
-    positions: str = knob("rope", "How positions enter: rotary, a learned table, or not at all.", ("rope", "learned", "none"))
-    rope_theta: float = knob(10_000.0, "Base of the rotary wavelengths.", low=1.0)
+    positions: str = knob(
+        "rope", "Positional encoding: rotary (RoPE), learned absolute embeddings, or none.", ("rope", "learned", "none")
+    )
+    rope_theta: float = knob(10_000.0, "RoPE base theta.", low=1.0)
     rope_local_theta: float | None = knob(
-        None, "The base in local layers, whose wavelengths are then not stretched (Gemma 3); None: as in global ones.", low=1.0
+        None, "RoPE base of local layers, to which rope_scaling then does not apply (Gemma 3); None: as global layers.", low=1.0
     )
-    rope_fraction: float = knob(
-        1.0, "Share of a head's coordinates that are rotated; the others know no position.", low=0.0, high=1.0
-    )
-    rope_scaling: str = knob(
-        "none", "How rotary wavelengths are stretched for a longer context.", ("none", "linear", "ntk", "yarn", "llama3")
-    )
-    rope_factor: float = knob(1.0, "Longest context after stretching, in units of the one before.", low=1.0)
-    rope_original_context: int | None = knob(None, "yarn, llama3: the context before stretching, in tokens.", low=1)
+    rope_fraction: float = knob(1.0, "Fraction of each head's width that is rotated.", low=0.0, high=1.0)
+    rope_scaling: str = knob("none", "Method of extending RoPE to a longer context.", ("none", "linear", "ntk", "yarn", "llama3"))
+    rope_factor: float = knob(1.0, "Extended context length divided by the original one.", low=1.0)
+    rope_original_context: int | None = knob(None, "yarn, llama3: the original context length, in tokens.", low=1)
     rope_low: float | None = knob(
-        None, "yarn, llama3: pairs that turn fewer times than this in the original context stretch wholly; None: 1.", low=0.0
+        None,
+        "yarn, llama3: dimensions with fewer rotations than this in the original context are fully scaled; None: 1.",
+        low=0.0,
     )
     rope_high: float | None = knob(
-        None, "yarn, llama3: pairs that turn more often than this do not stretch; None: 32 for yarn, 4 for llama3.", low=0.0
+        None, "yarn, llama3: dimensions with more rotations than this are not scaled; None: 32 for yarn, 4 for llama3.", low=0.0
     )
-    qk_norm: bool = knob(True, "RMS-normalise queries and keys, with learned scales.")
+    qk_norm: bool = knob(True, "RMSNorm of queries and keys, with learned scales.")
     qk_norm_over: str = knob(
-        "head", "What qk_norm takes the mean over: each head (Qwen 3), or all heads at once (OLMo 2).", ("head", "projection")
+        "head", "qk_norm normalises each head (Qwen 3), or all heads together (OLMo 2).", ("head", "projection")
     )
     layer_pattern: tuple[str, ...] = knob(
         ("global",),
-        "Kinds of layers, repeated over the depth, at whose end the last repetition may break off: local ones see only the"
-        " window, global ones everything before.",
+        "Sequence of local (sliding-window) and global (full) attention layers, repeated over the depth; the last repetition may"
+        " be incomplete.",
     )
-    window: int | None = knob(None, "Keys that a token of a local layer sees, its own among them.", low=1)
-    attention_scale: float | None = knob(None, "What scores q k^T are multiplied by; None: 1 / sqrt(head width).", low=0.0)
-    attention_softcap: float = knob(0.0, "Scores become cap * tanh(score / cap) before the softmax (Gemma 2); 0: not.", low=0.0)
-    attention_sinks: bool = knob(False, "One more learned logit in the softmax of each head, for attending to nothing (gpt-oss).")
-    bias: bool = knob(False, "Biases in projections and layer norms.")
-    qkv_bias: bool | None = knob(None, "Biases on queries, keys and values (Qwen 2: there alone); None: as `bias`.")
+    window: int | None = knob(None, "Sliding window of local layers: keys that a token attends to, itself included.", low=1)
+    attention_scale: float | None = knob(None, "Scale of the attention scores q k^T; None: 1 / sqrt(head width).", low=0.0)
+    attention_softcap: float = knob(
+        0.0, "Attention scores become cap * tanh(score / cap) before the softmax (Gemma 2); 0: off.", low=0.0
+    )
+    attention_sinks: bool = knob(
+        False, "An additional learned logit in the softmax of each head, so that it can attend to nothing (gpt-oss)."
+    )
+    bias: bool = knob(False, "Biases in projections and LayerNorms.")
+    qkv_bias: bool | None = knob(None, "Biases of query, key and value projections (Qwen 2 has only these); None: as model.bias.")
     embed_scale: bool = knob(False, "Multiply embeddings by sqrt(d_model) (Gemma).")
-    residual_mix: bool = knob(False, "Each layer starts from a learned mixture of the stream and what entered the first layer.")
-    value_embeddings: int = knob(
-        0, "Tables n of embeddings mixed into attention's values: in the first n layers, and again in the last n.", low=0
+    residual_mix: bool = knob(
+        False, "Each layer's input is a learned mixture of the residual stream and the first layer's input (modded-nanogpt)."
     )
-    mtp_heads: int = knob(0, "Heads that predict the tokens after the next one while training (DeepSeek-V3).", low=0)
-    tied: bool = knob(False, "Use the embedding table, transposed, as the output head.")
+    value_embeddings: int = knob(
+        0,
+        "Number n of embedding tables mixed into attention values, in the first n and in the last n layers (modded-nanogpt).",
+        low=0,
+    )
+    mtp_heads: int = knob(0, "Number of multi-token prediction heads, used in training only (DeepSeek-V3).", low=0)
+    tied: bool = knob(False, "Tie the output head to the embedding table.")
     dropout: float = knob(0.0, "Dropout on embeddings, attention weights and sub-layer outputs.", low=0.0, high=0.99)
-    logit_softcap: float = knob(0.0, "Logits z become softcap * tanh(z / softcap), as in Gemma 2 with 30; 0: off.", low=0.0)
+    logit_softcap: float = knob(0.0, "Output logits become cap * tanh(logit / cap) (Gemma 2: 30); 0: off.", low=0.0)
     init_std: float = knob(0.02, "Standard deviation of the normal initialisation.", low=0.0)
     mup_base_width: int = knob(
         0,
-        "muP: the d_model whose learning rates and init_std hold at this width too (arXiv:2203.03466); 0: off.",
+        "muP (arXiv:2203.03466): the d_model at which learning rates and init_std were tuned; 0: off.",
         low=0,
     )
     mup_base_head_dim: int | None = knob(
-        None, "muP: head width of the base model; None: this model's, so that a wider one has more heads.", low=1
+        None, "muP: head width of the base model; None: the same as this model's, wider models having more heads.", low=1
     )
     output_init: str = knob(
         "zero",
-        "Projections that write to the residual stream: zeros, or init_std / sqrt(2 * n_layers).",
+        "Initialisation of projections into the residual stream: zeros, or normal with std init_std / sqrt(2 * n_layers).",
         ("zero", "scaled"),
     )
     compute_dtype: str = knob(
         "auto",
-        "Operands of matrix products (sums stay float32). auto: bfloat16 where the device is fast at it.",
+        "Type of matrix product operands (accumulation is float32); auto: bfloat16 where the device is fast at it.",
         ("auto", "float32", "bfloat16"),
     )
     attention: str = knob(
         "auto",
-        "Who computes attention in training (ops/attention.py); auto: the fastest for the platform and the shapes.",
+        "Attention implementation in training (ops/attention.py); auto: the fastest for the platform and the shapes.",
         ("auto", "reference", "blocks", "cudnn", "splash", "ring", "gather"),
     )
-    scan_unroll: int = knob(
-        1, "Periods of layer_pattern per iteration of the scan over them; all of them unroll it. On CPUs 1 with remat.", low=1
-    )
+    scan_unroll: int = knob(1, "Unroll factor of the scan over periods of layer_pattern. Always 1 on CPUs with remat.", low=1)
     remat: str = knob(
         "none",
-        "What the forward pass keeps of a block for the backward pass, which computes the rest again, from the most to the least:"
-        " none: everything; dots: products with weights; save_mlp: those into the feed-forward; save_attention: queries, keys,"
-        " values and what attention makes of them; full: the input alone; offload: that too, but in the host's memory.",
+        "Rematerialisation: what a block saves for the backward pass; the rest is recomputed. none: everything; dots: products"
+        " with weights; save_mlp: inputs of the feed-forward's activation; save_attention: queries, keys, values and attention"
+        " outputs; full: the block's input only; offload: the same, in host memory.",
         ("none", "dots", "save_mlp", "save_attention", "full", "offload"),
     )
 
@@ -156,7 +163,7 @@ class ModelConfig:
 
     @property
     def period(self) -> tuple["LayerKind", ...]:
-        """The kinds of layers that are repeated over the depth."""
+        """The kinds of layers in one period, which is repeated over the depth."""
         every = self.moe_every if self.n_experts else 1
         windows = [self.window if kind == "local" else None for kind in self.layer_pattern]
         places = range(min(math.lcm(len(windows), every), self.n_layers))
@@ -164,12 +171,12 @@ class ModelConfig:
 
     @property
     def periods(self) -> int:
-        """Whole ones; n_layers % len(period) layers are left over, of the kinds that a period begins with."""
+        """Number of whole periods; the last n_layers % len(period) layers are the beginning of another."""
         return self.n_layers // len(self.period)
 
     @property
     def layer_kinds(self) -> tuple["LayerKind", ...]:
-        """Of every layer."""
+        """The kind of every layer."""
         return (self.period * (self.periods + 1))[: self.n_layers]
 
     @property
@@ -200,17 +207,17 @@ class ModelConfig:
 
     @property
     def width_ratio(self) -> float:
-        """muP: base width / width, by which logits and Adam's learning rate of hidden matrices are multiplied; else 1."""
+        """muP: base width / width, which multiplies logits and Adam's learning rate of hidden matrices; 1 without muP."""
         return self.mup_base_width / self.d_model if self.mup_base_width else 1.0
 
     @property
     def score_scale(self) -> float | None:
-        """attention_scale; under muP as 1 / head width, which at the base's head width is the usual 1 / sqrt."""
+        """attention_scale; with muP proportional to 1 / head width, and equal to 1 / sqrt(head width) at the base model's."""
         if self.attention_scale is None and self.mup_base_width:
             return (self.mup_base_head_dim or self.head_width) ** 0.5 / self.head_width
         return self.attention_scale
 
     @property
     def hidden_std(self) -> float:
-        """Standard deviation of hidden matrices at the start: under muP the variance is as 1 / fan-in."""
+        """Standard deviation of hidden matrices at initialisation; with muP the variance is proportional to 1 / fan-in."""
         return self.init_std * self.width_ratio**0.5

@@ -1,11 +1,11 @@
-"""Does the best learning rate of width 32 hold at width 128: as it is, and under muP (arXiv:2203.03466) with base width 32?
+"""Does the best learning rate at width 32 transfer to width 128, without and with muP (arXiv:2203.03466, base width 32)?
 
-Heads stay 16 wide, so that the wider model has more of them. At the base width both rules are the same model.
+Heads stay 16 wide, so the wider model has more of them. At the base width both parametrisations are the same model.
 
 Hardware: 2 CPU cores.
-Time: about 15 minutes for the 36 runs of --seeds=3.
-Expected: at width 32 4e-3 is best; at width 128 half of it as it is (2.363 bits per byte at 2e-3, 2.447 at 4e-3), and the same
-    4e-3 under muP (2.389), which loses 0.03 to the best rate of the other (benchmarks/ablations/mup.md; three seeds).
+Time: about 22 minutes for the 36 runs of --seeds=3, beside other work.
+Expected: at width 32 the best rate is 4e-3. At width 128 it is half of that without muP (2.363 bits per byte at 2e-3, 2.447 at
+    4e-3), and the same 4e-3 with muP (2.389, 0.03 worse than the best without). benchmarks/ablations/mup.md; three seeds.
 Command: python -m gpt4o_jax sweep --sweep=configs/ablations/mup.py --workdir=runs/ablations/mup
 """
 

@@ -1,8 +1,8 @@
-"""How positions enter: rotary (arXiv:2104.09864), a learned table, or not at all but for the causal mask (arXiv:2305.19466).
+"""Positional encoding: rotary (arXiv:2104.09864), learned embeddings, or only the causal mask (arXiv:2305.19466).
 
 Hardware: 2 CPU cores.
-Time: about 3 minutes for the 9 runs of --seeds=3, a third of a minute each.
-Expected: rotary 2.436 bits per byte, no positions +0.059, a learned table +0.093 (benchmarks/ablations/positions.md).
+Time: about 3 minutes for the 9 runs of --seeds=3, a third of a minute each; 17 minutes in the table, beside other work.
+Expected: rotary 2.436 bits per byte, no encoding +0.059, learned embeddings +0.093 (benchmarks/ablations/positions.md).
 Command: python -m gpt4o_jax sweep --sweep=configs/ablations/positions.py --workdir=runs/ablations/positions
 """
 

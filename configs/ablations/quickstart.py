@@ -1,10 +1,10 @@
-"""What each ingredient of configs/quickstart.py is worth: its model at a quarter of its length, with one of them taken out.
+"""What each ingredient of configs/quickstart.py is worth: the same model, trained a quarter as long, without one of them.
 
 Hardware: 2 CPU cores.
-Time: 75 minutes for the 16 runs of --seeds=2 on a busy machine, by the table's own minutes.
-Expected: 1.907 bits per byte, two seeds (benchmarks/ablations/quickstart.md). Without Muon +0.31, without RoPE +0.13, without
-    QK-norm +0.03, without zero-initialised outputs +0.02, with a cosine instead of wsd +0.014; squared ReLU and RMSNorm gain
-    nothing over GELU (-0.008) and LayerNorm (0.000) at this size.
+Time: 75 minutes for the 16 runs of --seeds=2, beside other work.
+Expected: 1.907 bits per byte (benchmarks/ablations/quickstart.md). Learned positions instead of RoPE +0.134 and cosine instead of
+    wsd +0.014 (p < 0.03). Not significant with two seeds: AdamW at the same rate instead of Muon +0.31 (p = 0.06), no QK-norm
+    +0.03, scaled instead of zero output initialisation +0.02, GELU -0.008, LayerNorm 0.000.
 Command: python -m gpt4o_jax sweep --sweep=configs/ablations/quickstart.py --workdir=runs/ablations/quickstart --seeds=2
 """
 

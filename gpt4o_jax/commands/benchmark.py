@@ -1,20 +1,20 @@
-"""train or generate: times the training step of a config, or generation with a model of it, on random tokens"""
+"""train, generate: measures the speed of the training step, or of generation, of a config's model on random tokens"""
 
 from gpt4o_jax.commands.flags import Flag
 from gpt4o_jax.commands.ready_flags import READY, check_ready
 
-CONFIG = Flag("config", str, "", "FILE[:ARG], a Python file with get_config()", required=True)
+CONFIG = Flag("config", str, "", "config file: FILE[:ARG], a Python file with get_config()", required=True)
 FLAGS = {
     "train": (
         CONFIG,
-        Flag("dispatches", int, 5, "calls of the compiled step that are timed, after one that is not", low=1),
+        Flag("dispatches", int, 5, "timed calls of the compiled step, after one untimed call", low=1),
     ),
     "generate": (
         CONFIG,
-        Flag("batch", int, 1, "rows", low=1),
+        Flag("batch", int, 1, "batch size", low=1),
         Flag("prompt_tokens", int, 128, "tokens of each prompt", low=1),
-        Flag("new_tokens", int, 128, "tokens that each is continued by", low=2),
-        Flag("repeats", int, 3, "generations that are timed, after one that is not", low=1),
+        Flag("new_tokens", int, 128, "new tokens for each prompt", low=2),
+        Flag("repeats", int, 3, "timed generations, after one untimed", low=1),
         *READY,
     ),
 }

@@ -1,4 +1,4 @@
-"""talks with a model in the terminal"""
+"""chats with a model in the terminal"""
 
 import dataclasses
 import io
@@ -10,15 +10,15 @@ from gpt4o_jax.commands.flags import Flag
 _DRAWING = tuple(f for f in sampling_flags.FLAGS if f.name != "top_logprobs")  # there is no place to show them
 FLAGS = (
     Flag("workdir", str, "", "run folder", required=True),
-    Flag("step", int, None, "checkpoint step; if not given the best, where the run keeps it, else the newest", low=0),
+    Flag("step", int, None, "checkpoint step; default: the best, where the run keeps it, else the newest", low=0),
     Flag(
         "template",
         str,
         "",
-        "how turns are written: own, plain, chatml, llama3, ...; what the model was trained with if not given",
+        "chat template: own, plain, chatml, llama3, ...; default: the one the model was trained with",
     ),
-    Flag("system", str, "", "what the model is told before the conversation", blank=True),
-    Flag("max_new_tokens", int, 256, "most tokens of a reply", low=1),
+    Flag("system", str, "", "system prompt", blank=True),
+    Flag("max_new_tokens", int, 256, "maximum length of a reply, in tokens", low=1),
     *_DRAWING,
     Flag("seed", int, 0, "same seed and messages, same replies", low=0, high=2**31 - 1),
 )

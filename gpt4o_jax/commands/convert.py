@@ -1,25 +1,30 @@
-"""import, export: a Hugging Face folder as a run, and back; merge: a run of adapters as one of plain weights"""
+"""import, export: converts between Hugging Face folders and run folders; merge: adds LoRA adapters to the weights"""
 
 from gpt4o_jax.commands.flags import Flag
 from gpt4o_jax.errors import RunError
 
-_STEP = Flag("step", int, None, "checkpoint step; if not given the best, where the run keeps it, else the newest", low=0)
+_STEP = Flag("step", int, None, "checkpoint step; default: the best, where the run keeps it, else the newest", low=0)
 FLAGS = {
     "import": (
-        Flag("from", str, "", "folder as the Hub lays it out: config.json, safetensors, tokenizer", required=True),
-        Flag("workdir", str, "", "run folder to make", required=True),
-        Flag("compute_dtype", str, "auto", "of matrix products: float32, bfloat16, or auto, the fastest wherever it is opened"),
+        Flag("from", str, "", "Hugging Face folder: config.json, safetensors, tokenizer", required=True),
+        Flag("workdir", str, "", "run folder to create", required=True),
+        Flag(
+            "compute_dtype",
+            str,
+            "auto",
+            "type of matrix products: float32, bfloat16, or auto: the fastest where the run is opened",
+        ),
     ),
     "export": (
         Flag("workdir", str, "", "run folder", required=True),
-        Flag("to", str, "", "folder to make", required=True),
+        Flag("to", str, "", "folder to create", required=True),
         _STEP,
-        Flag("family", str, "", "gpt2, llama, ...; the first that computes the same if not given"),
-        Flag("dtype", str, "float32", "of the tensors: float32 or bfloat16"),
+        Flag("family", str, "", "gpt2, llama, ...; default: the first that can represent the model"),
+        Flag("dtype", str, "float32", "type of the tensors: float32 or bfloat16"),
     ),
     "merge": (
-        Flag("workdir", str, "", "run folder of adapters (config.lora)", required=True),
-        Flag("to", str, "", "run folder to make", required=True),
+        Flag("workdir", str, "", "run folder with LoRA adapters (config.lora)", required=True),
+        Flag("to", str, "", "run folder to create", required=True),
         _STEP,
     ),
 }

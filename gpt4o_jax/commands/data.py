@@ -1,15 +1,15 @@
-"""prepare: a run's sources into its token cache, or a TFDS dataset as array_record; report: what a corpus holds"""
+"""prepare: tokenises a config's sources, or builds a TFDS dataset as array_record; report: statistics of a corpus"""
 
 from gpt4o_jax.commands.flags import Flag
 from gpt4o_jax.errors import RunError
 
 FLAGS = {
     "prepare": (
-        Flag("config", str, "", "FILE[:ARG]: tokenise what this config names"),
-        Flag("tfds", str, "", "NAME/CONFIG of TFDS, or FILE.py/CONFIG with a builder of one's own: download and prepare it"),
-        Flag("data_dir", str, "", "for --tfds: folder of prepared datasets; TFDS's own if not given"),
+        Flag("config", str, "", "config file FILE[:ARG], whose sources are tokenised into the cache"),
+        Flag("tfds", str, "", "dataset to download and prepare: NAME/CONFIG of TFDS, or FILE.py/CONFIG with your own builder"),
+        Flag("data_dir", str, "", "for --tfds: folder of prepared datasets; default: that of TFDS"),
     ),
-    "report": (Flag("config", str, "", "FILE[:ARG], a Python file with get_config()", required=True),),
+    "report": (Flag("config", str, "", "config file: FILE[:ARG], a Python file with get_config()", required=True),),
 }
 
 

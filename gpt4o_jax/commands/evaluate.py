@@ -1,4 +1,4 @@
-"""scores a run: loss and bits per byte of its hold-out or any text; tasks answered in words; multiple choice; lm-eval"""
+"""scores a run: loss and bits per byte on its hold-out or other text; generated answers; multiple choice; lm-eval tasks"""
 
 from gpt4o_jax.commands.flags import Flag
 from gpt4o_jax.commands.ready_flags import check_ready
@@ -6,11 +6,11 @@ from gpt4o_jax.errors import RunError
 
 FLAGS = (
     Flag("workdir", str, "", "run folder", required=True),
-    Flag("step", int, None, "checkpoint step; if not given the best, where the run keeps it, else the newest", low=0),
+    Flag("step", int, None, "checkpoint step; default: the best, where the run keeps it, else the newest", low=0),
     Flag("text", str, "", "UTF-8 file, folder or glob to score instead of the hold-out"),
-    Flag("weights", str, "", "score them again in bfloat16, int8 or int4, as generate --weights has them: what that costs"),
-    Flag("kv_cache", str, "", "score them again through a cache in float32, bfloat16 or int8, as generate --kv_cache has it"),
-    Flag("stride", int, None, "tokens between windows; the run's eval.stride if not given", low=1),
+    Flag("weights", str, "", "also score with weights in bfloat16, int8 or int4 (generate --weights), to measure the cost"),
+    Flag("kv_cache", str, "", "also score through a KV cache in float32, bfloat16 or int8 (generate --kv_cache)"),
+    Flag("stride", int, None, "tokens between windows; default: the run's eval.stride", low=1),
     Flag("choice", str, "", "JSONL of multiple-choice questions (question, choices, answer) to score instead"),
     Flag(
         "tasks",
@@ -19,13 +19,13 @@ FLAGS = (
         "NAME[,NAME] to score instead: applications (qa, translation, ...), worlds, holdout (held-out conversations"
         " of the run's own data), or tasks of lm-evaluation-harness (requirements-eval.txt)",
     ),
-    Flag("task_dir", str, "", "for tasks of lm-eval: folder with their YAML files; with it, nothing is downloaded"),
-    Flag("num_fewshot", int, None, "for --choice, tasks of lm-eval: solved examples before each question", low=0),
+    Flag("task_dir", str, "", "for lm-eval tasks: folder with their YAML files; nothing is then downloaded"),
+    Flag("num_fewshot", int, None, "for --choice and lm-eval tasks: solved examples before each question", low=0),
     Flag(
         "limit",
         int,
         None,
-        "for --choice, --tasks: only the first so many questions, of each slice of a task; of ours 200 if not given",
+        "for --choice and --tasks: questions per task, or per slice of our own tasks (default 200)",
         low=1,
     ),
 )

@@ -1,4 +1,4 @@
-"""continues a prompt, streaming the text, or many prompts, several at a time"""
+"""continues a prompt, streaming the text, or many prompts with continuous batching"""
 
 import json
 import sys
@@ -10,22 +10,20 @@ from gpt4o_jax.errors import RunError, data_error
 
 FLAGS = (
     Flag("workdir", str, "", "run folder", required=True),
-    Flag("prompt", str, "", "text to continue; empty: from the beginning of a document", blank=True),
-    Flag("prompts", str, "", "file of prompts to continue instead: a line each, or where it ends in .jsonl, JSON with a prompt"),
-    Flag("rows", int, None, "--prompts: texts that are written at a time; 8 if not given", low=1, high=1024),
-    Flag("step", int, None, "checkpoint step; if not given the best, where the run keeps it, else the newest", low=0),
-    Flag("max_new_tokens", int, 100, "most tokens to add", low=1),
+    Flag("prompt", str, "", "text to continue; empty: start a new document", blank=True),
+    Flag("prompts", str, "", "file of prompts instead: one per line, or in a .jsonl file one JSON object with a prompt per line"),
+    Flag("rows", int, None, "--prompts: batch size; default: 8", low=1, high=1024),
+    Flag("step", int, None, "checkpoint step; default: the best, where the run keeps it, else the newest", low=0),
+    Flag("max_new_tokens", int, 100, "maximum number of new tokens", low=1),
     *sampling_flags.FLAGS,
     *READY,
-    Flag("num_samples", int, 1, "continuations of the prompt", low=1, high=1024),
+    Flag("num_samples", int, 1, "number of continuations of the prompt", low=1, high=1024),
     Flag("seed", int, 0, "same seed, same text", low=0, high=2**31 - 1),
     Flag("stop", list, None, "end before this string; may be given several times"),
-    Flag("draft", str, "", "faster, same distribution: a smaller model's run folder, or ngram (looks up what followed before)"),
-    Flag("draft_tokens", int, None, "tokens that --draft proposes at once; 4 if not given", low=1, high=16),
-    Flag("beams", int, 0, "search the most probable texts with this many beams, instead of drawing; 0: draw", low=0, high=1024),
-    Flag(
-        "length_penalty", float, None, "--beams: score = log-probability / tokens^penalty; 1 if not given", low=-10.0, high=10.0
-    ),
+    Flag("draft", str, "", "speculative decoding: run folder of a smaller model, or ngram (looks up earlier occurrences)"),
+    Flag("draft_tokens", int, None, "tokens that --draft proposes at a time; default: 4", low=1, high=16),
+    Flag("beams", int, 0, "beam search with this many beams instead of sampling; 0: sample", low=0, high=1024),
+    Flag("length_penalty", float, None, "--beams: score = log-probability / tokens^penalty; default: 1", low=-10.0, high=10.0),
 )
 
 

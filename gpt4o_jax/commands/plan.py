@@ -1,4 +1,4 @@
-"""compiles the training step of a config for a TPU slice that is not here: does it fit, what does it send, how fast at best"""
+"""compiles the training step of a config for a TPU slice, without one: memory, communication, upper bound on speed"""
 
 import json
 import subprocess
@@ -7,11 +7,11 @@ import sys
 from gpt4o_jax.commands.flags import Flag
 
 FLAGS = (
-    Flag("config", str, "", "FILE[:ARG], a Python file with get_config()", required=True),
-    Flag("topology", str, "", "a slice, as v5e:16x16, v5p:8x8x8, v6e:16x16 or tpu7x:4x4x4", required=True),
-    Flag("slices", int, 1, "so many of them, joined by the data-centre network", low=1, high=64),
-    Flag("try_seconds", int, 300, "where it does not fit: seconds to compile each remedy in; 0 tries none", low=0),
-    Flag("show", str, "", "sharding: every parameter's shape, axes and bytes a device, and no compiling"),
+    Flag("config", str, "", "config file: FILE[:ARG], a Python file with get_config()", required=True),
+    Flag("topology", str, "", "TPU slice, such as v5e:16x16, v5p:8x8x8, v6e:16x16 or tpu7x:4x4x4", required=True),
+    Flag("slices", int, 1, "number of slices, connected by the data-centre network", low=1, high=64),
+    Flag("try_seconds", int, 300, "if it does not fit: seconds to compile each alternative; 0: try none", low=0),
+    Flag("show", str, "", "sharding: print shape, axes and bytes per device of every parameter, without compiling"),
 )
 
 # Of an objective: what it has beside a training step (finetuning/).

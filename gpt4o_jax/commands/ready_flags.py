@@ -9,8 +9,8 @@ WEIGHTS = ("float32", "bfloat16", "int8", "int4")
 KV_CACHE = ("float32", "bfloat16", "int8")
 
 READY = (
-    Flag("weights", str, "float32", f"what matrices are kept in: {', '.join(WEIGHTS)}; fewer bits are faster and less exact"),
-    Flag("kv_cache", str, "float32", f"what keys and values are kept in: {', '.join(KV_CACHE)}"),
+    Flag("weights", str, "float32", f"type of the weight matrices: {', '.join(WEIGHTS)}; fewer bits are faster and less exact"),
+    Flag("kv_cache", str, "float32", f"type of the KV cache: {', '.join(KV_CACHE)}"),
 )
 
 

@@ -1,4 +1,4 @@
-"""writes report.md of a run or a sweep again, finished or not"""
+"""writes report.md of a run or a sweep, finished or not"""
 
 from gpt4o_jax.commands.flags import Flag
 

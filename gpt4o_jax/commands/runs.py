@@ -1,4 +1,4 @@
-"""compares the runs in and below some folders: what differs, how far, how good, how fast"""
+"""compares all runs under some folders: settings that differ, progress, held-out loss, speed"""
 
 import sys
 
@@ -6,8 +6,8 @@ from gpt4o_jax.commands.flags import Flag
 from gpt4o_jax.errors import RunError
 
 FLAGS = (
-    Flag("dir", list, None, "folders with runs in or below them", required=True, positional=True),
-    Flag("out", str, "", "PNG file for the curves; runs.png in the first folder if not given"),
+    Flag("dir", list, None, "folders that contain runs, at any depth", required=True, positional=True),
+    Flag("out", str, "", "PNG file for the curves; default: runs.png in the first folder"),
 )
 
 

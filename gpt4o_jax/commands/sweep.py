@@ -1,4 +1,4 @@
-"""trains every variant of a sweep file over several seeds, and reports which differences are real"""
+"""trains every variant of a sweep file with several seeds, and reports which differences are significant"""
 
 import contextlib
 import dataclasses
@@ -16,10 +16,12 @@ from gpt4o_jax.config import RunConfig
 from gpt4o_jax.errors import ExitCode, RunError
 
 FLAGS = (
-    Flag("sweep", str, "", "FILE[:ARG] with get_config(), the base, and sweep(), which yields (name, {knob: value})", True),
+    Flag(
+        "sweep", str, "", "FILE[:ARG] with get_config(), the baseline, and sweep(), which yields (name, {setting: value})", True
+    ),
     Flag("workdir", str, "", "folder of the sweep: runs in NAME/SEED/, report.md", required=True),
-    Flag("seeds", int, 3, "runs of each variant; their seeds count up from the base's", low=1, high=1000),
-    Flag("print", bool, False, "print the training commands, one a line, and run nothing"),
+    Flag("seeds", int, 3, "runs per variant, with consecutive seeds from the baseline's", low=1, high=1000),
+    Flag("print", bool, False, "print the training commands, one per line, and run nothing"),
 )
 
 

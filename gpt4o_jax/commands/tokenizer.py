@@ -1,4 +1,4 @@
-"""train: a tokenizer from text files; inspect: how a tokenizer cuts a text"""
+"""train: trains a tokenizer on text files; inspect: shows how a tokenizer splits a text"""
 
 from gpt4o_jax.commands.flags import Flag
 
@@ -7,7 +7,7 @@ FLAGS = {
         Flag("text", str, "", "UTF-8 file, folder or glob to train on", required=True),
         Flag("out", str, "", "file to write, for config.tokenizer.path", required=True),
         Flag("kind", str, "bpe", "bpe, byte or char"),
-        Flag("vocab_size", int, None, "pieces of a bpe tokenizer; 2048 if not given", low=300, high=2**20),
+        Flag("vocab_size", int, None, "vocabulary size of a bpe tokenizer; default: 2048", low=300, high=2**20),
     ),
     "inspect": (
         Flag(
@@ -17,7 +17,7 @@ FLAGS = {
             "tokenizer.model or tokenizer.json, or the folder of a run or of a published model",
             required=True,
         ),
-        Flag("text", str, "", "text to cut into pieces", required=True, blank=True),
+        Flag("text", str, "", "text to tokenise", required=True, blank=True),
     ),
 }
 

@@ -1,4 +1,4 @@
-"""starts a run in --workdir, or resumes what is there"""
+"""starts a training run in --workdir, or resumes the one that is there"""
 
 import os
 
@@ -6,14 +6,22 @@ from gpt4o_jax.commands.flags import Flag
 from gpt4o_jax.errors import RunError, did_you_mean
 
 FLAGS = (
-    Flag("config", str, "", "FILE[:ARG], a Python file with get_config()", required=True),
+    Flag("config", str, "", "config file: FILE[:ARG], a Python file with get_config()", required=True),
     Flag("workdir", str, "", "run folder", required=True),
     Flag("profile", str, "", "FIRST:LAST, steps to trace into WORKDIR/profile"),
-    Flag("coordinator", str, "", "several processes: HOST:PORT of process 0; Slurm, JobSet and TPUs tell it themselves"),
-    Flag("num_processes", int, 0, "several processes: how many; 1: train alone whatever the surroundings say", low=0),
-    Flag("process_id", int, -1, "several processes: which one this is, from 0", low=-1),
-    Flag("start_timeout", float, 300.0, "seconds until all processes must have come", low=1),
-    Flag("peer_timeout", float, 600.0, "seconds in one step or save until a peer is lost; to start or evaluate ten times", low=1),
+    Flag(
+        "coordinator", str, "", "several processes: HOST:PORT of process 0; found by itself under Slurm, in JobSets and on TPUs"
+    ),
+    Flag("num_processes", int, 0, "several processes: their number; 1: train alone, whatever the environment says", low=0),
+    Flag("process_id", int, -1, "several processes: index of this one, from 0", low=-1),
+    Flag("start_timeout", float, 300.0, "seconds to wait for all processes to join", low=1),
+    Flag(
+        "peer_timeout",
+        float,
+        600.0,
+        "seconds without progress until a process counts as lost; ten times that to start or evaluate",
+        low=1,
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""compares every file of every checkpoint of a run with its digest"""
+"""checks every file of every checkpoint of a run against its digest"""
 
 from gpt4o_jax.commands.flags import Flag
 

@@ -1,9 +1,9 @@
-"""Multi-token prediction: small heads that predict the tokens after the next one, for the sake of what the trunk learns.
+"""Multi-token prediction: extra heads that predict the tokens after the next one, as an auxiliary training loss.
 
 B batch, T positions, D model width, n heads
 
-Source: DeepSeek-V3 (arXiv:2412.19437), section 2.2: the heads stand in a row, each reads the state of the one before
-it and the embedding of one token more, so the causal chain is kept; embedding table and output head are the model's.
+Source: DeepSeek-V3 (arXiv:2412.19437), section 2.2. Heads are applied in sequence: each reads the hidden state of the previous
+one and the embedding of one more token, which keeps the causal chain. Embedding table and output head are the model's own.
 """
 
 import flax.linen as nn
@@ -18,7 +18,7 @@ from gpt4o_jax.parallel import context
 
 
 class Head(nn.Module):
-    """block(join([norm(h), norm(embedding)])): state in, state out with (what the output head reads, routings)."""
+    """block(join([norm(h), norm(embedding)])) as a scan step: h_BTD -> (h_BTD, (final_norm(h), routings))."""
 
     config: ModelConfig
     compute: Compute
@@ -36,11 +36,12 @@ class Head(nn.Module):
 
 
 def look_ahead(c: ModelConfig, compute: Compute, train: bool, h_BTD, embedded_BTD, shared: Shared):
-    """(What the output head reads for the targets 1, 2, ..., n places after each position's own [n, B, T, D], routings).
+    """Runs the multi-token prediction heads. Returns (later_nBTD, routings).
 
-    h_BTD: the trunk's state before its final norm; embedded_BTD: embeddings of the row's tokens; both, and what is returned,
-    as parallel.context.zigzag has a row. Its last k places in entry k - 1, and those whose k-th successor lies in another
-    document, mean nothing.
+    h_BTD: the decoder's hidden states before its final norm; embedded_BTD: the token embeddings.
+    later_nBTD: inputs of the output head; entry k - 1 predicts the token k positions after the usual target. The last k
+    positions of entry k - 1, and positions whose k-th successor is in another document, are meaningless.
+    Arguments and results are in the token order of parallel.context.zigzag.
     """
     heads = nn.scan(
         Head,

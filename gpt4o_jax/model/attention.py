@@ -23,16 +23,16 @@ from gpt4o_jax.parallel import constrain, context, even, per_shard
 
 
 def implementation(c: ModelConfig, compute: Compute, T: int, dropout: bool, context: int = 1) -> str:
-    """Who computes attention in rows of T, cut over so many devices (ops/attention.py).
+    """Name of the attention implementation (ops/attention.py) for rows of T tokens, split over `context` devices.
 
-    Raises RunError where the one named by the config cannot.
+    Raises RunError if the one that the config names does not support this case.
     """
     knobs = dict(softcap=c.attention_softcap > 0, sinks=c.attention_sinks, dropout=dropout, context=context)
     return ops.choose(c.attention, compute, T, c.head_width, **knobs)
 
 
 class Attention(nn.Module):
-    """Causal self-attention within segments; with a cache, over everything that the row has seen."""
+    """Causal self-attention within segments; with a cache, over all earlier tokens of the row."""
 
     config: ModelConfig
     compute: Compute
@@ -40,11 +40,11 @@ class Attention(nn.Module):
     window: int | None = None  # see LayerKind
 
     @nn.compact
-    def __call__(self, x_BTD, positions_BT, segments_BT, rotation, layer_cache, train: bool, more_BTKH=None):
-        """x_BTD: normalised input. rotation: rotary cosines and sines, or None. layer_cache: the layer's Slots, or None.
+    def __call__(self, x_BTD, positions_BT, segments_BT, rotation, layer_cache, train: bool, value_embedding_BTKH=None):
+        """x_BTD, the normalised input -> (y_BTD, layer_cache).
 
-        more_BTKH: what values are mixed with, in learned shares; None: with nothing.
-        Returns (y_BTD, layer_cache).
+        rotation: RoPE cosines and sines, or None. layer_cache: this layer's cache.Slots, or None.
+        value_embedding_BTKH: mixed into the values with two learned coefficients, or None.
         """
         c = self.config
         D, N, K, H = c.d_model, c.n_heads, c.kv_heads, c.head_width
@@ -64,9 +64,9 @@ class Attention(nn.Module):
             q_BTNH = biased(q_BTNH, "query_bias", "heads", "head_dim")
             k_BTKH = biased(k_BTKH, "key_bias", "kv_heads", "head_dim")
             v_BTKH = biased(v_BTKH, "value_bias", "kv_heads", "head_dim")
-        if more_BTKH is not None:
+        if value_embedding_BTKH is not None:
             a, b = param(self, "value_mix", constant(0.5, 0.5), (2,), ("mix",))
-            v_BTKH = a * v_BTKH + b * more_BTKH
+            v_BTKH = a * v_BTKH + b * value_embedding_BTKH
         if c.qk_norm:
             q_BTNH = self._normalise("query_scale", q_BTNH, "heads")
             k_BTKH = self._normalise("key_scale", k_BTKH, "kv_heads")
@@ -80,7 +80,7 @@ class Attention(nn.Module):
         drop = nn.Dropout(c.dropout, deterministic=not train)
         dropout = drop if c.dropout and train else None
         if layer_cache is None:
-            z_BTNH = self._rows(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N, dropout)
+            z_BTNH = self._self_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N, dropout)
         else:
             layer_cache, keys, values, held_BX = kv.extend(
                 layer_cache, k_BTKH, v_BTKH, positions_BT, segments_BT > 0, self.window
@@ -95,13 +95,13 @@ class Attention(nn.Module):
             y_BTD = add_bias(y_BTD, param(self, "output_bias", nn.initializers.zeros, (D,), ("embed",)))
         return drop(y_BTD), layer_cache
 
-    def _rows(self, q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N, dropout):
-        """Attention of rows to themselves, by the implementation that suits the hardware; cut rows are in zig-zag order."""
+    def _self_attention(self, q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N, dropout):
+        """Attention without a cache, [B, T, N, H]. With context parallelism, rows are in the order of parallel.context.zigzag."""
         c = self.config
         T = q_BTNH.shape[1]
         segments_BT = segments_BT if self.compute.packed else None
         ways = context.parts(T)
-        # Initialisation traces one token, which not every implementation takes.
+        # Initialisation traces a single token, which not every implementation supports.
         name = "reference" if self.is_initializing() else implementation(c, self.compute, T, dropout is not None, ways)
         knobs = dict(scale=c.score_scale, window=self.window, softcap=c.attention_softcap or None)
         B, _, N, _ = even(q_BTNH, "batch", None, "heads", None)
@@ -115,7 +115,7 @@ class Attention(nn.Module):
         return kernel(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N)
 
     def _normalise(self, name: str, x_BTNH, heads: str):
-        """QK-norm of each head, one scale for all (Qwen 3, arXiv:2505.09388), or of all at once (OLMo 2, arXiv:2501.00656)."""
+        """QK-norm: per head with one shared scale (Qwen 3, arXiv:2505.09388), or over all heads (OLMo 2, arXiv:2501.00656)."""
         c = self.config
         if c.qk_norm_over == "head":
             return multiply_scale(

@@ -1,6 +1,9 @@
-"""One block of the decoder, and the stack of them: a scan over the periods of the layer pattern.
+"""A transformer block, and the stack of blocks as a scan over periods of the layer pattern.
 
-B batch, T positions, D model width, L layers
+A period is the shortest sequence of layers that repeats over the depth: for alternating local and global attention it has
+two layers, for a uniform model one.
+
+B batch, T positions, D model width, K key/value heads, H head width, L layers, n value embedding tables
 """
 
 from typing import NamedTuple
@@ -23,27 +26,29 @@ from gpt4o_jax.parallel import constrain, even
 
 
 class Shared(NamedTuple):
-    """What every layer reads."""
+    """Inputs that are the same for every layer."""
 
     positions_BT: jax.Array
     segments_BT: jax.Array
     rotation: Rotation | None
-    local_rotation: Rotation | None = None  # of local layers, where theirs is another
-    first_BTD: jax.Array | None = None  # what entered the first layer, for residual_mix
+    local_rotation: Rotation | None = None  # RoPE tables of local layers, if they differ
+    first_BTD: jax.Array | None = None  # input of the first layer, for residual_mix
     values_nBTKH: jax.Array | None = None  # value embeddings
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). Shaped for nn.scan: carry in, carry out with (cache, routings).
+    """x + attention(norm(x)), then x + mlp(norm(x)). With the signature of nn.scan: the carry is x, the output (cache, routings).
 
-    The feed-forward may be a mixture of experts (model/moe.py), of which routings then tells the load: {"moe": Routing}.
+    The feed-forward may be a mixture of experts (model/moe.py); routings is then {"moe": Routing}, else {}.
 
     norm_position "post": x + norm(attention(x)), x + norm(mlp(x)) (OLMo 2, arXiv:2501.00656); "sandwich":
-    x + norm(attention(norm(x))), x + norm(mlp(norm(x))) (Gemma 2, arXiv:2408.00118). The residual stream itself is never normed.
+    x + norm(attention(norm(x))), x + norm(mlp(norm(x))) (Gemma 2, arXiv:2408.00118). The residual stream itself is never
+    normalised.
 
-    residual_mix: before all that x becomes a * x + b * x_0, x_0 what entered the first layer, (a, b) learned from (1, 0).
-    value_embeddings: in attention v becomes a * v + b * embedding of the token, (a, b) learned from (1/2, 1/2); in
-    layers without a table there is nothing to add. Both as in Jordan's modded-nanogpt (github.com/KellerJordan).
+    residual_mix: the block first replaces x by a * x + b * x_0, where x_0 is the input of the first layer and (a, b) are
+    learned, initially (1, 0). value_embeddings: attention replaces v by a * v + b * (value embedding of the token), (a, b)
+    learned, initially (1/2, 1/2); layers without a table add nothing. Both as in modded-nanogpt
+    (github.com/KellerJordan/modded-nanogpt).
     """
 
     config: ModelConfig
@@ -53,20 +58,23 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, per_layer, shared: Shared):
-        """per_layer: (the layer's Slots in the cache or None, number of its value embedding, -1 for none, or None)."""
+        """x_BTD -> (x_BTD, (cache, routings)).
+
+        per_layer: (this layer's cache.Slots or None, index of its value embedding table: -1 for none; None without tables).
+        """
         c = self.config
         layer_cache, table = per_layer
         x_BTD = checkpoint_name(x_BTD, keep.BLOCK_INPUT)
         if shared.first_BTD is not None:
             a, b = param(self, "residual_mix", constant(1.0, 0.0), (2,), ("mix",))
             x_BTD = a * x_BTD + b * shared.first_BTD
-        more_BTKH = None
+        value_embedding_BTKH = None
         if shared.values_nBTKH is not None:
-            more_BTKH = jnp.where(table < 0, 0.0, shared.values_nBTKH[table])
+            value_embedding_BTKH = jnp.where(table < 0, 0.0, shared.values_nBTKH[table])
         zero = c.output_init == "zero"
         output_init = nn.initializers.zeros if zero else normal(c.hidden_std / (2 * c.n_layers) ** 0.5)
         rotation = (self.kind.local and shared.local_rotation) or shared.rotation
-        inputs = (shared.positions_BT, shared.segments_BT, rotation, layer_cache, self.train, more_BTKH)
+        inputs = (shared.positions_BT, shared.segments_BT, rotation, layer_cache, self.train, value_embedding_BTKH)
         attention = Attention(c, self.compute, output_init, self.kind.window, name="attention")
         y_BTD, layer_cache = attention(inside_block(self._norm("attention_norm", x_BTD, "pre")), *inputs)
         x_BTD = between_blocks(x_BTD + self._norm("attention_post_norm", between_blocks(y_BTD), "post"))
@@ -80,31 +88,32 @@ class Block(nn.Module):
         return x_BTD, (layer_cache, routings)
 
     def _norm(self, name: str, x_BTD, position: str):
-        """A norm on the input ("pre") or the output ("post") of a sub-layer, where norm_position wants one there."""
+        """Normalises the input ("pre") or output ("post") of a sub-layer if norm_position asks for it; else the identity."""
         if self.config.norm_position not in (position, "sandwich"):
             return x_BTD
         return make_norm(self.config, name)(x_BTD)
 
 
 def between_blocks(x_BTD):
-    """Sharded as the residual stream is: along T over "tensor" too, which no head or hidden width takes there.
+    """Constrains x_BTD to the sharding of the residual stream: T is also split over the mesh axis "tensor".
 
-    Norms and sums then work on a part each (sequence parallelism, arXiv:2205.05198).
+    Norms and residual additions are then sharded too (sequence parallelism, arXiv:2205.05198).
     """
     B, T, D = even(x_BTD, "batch", "residual", "embed")
     return constrain(x_BTD, B, T or "seq", D)
 
 
 def inside_block(x_BTD):
-    """Sharded as what enters a product is: with all tokens that a group over "tensor" works on."""
+    """Constrains x_BTD to the sharding of a matrix product's input: T is not split over the mesh axis "tensor"."""
     return constrain(x_BTD, "batch", "seq", "embed")
 
 
 def make_norm(c: ModelConfig, name: str) -> Norm:
+    """The norm that the config describes."""
     return Norm(c.norm, c.norm_eps, c.bias, c.norm_unit_offset, name=name)
 
 
-# What is kept of a block for its backward pass, from the most to the least. Names are given by ops/keep.py.
+# Activations of a block that are saved for the backward pass, from the most to the least. The names are in ops/keep.py.
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "save_mlp": jax.checkpoint_policies.save_only_these_names(keep.MLP_HIDDEN),
@@ -120,21 +129,22 @@ REMAT_POLICIES = {
 
 
 def remat_block(c: ModelConfig):
-    """Block, recomputed in the backward pass as the config wants it."""
+    """The Block class, wrapped in nn.remat as config.remat says."""
     if c.remat == "none":
         return Block
-    # A loop over layers keeps the two passes apart. Without one XLA finds the same computation twice, and keeps the first.
+    # Inside a loop over layers, XLA cannot merge the recomputation with the forward pass. Unrolled, common-subexpression
+    # elimination would merge the two and save nothing.
     return nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=c.scan_unroll >= c.periods)
 
 
 def unroll(c: ModelConfig, compute: Compute, periods: int) -> int:
-    """Periods in an iteration of the scan over so many. One where layers are recomputed on a CPU: of those outside of a loop XLA
-    recomputes all before it needs the first, and no memory is saved."""
+    """The unroll factor of the scan over `periods`. 1 with remat on CPUs: outside a loop, XLA:CPU recomputes all layers before
+    it needs the first, and saves no memory."""
     return 1 if c.remat != "none" and compute.platform == "cpu" else min(c.scan_unroll, periods)
 
 
 class Period(nn.Module):
-    """Layers of these kinds, one after another: block_0, block_1, ..."""
+    """A sequence of blocks of the given kinds, named block_0, block_1, ..."""
 
     config: ModelConfig
     compute: Compute
@@ -143,7 +153,7 @@ class Period(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, per_layer, shared: Shared):
-        """per_layer: (each layer's Slots or None, numbers of their value embeddings or None)."""
+        """x_BTD -> (x_BTD, (caches, routings)). per_layer: as for Block, a tuple or array over the layers of the period."""
         caches, tables = per_layer
         out, routings = (), {}
         for i, kind in enumerate(self.kinds):
@@ -156,19 +166,19 @@ class Period(nn.Module):
 
 
 def value_tables(c: ModelConfig) -> jax.Array:
-    """For each layer the number of its value embedding: 0, 1, .. in the first n, again in the last n, -1 in between. [L]."""
+    """Each layer's index of its value embedding table: 0, 1, .. in the first n, again in the last n, else -1. int32 [L]."""
     n, between = c.value_embeddings, c.n_layers - 2 * c.value_embeddings
     return jnp.array([*range(n), *[-1] * between, *range(n)], jnp.int32)
 
 
 def layers(c: ModelConfig, compute: Compute, train: bool, x_BTD, cache, shared: Shared):
-    """All layers, inside a compact module; cache: as empty_cache makes it, or None. Returns (x_BTD, cache, routings).
+    """Applies all layers; call it inside a compact module. cache: from `empty_cache`, or None. Returns (x_BTD, cache, routings).
 
-    Their parameters are one tree with a leading axis of periods. A pattern of one kind has no inner names:
-    layers/attention/query [L, ...]. One of P kinds has a block for each of its places, and layer l is entry
-    l // P of block_(l % P): layers/block_0/attention/query [L // P, ...]. The L % P layers after the last whole
-    period are a shorter period of their own: last_layers/block_0/attention/query [1, ...]. routings are a tree of the
-    same names, where there are experts: {"layers": {"moe": Routing}}.
+    Parameters are stacked along a leading axis of periods:
+        period of one layer:   layers/attention/query [L, ...]
+        period of P layers:    layers/block_0/attention/query [L // P, ...]; layer l is entry l // P of block_(l % P)
+        the last L % P layers: last_layers/block_0/attention/query [1, ...], a shorter period of their own
+    routings has the same structure, for layers with experts: {"layers": {"moe": Routing}}.
     """
     tables_L = None if shared.values_nBTKH is None else value_tables(c)
     P = len(c.period)
@@ -186,7 +196,7 @@ def layers(c: ModelConfig, compute: Compute, train: bool, x_BTD, cache, shared: 
         slots = (None,) * len(kinds) if cache is None else cache[len(out) : len(out) + len(kinds)]
         tables = None if tables_L is None else tables_L[begin:end].reshape(repeats, -1)
         if cache is not None and repeats == 1:  # a scan would copy the cache
-            whole_weight = lambda leaf: isinstance(leaf, Weight)  # may keep its axis of layers: to take it off would copy it
+            whole_weight = lambda leaf: isinstance(leaf, Weight)  # keeps its axis of layers: indexing would copy it
             first = lambda tree: jax.tree.map(lambda x: x if whole_weight(x) else x[0], tree, is_leaf=whole_weight)
             period = nn.map_variables(Period, "params", trans_in_fn=first)(c, compute, train, kinds, name=name)
             x_BTD, new = period(x_BTD, first((slots, tables)), shared)
@@ -200,7 +210,7 @@ def layers(c: ModelConfig, compute: Compute, train: bool, x_BTD, cache, shared: 
 
 
 def _scanned(module, length: int, unroll: int):
-    """A Block or Period, repeated with other parameters each time."""
+    """nn.scan of a Block or Period over its stacked parameters."""
     return nn.scan(
         module,
         variable_axes={"params": 0, "intermediates": 0},  # the latter for capture_intermediates=True

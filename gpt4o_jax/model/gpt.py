@@ -1,12 +1,12 @@
-"""The decoder: token embedding, a stack of blocks in one scanned tree, a final norm; and the head.
+"""The decoder-only transformer: token embedding, a scanned stack of blocks, a final norm; and the output head.
 
 B batch, T positions, D model width, V vocabulary, L layers
 
     hidden_BTD, cache, aux = model.apply({"params": params}, tokens_BT, positions_BT, segments_BT, cache)
     logits_BTV = unembed(model, params, hidden_BTD)
 
-Parameters are a plain nested dict of float32 arrays; those of the layers carry a leading
-axis (model/block.py). `logical_axes(model)` is the tree of the same shape that names every axis.
+Parameters are a plain nested dict of float32 arrays; those of the layers are stacked along a leading axis (model/block.py).
+`logical_axes(model)` returns a tree of the same structure with the logical name of every axis.
 """
 
 import flax.linen as nn
@@ -28,7 +28,7 @@ from gpt4o_jax.parallel.pipeline import schedule
 
 
 class GPT(nn.Module):
-    """Decoder-only transformer. Needs a mesh in force: `with jax.set_mesh(make_mesh()):`."""
+    """Decoder-only transformer. Must be called with a mesh set: `with jax.set_mesh(make_mesh()):`."""
 
     config: ModelConfig
     compute: Compute
@@ -45,23 +45,26 @@ class GPT(nn.Module):
         ahead: bool = False,
         in_order: bool = True,
     ):
-        """Embeds and transforms token ids.
+        """Token ids to final hidden states.
 
-        tokens_BT, positions_BT, segments_BT: int32; positions count within each segment, segment 0 is padding.
-        cache: None, or what `empty_cache` or the last call returned; then segments only tell tokens from padding.
-        train: applies dropout, with the rng stream "dropout". ahead: runs the heads of multi-token prediction too. in_order:
-        False leaves what is returned of a row as parallel.context.zigzag has it, which saves sending it back.
-        Returns (hidden_BTD float32, what the head reads: after the final norm, under muP times base width / width; cache with
-        these tokens in it; what else there is, by name: "ahead_nBTD", what the head reads for later targets, always as zigzag
-        has it; "routings", a moe.Routing for every mixture of experts, named as its parameters are).
+        tokens_BT, positions_BT, segments_BT: int32 [B, T]. Positions count from 0 within each segment; segment 0 is padding.
+        cache: KV cache from `empty_cache` or from the previous call, or None. With a cache, segments only mark padding (0).
+        train: apply dropout, with the rng stream "dropout".
+        ahead: also run the multi-token prediction heads.
+        in_order: False returns rows in the token order of parallel.context.zigzag, which saves the communication to undo it.
+
+        Returns (hidden_BTD, cache, aux). hidden_BTD: float32, after the final norm and muP's output multiplier: the input of
+        `unembed`. cache: with these tokens added, or None. aux: dict that may hold "ahead_nBTD", the same for each
+        multi-token prediction head, always in zigzag order; and "routings", a moe.Routing for every mixture of experts, nested
+        as its parameters are.
         """
         c = self.config
-        if cache is None:  # where each row is cut over several devices, attention wants its parts in another order
+        if cache is None:  # context parallelism: reorder each row, so that causal attention loads all devices evenly
             tokens_BT, positions_BT, segments_BT = map(context.zigzag, (tokens_BT, positions_BT, segments_BT))
         table_VD = param(self, "embedding", normal(c.init_std), (c.vocab_size, c.d_model), ("vocab", "embed"))
         x_BTD = lookup(table_VD, tokens_BT, ("vocab", "embed"))
         if c.embed_scale:
-            x_BTD *= (c.d_model * c.width_ratio) ** 0.5  # under muP as in the base model
+            x_BTD *= (c.d_model * c.width_ratio) ** 0.5  # muP: the base model's multiplier
         embedded_BTD = x_BTD
         if c.positions == "learned":
             axes = ("position", "embed")
@@ -87,14 +90,14 @@ class GPT(nn.Module):
         if not c.tied:  # declared here, used by unembed()
             param(self, "unembedding", normal(c.init_std), (c.d_model, c.vocab_size), ("embed", "vocab"))
         hidden_BTD = make_norm(c, "final_norm")(x_BTD)
-        if c.mup_base_width:  # muP's multiplier of the logits, here so that whoever reads them finds it applied
+        if c.mup_base_width:  # muP's multiplier of the logits, applied here so that every reader of the hidden states gets it
             hidden_BTD *= c.width_ratio
         if cache is None and in_order:
             hidden_BTD = context.in_order(hidden_BTD)
         return hidden_BTD, cache, aux
 
     def _value_embeddings(self, tokens_BT):
-        """[n, B, T, K, H], or None without tables; at the start of the size of the values that they are mixed with."""
+        """Value embeddings [n, B, T, K, H], or None without tables. Initialised at the scale of the values that they join."""
         c = self.config
         if not c.value_embeddings:
             return None
@@ -106,7 +109,7 @@ class GPT(nn.Module):
 
 
 def _rotations(c: ModelConfig, positions_BT, below: int | None) -> tuple[Rotation | None, Rotation | None]:
-    """(of all layers, of local layers where theirs is another). below: what no position in whole rows reaches, their length."""
+    """RoPE tables of (all layers, local layers if theirs differ). below: exclusive upper bound of positions, if known."""
     if c.positions != "rope":
         return None, None
     scaling = None
@@ -117,22 +120,22 @@ def _rotations(c: ModelConfig, positions_BT, below: int | None) -> tuple[Rotatio
 
 
 def unembed(model: GPT, params, hidden_BTD: jax.Array) -> jax.Array:
-    """Logits [B, T, V], float32."""
+    """hidden_BTD, as the model returns it, to logits [B, T, V], float32, after the soft-cap."""
     return capped_logits(hidden_BTD, unembedding(params), model.compute, model.config.logit_softcap)
 
 
 def init(model: GPT, key: jax.Array) -> dict:
-    """Random parameters. Jit it with the shardings of `logical_axes` to have them born in their shards."""
+    """Random parameters, a nested dict of float32 arrays. Jit with out_shardings to create them already sharded."""
     return nn.unbox(_boxed(model, key))
 
 
 def shapes(model: GPT) -> dict:
-    """What `init` gives, as shapes: nothing is computed."""
+    """The jax.ShapeDtypeStruct of every parameter that `init` returns, without computing anything."""
     return jax.eval_shape(lambda key: init(model, key), jax.random.key(0))
 
 
 def logical_axes(model: GPT) -> dict:
-    """For every parameter the tuple of its axes' logical names: ("layers", "embed", "mlp"), ..."""
+    """For every parameter, the tuple of its axes' logical names, such as ("layers", "embed", "mlp") (parallel/rules.py)."""
     boxed = jax.eval_shape(lambda: _boxed(model, jax.random.key(0)))
     return jax.tree.map(tuple, nn.get_partition_spec(boxed), is_leaf=lambda s: isinstance(s, jax.P))
 

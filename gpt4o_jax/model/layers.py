@@ -12,19 +12,22 @@ from gpt4o_jax.ops.weights import Weight
 
 
 def param(module: nn.Module, name: str, init, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
-    """A float32 parameter whose axes carry the logical names of parallel/rules.py, or the Weight or Adapted in its place."""
+    """A float32 parameter of `shape`, with logical axis names (parallel/rules.py).
+
+    Where the params hold a quantised Weight or an Adapted (LoRA) under this name, that is returned instead.
+    """
     if module.has_variable("params", name) and isinstance(given := module.get_variable("params", name), Weight | Adapted):
         return given
-    value = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
-    return value
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
 
 def normal(std: float):
+    """Initialiser: normal with this standard deviation."""
     return nn.initializers.normal(std)
 
 
 def constant(*values: float):
-    """An initialiser that gives these numbers."""
+    """Initialiser of a vector with these values."""
     return lambda key, shape, dtype: jnp.array(values, dtype)
 
 
@@ -49,7 +52,7 @@ rms_normalise.defvjp(_normalised, _normalised_gradient)
 
 
 def scale(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], unit_offset: bool) -> jax.Array:
-    """What a norm multiplies by: 1 at the start. unit_offset: the parameter is its distance from 1, so that decay pulls to 1."""
+    """The scale of a norm, initially 1. unit_offset: the parameter is scale - 1, so that weight decay pulls the scale to 1."""
     if unit_offset:
         return 1 + param(module, name, nn.initializers.zeros, shape, axes)
     return param(module, name, nn.initializers.ones, shape, axes)

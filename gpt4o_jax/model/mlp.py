@@ -26,7 +26,7 @@ ACTIVATIONS = {
 
 
 class MLP(nn.Module):
-    """down(activation(up(x))), or down(activation(gate(x)) * up(x)) where it is gated."""
+    """down(activation(up(x))), or down(activation(gate(x)) * up(x)) if gated. [B, T, D] -> [B, T, D]."""
 
     config: ModelConfig
     compute: Compute

@@ -1,7 +1,7 @@
-"""The two ends of the decoder that know the vocabulary: the lookup of embeddings, and the head with its losses.
+"""The two ends of the decoder that depend on the vocabulary: the embedding lookup, and the output head with its losses.
 
-Both are written per device, so that what they send is what is meant: V is split over the mesh axis "tensor" and D over
-"fsdp"; rows of a table are looked up where they lie, and logits are never gathered.
+Both are written per device (shard_map), which makes their communication explicit: V is sharded over the mesh axis "tensor", D
+over "fsdp"; each device looks up the rows of its own shard, and logits are never gathered.
 
 B batch, T positions, D model width, V vocabulary
 """

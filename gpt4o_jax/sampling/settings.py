@@ -14,18 +14,18 @@ class Sampling:
     The defaults draw from the model's own distribution. Raises RunError where a value is out of its range.
     """
 
-    temperature: float = knob(1.0, "logits are divided by it; 0: greedy", low=0.0, high=100.0)
+    temperature: float = knob(1.0, "sampling temperature; 0: greedy", low=0.0, high=100.0)
     top_k: int = knob(0, "keep the k most probable tokens; 0: all", low=0)
-    top_p: float = knob(1.0, "keep the most probable tokens up to this much probability", low=0.0, high=1.0)
-    min_p: float = knob(0.0, "keep tokens at least this probable, relative to the best", low=0.0, high=1.0)
+    top_p: float = knob(1.0, "nucleus sampling: keep the most probable tokens up to this total probability", low=0.0, high=1.0)
+    min_p: float = knob(0.0, "keep tokens with at least this probability, relative to the most probable", low=0.0, high=1.0)
     repetition_penalty: float = knob(
-        1.0, "logits of tokens in prompt or text are divided by it if positive, else multiplied", low=0.01, high=100.0
+        1.0, "divides positive and multiplies negative logits of tokens in prompt or output", low=0.01, high=100.0
     )
-    presence_penalty: float = knob(0.0, "subtracted from the logit of a token that was generated", low=-2.0, high=2.0)
-    frequency_penalty: float = knob(0.0, "subtracted from a token's logit for each time it was generated", low=-2.0, high=2.0)
+    presence_penalty: float = knob(0.0, "subtracted from the logits of tokens already generated", low=-2.0, high=2.0)
+    frequency_penalty: float = knob(0.0, "subtracted from a token's logit once per time it was generated", low=-2.0, high=2.0)
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit, -100 to 100)
     stop_ids: tuple[int, ...] = ()  # tokens that end a row, as <eos> does
-    top_logprobs: int = knob(0, "also tell the log-probabilities of the n most probable tokens at each step", low=0, high=20)
+    top_logprobs: int = knob(0, "also return the log-probabilities of the n most probable tokens at each step", low=0, high=20)
 
     def __post_init__(self):
         for f in dataclasses.fields(self):

@@ -1,4 +1,4 @@
-"""The training loop: one compiled call, K steps each, read top to bottom."""
+"""The training loop, top to bottom. One compiled call, a dispatch, runs K = train.steps_per_dispatch optimizer steps."""
 
 import collections
 import functools
@@ -44,15 +44,18 @@ def train(
     kept: dict | None = None,
     objective: Objective = Objective(),
 ) -> TrainState:
-    """Trains from the newest intact checkpoint in `workdir`, or from the start, to the end.
+    """Trains from the newest intact checkpoint in `workdir`, or from step 0, to the end of the run.
 
-    config: with model.vocab_size and compute_dtype resolved. evaluate(model, params, whole) and
-    sample(model, params) are called at their cadences and at the end, where whole is True.
-    initial_params(model): weights to start a fresh run from; those that adapters belong to, at every start. profile: steps
-    (first, last) to trace. kept: what the manifests of checkpoints say beside the step, by name. corpus: a Corpus, or what its
-    `objective` learns from in the place of one, with the same name, tokenizer, size, in_lanes and rows().
-    stop: once it has received a signal, the dispatch in hand is finished and saved; peers: by all processes, at the same step.
-    Returns the final state. Raises RunError: diverged (4), storage (5), stopped by a signal (75).
+    config: with model.vocab_size and compute_dtype resolved.
+    corpus: a Corpus, or the objective's substitute with the same name, tokenizer, size, in_lanes and rows().
+    evaluate(model, params, whole) -> metrics, and sample(model, params) -> text: called every eval.every and sample.every
+        steps and at the end; whole: evaluate the entire hold-out.
+    initial_params(model): initial weights of a fresh run; with LoRA the frozen base weights, needed at every start.
+    profile: (first, last) steps to trace.
+    stop: after it has received a signal, the current dispatch is finished and saved; with `peers`, on all processes at the
+        same step.
+    kept: additional entries for the manifests of checkpoints.
+    Returns the final state. Raises RunError with the exit codes diverged (4), storage (5), stopped by a signal (75).
     """
     ledger, peers, leads = Ledger(), peers or parallel.Peers(), parallel.is_leader()
     with jax.set_mesh(mesh), ledger.time("init"):
@@ -65,11 +68,11 @@ def train(
             text.take(workdir / "lanes")
         last_step = total_steps(config, rows.tokens_per_epoch if in_epochs(config) else 0)
         warmup = config.optimizer.warmup_steps
-        if warmup >= last_step:  # told and not refused: a trial of a few steps is of a longer run's config
+        if warmup >= last_step:  # a message, not an error: short trials use the config of a longer run
             reached = f"reaches {last_step / (warmup + 1):.0%} of its peak"
             say(f"the learning rate {reached}: optimizer.warmup_steps={warmup} is not less than the {last_step} steps of the run")
 
-        # ------------------------------------------------------------ state: restored, or born in its shards
+        # ------------------------------------------------------------ state: restored or initialised, already sharded
         store = Store(workdir / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_every)
         peers.at("the newest checkpoint", times=10)
         start = parallel.share("newest checkpoint", lambda: _newest(store, workdir))
@@ -77,10 +80,10 @@ def train(
         if start is None:
             state = program.fresh(jax.random.key(config.seed))
             if config.lora.rank:
-                state = state.replace(base=None)  # before the weights come that take its place
+                state = state.replace(base=None)  # frees the memory before the real base weights are loaded
             elif initial_params is not None:
                 params = initial_params(model)
-                # Schedule-free keeps a second copy of the weights, which must start where they do.
+                # Schedule-Free AdamW keeps a second copy of the weights, which must start equal to them.
                 opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
                 ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
                 state = state.replace(params=params, opt_state=opt_state, ema=ema)
@@ -107,7 +110,7 @@ def train(
     peers.at("compiling", times=10)
     with jax.set_mesh(mesh), ledger.time("compile"):
         compiled = program.compile(last_step, byte_lengths(corpus.tokenizer))
-        # Who compiles faster would wait for the others in the first collective, and there gloo gives them 30 seconds.
+        # Without a barrier, processes that compile faster would wait in the first collective, where gloo times out after 30 s.
         parallel.barrier("compiled")
     with ledger.time("init"):
         peak = peak_flops(mesh.devices.flat[0], config.model.compute_dtype)
@@ -128,7 +131,7 @@ def train(
         with jax.set_mesh(mesh):
             numbers = functools.partial(row_numbers, config.train)
             feed, symbols = config.data, corpus.tokenizer.symbols
-            mine = parallel.places(program.batch_sharding, (K, B, T), axis=1)  # of several processes each builds its own rows
+            mine = parallel.places(program.batch_sharding, (K, B, T), axis=1)  # each process builds only its own rows
             if objective.batches is None:
                 batches = dispatches(rows, start, last_step, K, B, feed.prefetch, numbers, feed.workers, symbols, mine)
             else:
@@ -145,7 +148,7 @@ def train(
                 with ledger.time("step"):
                     with jax.profiler.StepTraceAnnotation("train", step_num=step):
                         state, metrics = compiled(state, batch)
-                    # The metrics of the dispatch before: the device already has its next work.
+                    # Reads the metrics of the previous dispatch, while the device is busy with this one.
                     logger.receive(step, metrics)
                 if tracing and step >= profile[1]:
                     jax.block_until_ready(state)
@@ -173,7 +176,7 @@ def train(
                             if given_up:
                                 say(f"stopping: no better {best.metric} in {config.train.patience} evaluations")
                             last |= given_up
-                            if last and best.metric:  # compared like the ones before; told of the whole hold-out, or of another
+                            if last and best.metric:  # selection is done: score the whole hold-out, or a part that did not select
                                 values = evaluate(model, params, True) | ({STOPPED: 1} if given_up else {})
                             logger.write("eval", step, values)
                     if due(config.sample.every):
@@ -205,9 +208,9 @@ def train(
             with ledger.time("checkpoint"):
                 store.close()
     except RunError as e:
-        if e.code != ExitCode.PEER_LOST:  # who is lost would be waited for
+        if e.code != ExitCode.PEER_LOST:  # else closing would wait for the lost process
             with ledger.time("checkpoint"):
-                store.close()  # what is being written is finished first
+                store.close()  # finishes the checkpoint being written
         raise
     finally:
         peers.at(None)
@@ -218,21 +221,21 @@ def train(
 
 
 def _newest(store: Store, workdir: epath.Path) -> int | None:
-    """The step to go on from, after tidying up what a killed process left; None: a fresh run."""
+    """The step to resume from, after removing what a killed process left behind; None: a fresh run."""
     store.clean()
-    had_checkpoints = bool(store.steps()) or store.has_corrupt()  # set aside by this command, or when it was given before
+    had_checkpoints = bool(store.steps()) or store.has_corrupt()  # corrupt ones were set aside, now or earlier
     start = store.newest_intact(say)
     if start is None and had_checkpoints:
         raise RunError(f"{workdir}: no checkpoint of this run is intact; remove the folder to start again", ExitCode.DATA)
     return start
 
 
-# What a step tells beside the parts of its loss, of which the mean by weight is told.
+# Metrics of a step that are not parts of the loss. Parts of the loss are averaged over steps by weight; these are not.
 _COUNTED = ("weight", "bytes", "grad_norm", "update_norm", "lr_factor", "skipped_steps", "skipped_in_a_row")
 
 
 class _Logger:
-    """Turns device metrics into records, one dispatch late."""
+    """Converts device metrics to records of metrics.jsonl, one dispatch late so that the host never waits for the device."""
 
     def __init__(self, config, workdir, start, last_step, peak, mesh, ledger):
         self._config, self._workdir, self._last_step, self._ledger = config, workdir, last_step, ledger
@@ -242,20 +245,21 @@ class _Logger:
             ledger.add(self._writer.spent)
         self._progress = Progress(tokens_before(config, last_step), tokens_before(config, start))
         self._flops_per_token = flops.train_flops_per_token(config.model, config.lora.rank > 0)
-        # Fake CPU devices share one machine, whose peak was measured whole.
+        # Simulated CPU devices share one machine, and the peak was measured for all of it.
         devices = 1 if mesh.devices.flat[0].platform == "cpu" else mesh.devices.size
         self._peak = peak and peak * devices
-        self.skipped = False  # the newest step, as its loss or gradient was not finite
+        self.skipped = False  # whether the newest step was, because of a non-finite loss or gradient
         self._waiting = collections.deque()
         self._window = (tokens_before(config, start), ledger.so_far("step", "data"))
 
     def receive(self, step: int, metrics: dict) -> None:
-        """Takes the metrics of a dispatch that was just sent off, and reads those of the one before."""
+        """Queues the metrics of the dispatch just launched, and reads those of the previous one."""
         self._waiting.append((step, metrics))
         while len(self._waiting) > 1:
             self._read(*self._waiting.popleft())
 
     def flush(self) -> None:
+        """Reads all queued metrics; waits for the device."""
         while self._waiting:
             self._read(*self._waiting.popleft())
 
@@ -299,7 +303,7 @@ class _Logger:
             )
 
     def keep(self) -> None:
-        """Before a checkpoint."""
+        """Flushes the records to disk; called before a checkpoint."""
         if self._writer is not None:
             self._writer.flush()
 
@@ -318,7 +322,7 @@ class _Logger:
 
 
 def save_state(store: Store, step: int, state: TrainState, averaged, corpus: Corpus, kept: dict | None = None) -> None:
-    """Hands the state to the store as items that can be restored separately: what is trained, no more. averaged: for use."""
+    """Saves the trained part of the state as separately restorable items. averaged: the weights for evaluation (eval_params)."""
     items = {"params": state.params, "opt_state": state.opt_state, "counters": _counters(state)}
     if averaged is not state.params:
         items["ema"] = averaged
@@ -326,7 +330,7 @@ def save_state(store: Store, step: int, state: TrainState, averaged, corpus: Cor
 
 
 def restore_state(store: Store, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:
-    """The whole state, directly in its shards."""
+    """Restores the whole state, each device reading only its shards."""
     like = _with_shardings(shapes, shardings)
     like = like.replace(rng=jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=shardings.rng))
     counters = store.restore(step, "counters", _counters(like, wrap=False))

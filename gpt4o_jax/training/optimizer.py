@@ -1,8 +1,7 @@
-"""Optimizers over a parameter tree whose axes have names.
+"""Optimizers over a parameter tree with named axes.
 
-`make_optimizer` gives an optax transformation that keeps no schedule: the training step hands
-it `schedule_factor` of the run's own step counter, so that the learning rate also follows
-skipped steps.
+`make_optimizer` returns an optax transformation without a schedule of its own: the training step passes it `schedule_factor` of
+the run's step counter, so that the schedule also advances over skipped steps.
 """
 
 import jax
@@ -19,22 +18,22 @@ from gpt4o_jax.training.muon import scale_by_muon
 def make_optimizer(
     config: OptimizerConfig, axes, dtype=jnp.float32, width_ratio: float = 1.0
 ) -> optax.GradientTransformationExtraArgs:
-    """Clipping by the global norm, then what config.name says.
+    """Global-norm clipping, then the optimizer config.name.
 
     axes: tree of the parameters' logical axis names (model.gpt.logical_axes). dtype: operands of Muon's products.
-    width_ratio: muP's base width / width. Adam's learning rate of hidden matrices is multiplied by it (arXiv:2203.03466,
-    Table 8), and so is that of the others whose updates are as large as Adam's, entry by entry: Lion, Adafactor.
-    Weight decay is not, so that its strength does not depend on the width (arXiv:2407.17465). Muon's needs no factor:
-    its updates have a spectral norm of sqrt(fan-out / fan-in) up to a constant, which is what feature learning asks for
-    at any width (arXiv:2310.17813), as long as the matrices keep their proportions.
-    update(grads, state, params, lr_factor=f) multiplies the learning rate of that one step by f.
+    width_ratio: muP's base width / width. It multiplies the learning rate of hidden matrices for Adam (arXiv:2203.03466,
+    Table 8), and for Lion and Adafactor, whose updates are of the same size per entry. Weight decay is not multiplied, so that
+    its strength does not depend on the width (arXiv:2407.17465). Muon needs no factor: the spectral norm of its updates is
+    sqrt(fan-out / fan-in) up to a constant, which is what feature learning requires at any width (arXiv:2310.17813), as long
+    as the matrices keep their proportions.
+    update(grads, state, params, lr_factor=f) multiplies the learning rate of that step by f.
     """
     clip = _clip(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, OPTIMIZERS[config.name](config, axes, dtype, width_ratio))
 
 
 def _clip(most: float) -> optax.GradientTransformation:
-    """optax.clip_by_global_norm as one factor, which costs no pass over the gradient of its own."""
+    """optax.clip_by_global_norm as a single factor, which XLA fuses into the optimizer's pass over the gradient."""
 
     def update(grads, state, params=None):
         factor = jnp.minimum(1.0, most / jnp.maximum(global_norm(grads), jnp.finfo(jnp.float32).tiny))
@@ -44,7 +43,7 @@ def _clip(most: float) -> optax.GradientTransformation:
 
 
 def eval_params(config: OptimizerConfig, state):
-    """The weights of a TrainState that are for use: averaged ones where the run keeps an average."""
+    """The weights of a TrainState to evaluate and sample with: the average, if the run keeps one, else the parameters."""
     if config.name == "schedule_free":
         return _schedule_free_average(state.opt_state[-1], state.params)
     return state.params if state.ema is None else state.ema
@@ -59,9 +58,9 @@ def _adamw(config, axes, dtype, width_ratio):
 
 
 def scale_by_adam(b1: float, b2: float, eps: float, dtype=jnp.float32) -> optax.GradientTransformation:
-    """optax.scale_by_adam (arXiv:1412.6980), with the moments written, in this type, before they are read.
+    """optax.scale_by_adam (arXiv:1412.6980) with moments in `dtype`, updated in place.
 
-    Without the barrier XLA reads the old moments twice, and has to copy all of them first to keep them.
+    The barrier makes XLA write the new moments before it reads them; without it, XLA copies the old ones first.
     """
 
     def init(params):
@@ -85,7 +84,7 @@ def _wide(moment):
 
 
 def _kept_in(dtype: str, inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner`, which computes in float32, with the moments in its state kept in another type."""
+    """`inner`, computed in float32, with the floating-point leaves of its state stored as `dtype`."""
 
     def to(dtype, state):
         return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
@@ -98,16 +97,16 @@ def _kept_in(dtype: str, inner: optax.GradientTransformation) -> optax.GradientT
 
 
 def _lion(config, axes, dtype, width_ratio):
-    """The sign of a momentum (arXiv:2302.06675): of AdamW's state only one moment."""
+    """Lion (arXiv:2302.06675): the sign of a momentum; keeps one moment where AdamW keeps two."""
     direction = _kept_in(config.moment_dtype, optax.scale_by_lion(config.b1, config.b2))
     return optax.chain(direction, _decay(config, axes, width_ratio), optax.scale(-config.peak_lr), _scale_by_factor())
 
 
 def _adafactor(config, axes, dtype, width_ratio):
-    """Second moments as row and column means (arXiv:1804.04235), updates not scaled by the size of the weights.
+    """Adafactor (arXiv:1804.04235): second moments as row and column means, without parameter scaling of the updates.
 
-    As in Scaling Vision Transformers (arXiv:2106.04560, 3.4), a learning rate then means what AdamW's does, and a
-    matrix that starts at zero grows.
+    As in Scaling Vision Transformers (arXiv:2106.04560, section 3.4): learning rates are then comparable to AdamW's, and
+    zero-initialised matrices can grow.
     """
     direction = factored_direction(axes)
     momentum = optax.ema(config.b1, debias=False) if config.b1 else optax.identity()
@@ -115,9 +114,9 @@ def _adafactor(config, axes, dtype, width_ratio):
 
 
 def _schedule_free(config, axes, dtype, width_ratio):
-    """AdamW without momentum, and an average in its place that makes a decaying learning rate unnecessary (arXiv:2405.15682).
+    """Schedule-Free AdamW (arXiv:2405.15682): iterate averaging instead of momentum and learning-rate decay.
 
-    The parameters are the points where gradients are taken; `eval_params` gives the average.
+    The parameters are the points where gradients are taken; `eval_params` returns the average.
     """
 
     def at(learning_rate):
@@ -126,7 +125,7 @@ def _schedule_free(config, axes, dtype, width_ratio):
         return optax.contrib.schedule_free(base, learning_rate, config.b1)
 
     def update(grads, state, params=None, *, lr_factor=1.0, **_):
-        # The learning rate also weighs the average, so it cannot be multiplied into the updates afterwards.
+        # The learning rate also weights the average, so it cannot be applied to the updates afterwards.
         return at(config.peak_lr * lr_factor).update(grads, state, params)
 
     return optax.GradientTransformationExtraArgs(at(config.peak_lr).init, update)
@@ -151,7 +150,7 @@ OPTIMIZERS = {"adamw": _adamw, "muon": _muon, "lion": _lion, "adafactor": _adafa
 
 
 def _decay(config, axes, width_ratio):
-    """muP's factor of hidden matrices, then weight decay."""
+    """muP's learning-rate factor for hidden matrices, then weight decay."""
     decay = optax.add_decayed_weights(config.weight_decay, decay_mask(config, axes))
     if width_ratio == 1.0:
         return decay
@@ -166,16 +165,16 @@ def _scale_by_factor() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-# ---------------------------------------------------------------- which weight is what, by the names of its axes
+# ---------------------------------------------------------------- groups of parameters, by their axis names
 
 
 def optimizer_labels(axes):
-    """'muon' for hidden matrices, 'adamw' for embeddings, head, norms and biases; a tree like the parameters."""
+    """Tree like the parameters: "muon" for hidden matrices, "adamw" for embeddings, head, norms and biases."""
     return jax.tree.map(lambda names: "muon" if hidden_matrix(names) else "adamw", axes, is_leaf=is_names)
 
 
 def decay_mask(config: OptimizerConfig, axes):
-    """True where weight decay applies."""
+    """Tree like the parameters: True where weight decay applies."""
 
     def decays(names):
         matrix = hidden_matrix(names) is not None

@@ -1,5 +1,6 @@
-"""The training program of a config on a mesh: model, optimizer, state and the compiled step. What the loop runs,
-what `benchmark train` times and what can be compiled for devices that are not here.
+"""The training program of a config on a mesh: model, optimizer, state and the compiled step.
+
+The training loop runs it, `benchmark train` times it, and `plan` compiles it for devices that are not present.
 
 K steps per dispatch, B rows, T positions
 """
@@ -31,13 +32,13 @@ from gpt4o_jax.training.step import make_step
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Built by `build`. Methods need the mesh in force."""
+    """Built by `build`. Its methods must be called with the mesh set (jax.set_mesh)."""
 
     config: RunConfig
     mesh: jax.sharding.Mesh
     model: gpt.GPT
-    attention: str  # the implementation taken
-    order: Schedule  # of the layers' stages
+    attention: str  # the attention implementation that was chosen
+    order: Schedule  # of the pipeline stages
     optimizer: optax.GradientTransformation
     shapes: TrainState
     shardings: TrainState
@@ -45,11 +46,11 @@ class Program:
     objective: Objective
 
     def fresh(self, key: jax.Array) -> TrainState:
-        """A random state, every leaf born in its shards."""
+        """A randomly initialised state, created already sharded."""
         return jax.jit(self._create, out_shardings=self.shardings)(key)
 
     def lower(self, last_step: int, byte_lengths: np.ndarray) -> jax.stages.Lowered:
-        """The step over K batches, (state, Batch [K, B, T]) -> (state, metrics [K] each), state donated; `.compile()` it."""
+        """The lowered step over K batches: (state, Batch [K, B, T]) -> (state, metrics [K] each). The state is donated."""
         step = make_step(self.model, self.optimizer, self.config, last_step, byte_lengths, self.objective.loss)
         whole = jax.sharding.NamedSharding(self.mesh, jax.P())
         jitted = jax.jit(
@@ -64,7 +65,7 @@ class Program:
         return jitted.lower(self.shapes, Batch(ints, ints, floats, ints, ints, dict.fromkeys(self.objective.beside, floats)))
 
     def compile(self, last_step: int, byte_lengths: np.ndarray) -> jax.stages.Compiled:
-        """`lower`, compiled; what the compiler leaves behind (half a gigabyte for 12 layers) is given back where glibc can."""
+        """Compiles `lower`'s result; on Linux, then returns the compiler's freed memory to the system (0.5 GB for 12 layers)."""
         compiled = self.lower(last_step, byte_lengths).compile()
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
         if trim:
@@ -81,12 +82,12 @@ class Program:
 
 
 def build(config: RunConfig, mesh: jax.sharding.Mesh, objective: Objective = Objective()) -> Program:
-    """config: with model.vocab_size and compute_dtype resolved.
+    """Builds the Program of a config, which must have model.vocab_size and compute_dtype resolved, on a mesh.
 
-    Raises RunError where attention cannot be had as asked, or something does not divide over the mesh.
+    Raises RunError if the requested attention implementation does not support the model, or sizes do not divide over the mesh.
     """
     m = config.model
-    # Windows are one document to attention, which is faster so: cuDNN would take documents as a mask in memory.
+    # Windows count as one document for attention, which is faster: cuDNN would need a mask in memory for documents.
     packed = config.data.rows != "windows" or config.objective.method != "next_token"
     compute = Compute.on(mesh, m.compute_dtype, packed)
     ways = mesh.shape["context"]
@@ -107,7 +108,7 @@ def build(config: RunConfig, mesh: jax.sharding.Mesh, objective: Objective = Obj
 
 
 def _check_memory(config: RunConfig, device) -> None:
-    """Raises RunError where something is to lie in the host's memory, and the device has no way to it."""
+    """Raises RunError if the config offloads to host memory and the device does not support that."""
     offloads = {"model.remat=offload": config.model.remat == "offload", "optimizer.offload=true": config.optimizer.offload}
     wanted = [knob for knob, on in offloads.items() if on]
     if wanted and HOST_MEMORY not in (kinds := [memory.kind for memory in device.addressable_memories()]):

@@ -1,4 +1,4 @@
-"""Everything a run carries from step to step."""
+"""The training state: everything that is carried from step to step."""
 
 from typing import Any
 
@@ -19,12 +19,12 @@ class TrainState:
     opt_state: Any
     ema: Any  # averaged parameters, or None
     rng: jax.Array  # typed key; step s uses fold_in(rng, s)
-    skipped_steps: jax.Array  # int32: steps left out because a gradient was not finite
+    skipped_steps: jax.Array  # int32: steps skipped because the loss or gradient was not finite
     skipped_in_a_row: jax.Array  # int32
-    base: Any = None  # what the params are adapters of (model/lora.py), and no step changes; None: they are all weights
+    base: Any = None  # with LoRA (model/lora.py): the frozen weights; params are then the adapters
 
 
-HOST_MEMORY = "pinned_host"  # what JAX calls the memory of a device's host that it copies from and to by itself
+HOST_MEMORY = "pinned_host"  # JAX's memory kind for host memory that the device can copy from and to
 
 
 def create(init_params, optimizer: optax.GradientTransformation, key: jax.Array, ema: bool) -> TrainState:
@@ -38,10 +38,11 @@ def create(init_params, optimizer: optax.GradientTransformation, key: jax.Array,
 
 
 def state_shardings(state_shapes: TrainState, axes, mesh: jax.sharding.Mesh, offload: bool = False, base=None) -> TrainState:
-    """Shardings of a whole state: optimizer leaves that mirror a parameter lie where it lies, the rest is replicated.
+    """Shardings of the whole state: optimizer leaves with the shape of a parameter get its sharding, the rest is replicated.
 
-    The rest is scalars, and the rows and columns of means that Adafactor keeps for a matrix: too few numbers to shard.
-    offload: the former lie in the memory of the device's host. base: axes of what no step changes, where there is such.
+    The rest are scalars, and Adafactor's row and column means: too small to shard.
+    axes: logical axes of the parameters. offload: optimizer leaves that mirror a parameter go to host memory.
+    base: logical axes of the frozen weights, with LoRA.
     """
     whole = jax.sharding.NamedSharding(mesh, jax.P())
     by_param = parallel.shardings(axes, mesh)
@@ -52,7 +53,7 @@ def state_shardings(state_shapes: TrainState, axes, mesh: jax.sharding.Mesh, off
 
 
 def _like_params(opt_state, params, by_param, whole):
-    """A leaf whose path ends with the path of a parameter of the same shape gets that parameter's sharding."""
+    """Gives each leaf whose path ends with the path of a parameter of the same shape that parameter's sharding."""
     wanted = {
         jax.tree_util.keystr(path): (leaf.shape, sharding)
         for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(by_param), strict=True)

@@ -1,4 +1,4 @@
-"""The training step: (state, batch) -> (state, metrics), K of them in one compiled call.
+"""The training step: (state, batch) -> (state, metrics), and K of them as one compiled call.
 
 K steps per dispatch, A micro-batches per step, B rows, T positions
 """
@@ -36,12 +36,12 @@ def loss_sum(
     balance_loss: float = 0.0,
     router_z_loss: float = 0.0,
 ):
-    """(what is minimised, its parts by name), summed over the weighted targets of a batch [B, T]. key: enables dropout.
+    """The training loss of a batch [B, T], summed over its weighted targets. Returns (total, parts); differentiate total.
 
-    Parts: "loss", the negative log-likelihood in nats; "z_loss" where its coefficient is not 0; "mtp_loss", the mean over
-    the heads of multi-token prediction, where there are any and their weight is not 0; of a mixture of experts
-    "balance_loss" and "router_z_loss", means over tokens times the sum of weights, and "load" (model/moe.py). Differentiate
-    the first.
+    key: enables dropout. loss_chunk: positions of a row whose logits exist at once. The other arguments are coefficients.
+    parts: "loss", the negative log-likelihood in nats; "z_loss" if its coefficient is not 0; "mtp_loss", the mean over the
+    multi-token prediction heads, if there are any and their weight is not 0; for mixtures of experts "balance_loss" and
+    "router_z_loss", means over tokens times the sum of weights, and "load" (model/moe.py).
     """
     heads = model.config.mtp_heads if mtp_weight else 0
     train = key is not None and model.config.dropout > 0
@@ -69,20 +69,20 @@ def loss_sum(
 
 
 def expert_losses(routings: dict, batch: Batch, balance_loss: float, router_z_loss: float):
-    """What a mixture of experts adds to what is minimised, and its parts, as `loss_sum` has them."""
+    """The auxiliary losses of mixtures of experts: (their weighted sum, parts), as in `loss_sum`."""
     balance, router_z = (jnp.sum(batch.weights) * loss for loss in moe.losses(routings))
     parts = {"balance_loss": balance, "router_z_loss": router_z, "load": moe.load(routings)}
     return balance_loss * balance + router_z_loss * router_z, parts
 
 
 def next_token(model: GPT, params, batch: Batch, t: TrainConfig, key=None):
-    """`loss_sum` with the weights that the config gives its parts: the objective of ordinary training."""
+    """`loss_sum` with the coefficients of the config: the objective of pretraining and supervised fine-tuning."""
     extra = dict(z_loss=t.z_loss, mtp_weight=t.mtp_weight, balance_loss=t.balance_loss, router_z_loss=t.router_z_loss)
     return loss_sum(model, params, batch, t.loss_chunk, key, **extra)
 
 
 def targets_ahead(batch: Batch, k: int):
-    """(targets, weights) [B, T] of the k-th head of multi-token prediction: those k places on, within the document."""
+    """(targets, weights) [B, T] of the k-th multi-token prediction head: shifted by k positions, within the document."""
     later = lambda x: jnp.pad(x[:, k:], [(0, 0), (0, k)])
     return later(batch.targets), later(batch.weights) * (later(batch.segments) == batch.segments)
 
@@ -97,17 +97,19 @@ def gradients(
     base: dict | None = None,
     loss: Callable = next_token,
 ):
-    """(mean parts of the loss per weighted target, gradient of the whole, sum of weights), over train.accumulate micro-batches.
+    """Loss and gradient, accumulated over train.accumulate micro-batches.
 
-    The weights are divided by their sum over the whole batch first: unevenly padded micro-batches count by their tokens,
-    and no pass over the gradient is needed afterwards.
-    count: compute only so many micro-batches, the first; the rows of the others are empty. base: what params are adapters of.
-    loss: see training/objective.py.
+    Returns (parts of the loss, means per weighted target; gradient of the total loss; sum of weights).
+    Weights are first divided by their sum over the whole batch, so that each token counts equally however the micro-batches
+    are padded, and the accumulated gradient needs no rescaling.
+
+    count: compute only the first `count` micro-batches; the rows of the others must be empty (batch-size warm-up).
+    base: frozen weights, if params are LoRA adapters. loss: see training/objective.py.
     """
     A = config.train.accumulate
     weight = jnp.sum(batch.weights)
     batch = dataclasses.replace(batch, weights=batch.weights / jnp.maximum(weight, 1))
-    # Row i goes to micro-batch i % A, so that every micro-batch has rows of every data shard.
+    # Row i goes to micro-batch i % A, so that every micro-batch has rows from every data shard.
     micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, A, *x.shape[1:]), 1, 0), batch)
     whole = lambda p: lora.beside(base, p, config.lora.scale)
     grad = jax.grad(lambda p, b, k: loss(model, whole(p), b, config.train, k), has_aux=True)
@@ -139,7 +141,10 @@ def make_step(
     byte_lengths: np.ndarray,
     loss: Callable = next_token,
 ):
-    """The function that training compiles: (state, Batch [K, B, T]) -> (state, metrics [K] each)."""
+    """Returns the function that training compiles: (state, Batch [K, B, T]) -> (state, metrics), each metric of shape [K].
+
+    total_steps: length of the learning-rate schedule. byte_lengths [V]: bytes of each token, for bits per byte.
+    """
     bytes_V = np.asarray(byte_lengths, np.float32)
 
     def one_step(state: TrainState, batch: Batch):
@@ -155,8 +160,8 @@ def make_step(
             balancing = config.model.router_bias and load is not None and state.base is None
             return moe.rebalanced(new, params, load, config.train.router_bias_rate) if balancing else new
 
-        # A non-finite step changes nothing but the counters: the data moves on. Conditions, and not a choice between old and
-        # new arrays: so XLA overwrites the optimizer's state and the parameters where they are, and copies neither.
+        # A step with a non-finite loss or gradient changes only the counters, and the data moves on. lax.cond rather than
+        # jnp.where: XLA then updates parameters and optimizer state in place, without copies.
         zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
         update = lambda grads, opt_state: optimizer.update(grads, opt_state, state.params, lr_factor=factor)
         old_opt_state = state.opt_state
