@@ -41,6 +41,18 @@ def of_user(path) -> epath.Path:
     return found
 
 
+def run_folder(name: str, path) -> epath.Path:
+    """`of_user` of a folder with checkpoints. name: the flag or knob that gives it.
+
+    Raises RunError where it is in an object store other than gs://: Orbax writes checkpoints to no other, and would tell so
+    at the first one, hours later.
+    """
+    scheme = None if is_local(path) else os.fspath(path).partition("://")[0]
+    if scheme in _SCHEMES and scheme != "gs":
+        raise RunError(f"{name}={path}: no checkpoints at {scheme}://; expected a folder of this machine or at gs://")
+    return of_user(path)
+
+
 def _reach(path: epath.Path) -> None:
     """Asks for a path that need not exist: whether one does is answered with no where the storage cannot be reached."""
     for noisy in ("gcsfs", "google.auth"):  # they log as tracebacks what they also raise

@@ -392,14 +392,17 @@ def test_an_object_store_that_cannot_be_reached(run, refused, no_compiling, trai
     monkeypatch.setattr(type(backend.fsspec_backend), "fs", fs)
     for at in ("gs://bucket/run", "s3://bucket/run"):
         told = f"{at}: cannot be reached ({error}); check the address, the network and who you are logged in as"
-        refused(STORAGE, told, *train_args(at))
-        for command in ("generate", "evaluate", "chat", "report", "verify"):
+        for command in ("report", "verify"):
             refused(STORAGE, told, command, f"--workdir={at}")
         refused(STORAGE, told, "runs", at)
         refused(STORAGE, told, "evaluate", f"--workdir={run}", f"--text={at}")
-        for knob in ("init.from", "tokenizer.path"):
-            refused(STORAGE, told, *train_args(tmp_path / "new", f"--config.{knob}={at}"))
+        refused(STORAGE, told, *train_args(tmp_path / "new", f"--config.tokenizer.path={at}"))
         refused(STORAGE, told, *train_args(tmp_path / "new", "--config.data.source=jsonl", f"--config.data.path={at}"))
+        if at.startswith("gs"):
+            refused(STORAGE, told, *train_args(at))
+            refused(STORAGE, told, *train_args(tmp_path / "new", f"--config.init.from={at}"))
+            for command in ("generate", "evaluate", "chat"):
+                refused(STORAGE, told, command, f"--workdir={at}")
     assert not (tmp_path / "new").exists()
 
 
@@ -435,6 +438,17 @@ def test_an_object_store_that_is_lost_later(refused, monkeypatch):
         refused(STORAGE, told, "verify", "--workdir=gs://bucket/run")
     with pytest.raises(NotLoggedIn):
         entry.main(["report", "--workdir=gs://bucket/run", "--debug"])
+
+
+@pytest.mark.parametrize("scheme", ["s3", "az", "hf"])
+def test_a_storage_that_takes_no_checkpoints(refused, no_compiling, train_args, tmp_path, scheme):
+    """Told at once: Orbax would tell it at the first checkpoint, and TensorBoard write into a folder `az:` here."""
+    at = f"{scheme}://bucket/run"
+    told = f"={at}: no checkpoints at {scheme}://; expected a folder of this machine or at gs://"
+    refused(USAGE, f"--workdir{told}", *train_args(at))
+    for command in ("generate", "evaluate", "chat"):
+        refused(USAGE, f"--workdir{told}", command, f"--workdir={at}")
+    refused(USAGE, f"config.init.from{told}", *train_args(tmp_path / "new", f"--config.init.from={at}"))
 
 
 def test_an_address_of_no_storage_known_here(refused, no_compiling, train_args):
