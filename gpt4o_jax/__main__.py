@@ -3,7 +3,6 @@
 stdout ends with one JSON object; progress, logs and errors go to stderr.
 """
 
-import errno
 import importlib
 import json
 import math
@@ -11,7 +10,7 @@ import os
 import sys
 
 from gpt4o_jax.commands import flags as flag_lib
-from gpt4o_jax.errors import ExitCode, RunError, did_you_mean
+from gpt4o_jax.errors import ExitCode, RunError, did_you_mean, storage_error
 
 COMMANDS = (
     "train", "evaluate", "generate", "chat", "convert", "tokenizer", "data", "report", "runs", "sweep", "verify", "benchmark",
@@ -33,11 +32,11 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("gpt4o_jax: interrupted", file=sys.stderr)
         return int(ExitCode.SIGNAL)
-    except OSError as e:
-        if debug or (e.filename is None and e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)):
+    except Exception as e:
+        if debug or (told := storage_error(e)) is None:
             raise
-        print(f"gpt4o_jax: {e.filename or 'storage'}: {e.strerror}", file=sys.stderr)
-        return int(ExitCode.STORAGE)
+        print(f"gpt4o_jax: {told}", file=sys.stderr)
+        return int(told.code)
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -1,6 +1,7 @@
 """The one error type that ends a command, and the exit codes it can carry."""
 
 import enum
+import errno
 
 
 class ExitCode(enum.IntEnum):
@@ -26,6 +27,35 @@ class RunError(Exception):
     def __init__(self, message: str, code: ExitCode = ExitCode.USAGE):
         super().__init__(" ".join(message.split()))
         self.code = code
+
+
+_FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+_OBJECT_STORES = ("fsspec", "gcsfs", "s3fs", "adlfs", "huggingface_hub", "etils.epath.backend")
+
+
+def storage_error(e: BaseException) -> RunError | None:
+    """The RunError (exit code 5) that stands for what a disk or an object store failed with; None: e is of something else.
+
+    What the libraries of object stores raise has no class in common, so it is told by where it comes from.
+    """
+    if isinstance(e, OSError) and (e.filename is not None or e.errno in _FULL_OR_BROKEN):
+        return RunError(f"{e.filename or 'storage'}: {e.strerror or e}", ExitCode.STORAGE)
+    place, found, trace = "", False, e.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        if any(frame.f_globals.get("__name__", "").startswith(name) for name in _OBJECT_STORES):
+            found = True
+            place = place or str(frame.f_locals.get("path") or getattr(frame.f_locals.get("self"), "path", ""))
+        trace = trace.tb_next
+    return unreachable(place or "the object store", e) if found and isinstance(e, Exception) else None
+
+
+def unreachable(place: str, reason: object) -> RunError:
+    """A RunError for an object store that does not answer, or not as it should (exit code 5)."""
+    told = " ".join(str(reason).split()) or type(reason).__name__
+    told = told if len(told) <= 300 else f"{told[:300]}..."
+    mend = "check the address, the network and who you are logged in as"
+    return RunError(f"{place}: cannot be reached ({told}); {mend}", ExitCode.STORAGE)
 
 
 def data_error(message: str) -> RunError:

@@ -8,7 +8,7 @@ from gpt4o_jax.checkpoint import manifest
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.config import RunConfig
 from gpt4o_jax.errors import RunError, data_error
-from gpt4o_jax.paths import of_user
+from gpt4o_jax.paths import run_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Origin:
 
 def find(folder: str) -> Origin:
     """The checkpoint that config.init.from=folder means. Raises RunError where there is none, or it is not intact."""
-    run = of_user(folder)
+    run = run_folder("config.init.from", folder)
     store = Store(run / "checkpoints")
     if not store.steps():
         raise data_error(f"config.init.from={folder}: no finished checkpoint there; expected the folder of a run")
@@ -51,7 +51,7 @@ def base_of(workdir: epath.Path, config: RunConfig, step: int | None = None) -> 
     wanted = _reference(own, own.steps() if step is None else [step])
     if wanted is None:
         return find(config.init.from_)
-    named = of_user(config.init.from_)
+    named = run_folder("config.init.from", config.init.from_)
     folder = next((f for f in (named, workdir.parent / named.name) if (f / "config.json").exists()), named)
     store, step = Store(folder / "checkpoints"), wanted["step"]
     whose = f"{workdir}: its adapters belong to the weights of {wanted['folder']} at step {step} (digest {wanted['digest'][:12]})"

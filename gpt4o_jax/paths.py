@@ -2,12 +2,17 @@
 
 import contextlib
 import fcntl
+import logging
 import os
+import threading
 from pathlib import Path
 
 from etils import epath
 
-from gpt4o_jax.errors import RunError
+from gpt4o_jax.errors import RunError, did_you_mean, unreachable
+
+_SCHEMES = ("gs", "s3", "az", "hf")  # that etils.epath knows
+_SECONDS = 90.0  # in which an object store must answer its first question; gcsfs gives up after 50 where a name is not known
 
 
 def is_local(path) -> bool:
@@ -20,14 +25,56 @@ def absolute(path) -> epath.Path:
 
 
 def of_user(path) -> epath.Path:
-    """A path as it is given, ~ spelled out. Raises RunError where it is in an object store whose package is not installed."""
-    found = epath.Path(path).expanduser()
-    if not is_local(path):
-        try:
-            found.exists()  # what loads the package
-        except ImportError as e:
-            raise without_package(path, e) from None
+    """A path as it is given, ~ spelled out.
+
+    Raises RunError where it is in an object store whose kind is not known (2), whose package is not installed (2), or that cannot
+    be reached (5).
+    """
+    if is_local(path):
+        return epath.Path(path).expanduser()
+    scheme = os.fspath(path).partition("://")[0]
+    if scheme not in _SCHEMES:
+        known = ", ".join(f"{s}://" for s in _SCHEMES)
+        raise RunError(f"{path}: {scheme}:// is no storage known here{did_you_mean(scheme, _SCHEMES)}; there are {known}")
+    found = epath.Path(path)
+    _reach(found)
     return found
+
+
+def run_folder(name: str, path) -> epath.Path:
+    """`of_user` of a folder with checkpoints. name: the flag or knob that gives it.
+
+    Raises RunError where it is in an object store other than gs://: Orbax writes checkpoints to no other, and would tell so
+    at the first one, hours later.
+    """
+    scheme = None if is_local(path) else os.fspath(path).partition("://")[0]
+    if scheme in _SCHEMES and scheme != "gs":
+        raise RunError(f"{name}={path}: no checkpoints at {scheme}://; expected a folder of this machine or at gs://")
+    return of_user(path)
+
+
+def _reach(path: epath.Path) -> None:
+    """Asks for a path that need not exist: whether one does is answered with no where the storage cannot be reached."""
+    for noisy in ("gcsfs", "google.auth"):  # they log as tracebacks what they also raise
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    failed: list[Exception] = []
+
+    def ask():
+        try:
+            path.stat()
+        except FileNotFoundError:
+            return
+        except Exception as e:  # those of Google's, Amazon's and others' libraries have no class in common
+            failed.append(e)
+
+    asking = threading.Thread(target=ask, daemon=True)  # some of them wait for ever for a network that drops what is sent
+    asking.start()
+    asking.join(_SECONDS)
+    if asking.is_alive():
+        raise unreachable(os.fspath(path), f"no answer within {_SECONDS:.0f} s")
+    if failed:
+        e = failed[0]
+        raise (without_package(path, e) if isinstance(e, ImportError) else unreachable(os.fspath(path), e)) from None
 
 
 def local(name: str, path: str) -> Path:

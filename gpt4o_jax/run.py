@@ -29,7 +29,7 @@ from gpt4o_jax.errors import ExitCode, RunError, data_error
 from gpt4o_jax.model import gpt, lora
 from gpt4o_jax.model.attention import implementation
 from gpt4o_jax.ops.compute import Compute, resolve_dtype
-from gpt4o_jax.paths import of_user
+from gpt4o_jax.paths import of_user, run_folder
 
 
 @dataclasses.dataclass
@@ -51,7 +51,7 @@ def open_run(workdir, step: int | None = None) -> Run:
     Averaged weights where the run keeps them; adapters are merged into the weights that they belong to. Raises RunError where
     the folder is missing, foreign, damaged, without a checkpoint, or does not fit together.
     """
-    workdir = of_user(workdir)
+    workdir = run_folder("--workdir", workdir)
     config = read_config(workdir)
     tokenizer = tokenizers.load(workdir)
     if tokenizer.vocab_size > config.model.vocab_size:

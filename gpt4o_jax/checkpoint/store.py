@@ -13,8 +13,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from gpt4o_jax.checkpoint import manifest
-from gpt4o_jax.errors import ExitCode, RunError, data_error
-from gpt4o_jax.paths import absolute
+from gpt4o_jax.errors import ExitCode, RunError, data_error, storage_error, unreachable
+from gpt4o_jax.paths import absolute, is_local
 
 _CORRUPT = ".corrupt"  # behind the step of a checkpoint that was found damaged
 _SAVE_SECONDS = 1800  # within which all processes of a job must have written a checkpoint
@@ -93,7 +93,12 @@ class Store:
         Raises RunError where the stored tree has other leaves, shapes or dtypes.
         """
         folder = self.check(step, item, like)
-        return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(like))
+        try:
+            return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(like))
+        except ValueError as e:  # as TensorStore tells that it cannot read, after `check` has found that all fits
+            if is_local(folder):
+                raise
+            raise unreachable(str(folder), str(e).splitlines()[0]) from e
 
     def check(self, step: int, item: str, like) -> epath.Path:
         """The folder of one item. Raises RunError where the stored tree has other leaves, shapes or dtypes than `like`."""
@@ -134,7 +139,9 @@ class Store:
                 items = jax.tree.map(jnp.copy, items)
             saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
             self._checkpointer.save(target, args=ocp.args.Composite(**saves))
-        except (OSError, ValueError) as e:
+        except Exception as e:
+            if not isinstance(e, (OSError, ValueError)) and storage_error(e) is None:
+                raise
             raise _storage_error(self.path(step), e) from e
         self._pending = self._thread.submit(self._commit, step, meta)
 
@@ -202,4 +209,5 @@ def _describe(entry) -> str:
 def _storage_error(where, e: Exception) -> RunError:
     full = getattr(e, "errno", None) == errno.ENOSPC or "RESOURCE_EXHAUSTED" in str(e) or "No space left" in str(e)
     reason = "no space left on the device" if full else str(e).splitlines()[0] if str(e) else type(e).__name__
-    return RunError(f"{where}: cannot write a checkpoint ({reason}); free space and run the same command again", ExitCode.STORAGE)
+    mend = "free space" if is_local(where) else "check the network and who you are logged in as"
+    return RunError(f"{where}: cannot write a checkpoint ({reason}); {mend} and run the same command again", ExitCode.STORAGE)

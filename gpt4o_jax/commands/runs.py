@@ -15,15 +15,14 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     if flags["out"] and not flags["out"].endswith(".png"):
         raise RunError(f"runs: --out={flags['out']}: expected a file name that ends in .png")
 
-    from etils import epath
-
     from gpt4o_jax import comparison
+    from gpt4o_jax.paths import of_user
 
     runs = comparison.find(flags["dir"])
     best_first = lambda run: (not run.evals, run.held_out("bits_per_byte") or 0.0, str(run.workdir))
     runs.sort(key=best_first)
     print(comparison.table(runs), file=sys.stderr)
-    out = epath.Path(flags["out"] or epath.Path(flags["dir"][0]) / "runs.png").expanduser()
+    out = of_user(flags["out"] or of_user(flags["dir"][0]) / "runs.png")
     out.write_bytes(comparison.plot({name: [run] for name, run in zip(comparison.names(runs), runs, strict=True)}))
     differ = comparison.differing(runs)
     return {

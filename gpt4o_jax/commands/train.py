@@ -52,7 +52,7 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers, hold) -> 
     from gpt4o_jax.data import conversations
     from gpt4o_jax.data import corpus as corpora
     from gpt4o_jax.evaluation import generation, perplexity
-    from gpt4o_jax.paths import of_user
+    from gpt4o_jax.paths import run_folder
     from gpt4o_jax.sampling.logits import Sampling
     from gpt4o_jax.sampling.text import complete
     from gpt4o_jax.training.guards import StopSignal
@@ -62,7 +62,7 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers, hold) -> 
 
     if config.log.wandb:
         parallel.share("Weights & Biases", lambda: check_wandb(config))  # told before anything is written or compiled
-    workdir = of_user(workdir)
+    workdir = run_folder("--workdir", workdir)
     mesh = parallel.make_mesh(config.mesh)
     asked = generation.tasks(config.eval.tasks, config.data, config.eval.task_items, choosing=True)
     best, known = config.checkpoint.best, (*_scores(config), *generation.numbers(asked))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from gpt4o_jax.config import DataConfig
 from gpt4o_jax.data import conversations, prepared, python_docs, records
-from gpt4o_jax.errors import RunError, data_error, did_you_mean
-from gpt4o_jax.paths import without_package
+from gpt4o_jax.errors import RunError, data_error, did_you_mean, unreachable
+from gpt4o_jax.paths import of_user
 from gpt4o_jax.tasks.worlds import WORLDS, World, docstrings
 
 
@@ -114,35 +114,21 @@ def text_files(pattern: str) -> list:
 
 def _remote_files(pattern: str) -> list:
     """text_files of an address that etils.epath understands."""
-    from etils import epath
-
     scheme, _, rest = pattern.partition("://")
     parts = rest.rstrip("/").split("/")
     plain = list(itertools.takewhile(lambda part: not set("*?[") & set(part), parts))
-    root, wild = epath.Path(f"{scheme}://{'/'.join(plain)}"), "/".join(parts[len(plain) :])
+    root, wild = of_user(f"{scheme}://{'/'.join(plain)}"), "/".join(parts[len(plain) :])
     try:
         if not wild and root.is_file():
             return [root]
         files = sorted(p for p in (root.glob(wild) if wild else _below(root)) if p.is_file() and not p.name.startswith("."))
-    except ImportError as e:
-        raise without_package(pattern, e) from None
     except NotImplementedError as e:  # for `**`
         raise data_error(f"{pattern}: cannot list ({e})") from None
     except OSError as e:
-        raise _unreachable(pattern, e) from None
+        raise unreachable(pattern, e) from None
     if not files:
-        try:
-            root.stat()  # whether something is a file or a folder is answered with no where the storage cannot be reached
-        except FileNotFoundError:
-            pass
-        except Exception as e:  # those of Google's libraries have no class in common
-            raise _unreachable(pattern, e) from None
         raise data_error(f"{pattern}: no such file, folder or glob with files")
     return files
-
-
-def _unreachable(pattern: str, e: Exception) -> RunError:
-    return data_error(f"{pattern}: cannot list ({e}); check the address, the network and who you are logged in as")
 
 
 def _below(folder):

@@ -19,7 +19,7 @@ import jax
 from jax._src import distributed  # the client has no public name; Orbax takes it from here too
 
 from gpt4o_jax import console
-from gpt4o_jax.errors import ExitCode, RunError
+from gpt4o_jax.errors import ExitCode, RunError, storage_error
 from gpt4o_jax.parallel import rollcall
 from gpt4o_jax.parallel.cluster import Job
 from gpt4o_jax.parallel.peers import Peers
@@ -105,7 +105,8 @@ def _peer_lost(what: str) -> RunError:
 
 def _leave(error: BaseException, lost: bool) -> None:
     """How a process goes that met an error: all together after a stop, at once after anything else."""
-    code = ExitCode.PEER_LOST if lost else error.code if isinstance(error, RunError) else ExitCode.CRASHED
+    told = error if isinstance(error, RunError) else storage_error(error)
+    code = ExitCode.PEER_LOST if lost else told.code if told else ExitCode.CRASHED
     if isinstance(error, KeyboardInterrupt):
         code = ExitCode.SIGNAL
     elif code == ExitCode.SIGNAL:
@@ -165,9 +166,11 @@ def share(name: str, make: Callable[[], T], limit: float = _SHORT, keep: bool = 
         return told["value"]
     try:
         value = make()
-    except RunError as e:
-        client.key_value_set(key, json.dumps({"error": str(e), "code": int(e.code)}))
-        barrier(f"{name}: told", 10.0, strict=False)  # or they would see a lost peer instead
+    except Exception as e:
+        told = e if isinstance(e, RunError) else storage_error(e)
+        if told is not None:
+            client.key_value_set(key, json.dumps({"error": str(told), "code": int(told.code)}))
+            barrier(f"{name}: told", 10.0, strict=False)  # or they would see a lost peer instead
         raise
     client.key_value_set(key, json.dumps({"value": None if keep else value}))
     return value

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import pathlib
+import tempfile
 import time
 import uuid
 
@@ -36,11 +38,15 @@ class MetricsWriter:
         self._file = None
         if self._whole is None:
             self._file = open(os.fspath(self._path), "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
-        self._events = None
+        self._events = self._here = None
+        self._board = workdir / "tensorboard"
         if config.log.tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._events = SummaryWriter(os.fspath(workdir / "tensorboard"), purge_step=resume_step + 1)
+            # Its own way to gs:// uploads from a thread that dies of an error, and tries for two minutes more at exit.
+            if self._whole is not None:
+                self._here = tempfile.TemporaryDirectory(prefix="tensorboard")
+            self._events = SummaryWriter(self._here.name if self._here else os.fspath(self._board), purge_step=resume_step + 1)
         self._wandb = start_wandb(workdir, config) if config.log.wandb else None
 
     def write(self, kind: str, step: int, values: dict) -> None:
@@ -63,15 +69,23 @@ class MetricsWriter:
         if self._whole is not None:
             self._path.write_text("".join(self._whole))
             self._written = time.monotonic()
+        if self._here is not None:
+            self._board.mkdir(parents=True, exist_ok=True)
+            for name in os.listdir(self._here.name):
+                (self._board / name).write_bytes(pathlib.Path(self._here.name, name).read_bytes())
 
     def close(self) -> None:
-        self.flush()
         if self._file is not None:
             self._file.close()
         if self._events is not None:
-            self._events.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+            self._events.close()  # first: its thread writes some of them only now
+        try:
+            self.flush()
+        finally:  # the last records may find no storage
+            if self._here is not None:
+                self._here.cleanup()
+            if self._wandb is not None:
+                self._wandb.finish()
 
 
 def _can_append(workdir: epath.Path) -> bool:

@@ -378,6 +378,85 @@ def test_an_object_store_whose_package_is_missing(refused, no_compiling, train_a
     refused(USAGE, told, *train_args("x", "--config.init.from=gs://bucket/run"))
 
 
+class NotLoggedIn(Exception):
+    """Of no class that another package knows, like those of the libraries of object stores."""
+
+
+@pytest.mark.parametrize("error", [OSError("no route"), NotLoggedIn("no credentials"), PermissionError("Forbidden")])
+def test_an_object_store_that_cannot_be_reached(run, refused, no_compiling, train_args, tmp_path, monkeypatch, error):
+    from etils.epath import backend
+
+    def fs(self, path):
+        raise error
+
+    monkeypatch.setattr(type(backend.fsspec_backend), "fs", fs)
+    for at in ("gs://bucket/run", "s3://bucket/run"):
+        told = f"{at}: cannot be reached ({error}); check the address, the network and who you are logged in as"
+        for command in ("report", "verify"):
+            refused(STORAGE, told, command, f"--workdir={at}")
+        refused(STORAGE, told, "runs", at)
+        refused(STORAGE, told, "evaluate", f"--workdir={run}", f"--text={at}")
+        refused(STORAGE, told, *train_args(tmp_path / "new", f"--config.tokenizer.path={at}"))
+        refused(STORAGE, told, *train_args(tmp_path / "new", "--config.data.source=jsonl", f"--config.data.path={at}"))
+        if at.startswith("gs"):
+            refused(STORAGE, told, *train_args(at))
+            refused(STORAGE, told, *train_args(tmp_path / "new", f"--config.init.from={at}"))
+            for command in ("generate", "evaluate", "chat"):
+                refused(STORAGE, told, command, f"--workdir={at}")
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_object_store_that_never_answers(refused, monkeypatch):
+    import threading
+
+    from etils.epath import backend
+
+    end = threading.Event()
+    monkeypatch.setattr(type(backend.fsspec_backend), "stat", lambda self, path: end.wait(60))
+    monkeypatch.setattr("gpt4o_jax.paths._SECONDS", 0.1)
+    refused(STORAGE, "gs://bucket/run: cannot be reached (no answer within 0 s)", "report", "--workdir=gs://bucket/run")
+    end.set()
+
+
+def test_an_object_store_that_is_lost_later(refused, monkeypatch):
+    """After its first answer: what the libraries raise is known by where it comes from, and so is the place."""
+    from etils.epath import backend
+
+    class Cloud:
+        def info(self, path):
+            return {"type": "directory"}
+
+        def exists(self, path):
+            raise NotLoggedIn("expired\nin two lines")
+
+    monkeypatch.setattr(type(backend.fsspec_backend), "fs", lambda self, path: Cloud())
+    told = "gs://bucket/run/config.json: cannot be reached (expired in two lines); check"
+    for command in ("report", "verify", "generate"):
+        refused(STORAGE, "cannot be reached (expired in two lines); check", command, "--workdir=gs://bucket/run")
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt4o_jax.run.read_config", lambda workdir: (workdir / "config.json").exists())
+        refused(STORAGE, told, "verify", "--workdir=gs://bucket/run")
+    with pytest.raises(NotLoggedIn):
+        entry.main(["report", "--workdir=gs://bucket/run", "--debug"])
+
+
+@pytest.mark.parametrize("scheme", ["s3", "az", "hf"])
+def test_a_storage_that_takes_no_checkpoints(refused, no_compiling, train_args, tmp_path, scheme):
+    """Told at once: Orbax would tell it at the first checkpoint, and TensorBoard write into a folder `az:` here."""
+    at = f"{scheme}://bucket/run"
+    told = f"={at}: no checkpoints at {scheme}://; expected a folder of this machine or at gs://"
+    refused(USAGE, f"--workdir{told}", *train_args(at))
+    for command in ("generate", "evaluate", "chat"):
+        refused(USAGE, f"--workdir{told}", command, f"--workdir={at}")
+    refused(USAGE, f"config.init.from{told}", *train_args(tmp_path / "new", f"--config.init.from={at}"))
+
+
+def test_an_address_of_no_storage_known_here(refused, no_compiling, train_args):
+    told = "foo://b/r: foo:// is no storage known here; there are gs://, s3://, az://, hf://"
+    refused(USAGE, told, *train_args("foo://b/r"))
+    refused(USAGE, told, "report", "--workdir=foo://b/r")
+
+
 def test_object_stores_where_only_this_machine_will_do(refused, no_compiling, train_args, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     told = "gs://b/c: an object store; expected a path of this machine"

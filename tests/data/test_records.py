@@ -205,8 +205,8 @@ def test_a_bucket_that_cannot_be_reached(monkeypatch, bucket, source, error):
         assert f"{address}: cannot read" in told and (error.strerror or str(error)) in told
     monkeypatch.setattr(cloud, "info", fail)
     for path in (address, "gs://bucket/deep/*", "gs://bucket"):
-        told = refusal(sources.load, config(source, path))
-        assert f"{path}: cannot list ({error}); check the address, the network" in told
+        told = refusal(sources.load, config(source, path), code=ExitCode.STORAGE)
+        assert f"cannot be reached ({error}); check the address, the network" in told and told.startswith("gs://bucket")
 
 
 # ---------------------------------------------------------------- what is broken

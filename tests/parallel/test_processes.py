@@ -1,5 +1,8 @@
 """Processes that build only their own rows hold the same global batch: eight fake devices, shared out among fake processes."""
 
+import errno
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +10,8 @@ import pytest
 from gpt4o_jax import parallel
 from gpt4o_jax.config import MeshConfig
 from gpt4o_jax.data.batches import dispatches
+from gpt4o_jax.errors import ExitCode, RunError
+from gpt4o_jax.parallel import processes
 
 K, B, T = 2, 16, 4
 MESHES = {
@@ -55,3 +60,40 @@ def test_each_process_builds_what_its_devices_hold(name, processes):
 def test_one_process_holds_every_place():
     sharding = jax.sharding.NamedSharding(parallel.make_mesh(), parallel.spec((None, "batch", "seq")))
     assert parallel.places(sharding, (K, B, T), 1) == list(range(B))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), ExitCode.STORAGE),
+        (PermissionError(errno.EACCES, "Permission denied", "config.json"), ExitCode.STORAGE),
+        (RunError("x", ExitCode.DATA), ExitCode.DATA),
+        (ValueError("a bug"), ExitCode.CRASHED),
+    ],
+)
+def test_a_process_of_a_job_leaves_with_the_code_of_its_error(monkeypatch, error, code):
+    left = []
+    monkeypatch.setattr(processes.atexit, "register", lambda leave: leave())
+    monkeypatch.setattr(processes.os, "_exit", left.append)
+    processes._leave(error, lost=False)
+    assert left == [code]
+
+
+def test_a_full_disk_of_process_0_is_told_to_the_others(monkeypatch):
+    """Else they would wait for it, and tell of a lost peer."""
+    told = {}
+
+    class Client:
+        key_value_set = staticmethod(told.setdefault)
+        wait_at_barrier = staticmethod(lambda *_: None)
+
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes.distributed.global_state, "client", Client())
+
+    def make():
+        raise OSError(errno.ENOSPC, "No space left on device", "run/config.json")
+
+    with pytest.raises(OSError, match="No space left"):
+        parallel.share("run folder", make)
+    [message] = told.values()
+    assert json.loads(message) == {"error": "run/config.json: No space left on device", "code": ExitCode.STORAGE}

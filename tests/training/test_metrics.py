@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 import time
 import types
 
@@ -216,3 +217,33 @@ def test_where_nothing_can_be_appended_records_are_written_whole(workdir, monkey
     again.write("train", 20, {"loss": 1.5})
     again.close()
     assert [(r["step"], r["loss"]) for r in read_metrics(workdir)] == [(10, 2.0), (20, 1.5)]
+
+
+def test_where_nothing_can_be_appended_events_are_copied(workdir, monkeypatch):
+    """TensorBoard's own way to gs:// leaves a traceback, after two minutes, where the storage is lost."""
+    monkeypatch.setattr(metrics, "_can_append", lambda workdir: False)
+    writer = MetricsWriter(workdir, 0, RunConfig())
+    writer.write("train", 10, {"loss": 2.0})
+    assert not (workdir / "tensorboard").exists()
+    writer.flush()
+    [events] = (workdir / "tensorboard").iterdir()
+    writer.write("eval", 20, {"bits": 1.0})
+    writer.close()
+    assert [events] == list((workdir / "tensorboard").iterdir())
+    assert all(name in events.read_bytes() for name in (b"train/loss", b"eval/bits"))
+
+
+def test_nothing_is_left_here_of_a_storage_that_is_lost(workdir, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "_can_append", lambda workdir: False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "here"))
+    (tmp_path / "here").mkdir()
+    writer = MetricsWriter(workdir, 0, RunConfig())
+    writer.write("train", 10, {"loss": 2.0})
+
+    def lost(*_):
+        raise OSError("no route")
+
+    monkeypatch.setattr(type(workdir), "write_text", lost)
+    with pytest.raises(OSError, match="no route"):
+        writer.close()
+    assert not any((tmp_path / "here").iterdir())
