@@ -20,7 +20,7 @@ from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.data.tokenizer_published import TEMPLATE_FILE, is_unknown
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.interop import huggingface
-from gpt4o_jax.interop.chat_templates import TEXTS
+from gpt4o_jax.interop.chat_templates import PUBLISHED_WITH_TOOLS, TEXTS
 from gpt4o_jax.tasks import chat
 from tests.data.test_tokenizer_published import FAMILIES
 
@@ -103,8 +103,14 @@ def test_what_has_no_place_is_refused(name):
             turns = [{"role": "user", "content": "a"}] * (role == "assistant") + [{"role": role, "content": content}]
             with pytest.raises((TypeError, jinja2.TemplateError)):
                 written(name, [*turns, {"role": "user", "content": "b"}], True)
-    with pytest.raises(jinja2.TemplateError, match="definitions of tools"):
+    theirs = "published with .* does" if name in PUBLISHED_WITH_TOOLS else "; put them"
+    with pytest.raises(
+        jinja2.TemplateError, match=rf"definitions of tools \(tools=\) are not written by template {name}.*{theirs}"
+    ):
         written(name, [{"role": "user", "content": "a"}], True, tools=[{"name": "clock"}])
+    called = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "clock", "arguments": {}}}]}
+    with pytest.raises(jinja2.TemplateError, match="tool_calls"):
+        written(name, [{"role": "user", "content": "a"}, called], True)
     if name in ("own", "olmo2"):  # whose names of roles are symbols, or words of the template
         with pytest.raises(jinja2.TemplateError, match="role developer, expected one of system, user"):
             written(name, [{"role": "developer", "content": "a"}], True)
