@@ -3,8 +3,8 @@
 config.json  tokenizer.model  metrics.jsonl  tensorboard/  checkpoints/STEP/  samples/STEP.txt
 report.md  loss.png  training.png; with data.lanes, lanes/: tokens of what was read
 
-With a published tokenizer: tokenizer.extra.json, and tokenizer.json in the place of tokenizer.model; chat_template.jinja with
-one of our own kinds that came with an exported model.
+With a published tokenizer: tokenizer.extra.json, and tokenizer.json in the place of tokenizer.model. chat_template.jinja, and
+additional_chat_templates/ where there are more: how the model that the tokenizer came with writes conversations.
 """
 
 import dataclasses

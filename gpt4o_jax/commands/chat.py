@@ -45,7 +45,11 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
         chat.template(name, "--template")  # before the model is read
     run = runs.open_run(flags["workdir"], flags["step"])
     trained = conversations.trained_template(run.config.data, run.tokenizer)
-    if not name and not trained:
+    if not name and conversations.knows_only_published(run.config.data, run.tokenizer):
+        able = [known for known, t in chat.TEMPLATES.items() if not chat.missing(t, run.tokenizer)]
+        otherwise = f"--template={' or '.join(able)} says otherwise"
+        _tell(f"{conversations.UNRENDERED}: what you write is continued as plain text ({otherwise})")
+    elif not name and not trained:
         _tell("this model was not trained to chat: what you write is continued as plain text (--template says otherwise)")
     name = name or trained
     template = chat.template_for(name, run.tokenizer, "--template") if name else chat.CONTINUED

@@ -35,8 +35,11 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     import jax
 
     from gpt4o_jax import run as runs
+    from gpt4o_jax.data import conversations
 
     run = ready(runs.open_run(flags["workdir"], flags["step"]), flags, _rows(flags))
+    if conversations.knows_only_published(run.config.data, run.tokenizer):
+        print(f"{conversations.UNRENDERED}: a prompt is continued as it stands", file=sys.stderr, flush=True)
     with jax.set_mesh(run.mesh):
         if prompts:
             results = _draw_each(run, flags, sampling, prompts)

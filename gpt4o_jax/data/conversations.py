@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gpt4o_jax.config import DataConfig
 from gpt4o_jax.console import say
-from gpt4o_jax.data import mixture
+from gpt4o_jax.data import mixture, tokenizer_published
 from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import RunError, data_error, did_you_mean, lone_surrogate
 from gpt4o_jax.tasks import chat, readers
@@ -21,6 +21,8 @@ from gpt4o_jax.tasks.worlds import World
 SEED = 0  # of the items of worlds: a run's own seed moves their order, not the items, so that they are tokenised once
 SELECTION_SEED = 1  # of held-out items that choose a checkpoint while training
 SCORED = 200  # held-out items of each slice of a world that `evaluate` scores, of SEED; none of them chooses a checkpoint
+
+UNRENDERED = f"this model's own chat template ({tokenizer_published.TEMPLATE_FILE}) is none that is rendered here"
 
 
 class Conversation(str):
@@ -39,6 +41,11 @@ def are_documents_of(data: DataConfig) -> bool:
     return data.source in ("conversations", "world") or bool(data.reader)
 
 
+def talks(data: DataConfig) -> bool:
+    """Whether any documents of `data` are conversations."""
+    return any(are_documents_of(alone) for _, alone in mixture.members(data))
+
+
 def template_name(data: DataConfig, tokenizer: Tokenizer) -> str:
     """How conversations are written: as said, as the tokenizer's model was trained, or as ours."""
     return data.template or tokenizer.template or "own"
@@ -46,12 +53,18 @@ def template_name(data: DataConfig, tokenizer: Tokenizer) -> str:
 
 def trained_template(data: DataConfig, tokenizer: Tokenizer) -> str:
     """How a model writes conversations that was trained on `data`; "" where it knows none."""
-    talks = any(are_documents_of(alone) for _, alone in mixture.members(data))
-    return template_name(data, tokenizer) if talks else tokenizer.template
+    return template_name(data, tokenizer) if talks(data) else tokenizer.template
+
+
+def knows_only_published(data: DataConfig, tokenizer: Tokenizer) -> bool:
+    """Whether a model that was trained on `data` writes conversations only as a chat template does that is not known here."""
+    return not trained_template(data, tokenizer) and tokenizer_published.is_unknown(tokenizer)
 
 
 def template_of(data: DataConfig, tokenizer: Tokenizer) -> chat.Template:
     """The same; plain text in turns where it knows none."""
+    if knows_only_published(data, tokenizer):
+        say(f"{UNRENDERED}; questions are asked as --config.data.template=plain writes them")
     return chat.template_for(trained_template(data, tokenizer) or "plain", tokenizer)
 
 

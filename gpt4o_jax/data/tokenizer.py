@@ -115,6 +115,7 @@ class Tokenizer:
     def save_in(self, folder: Path) -> None:
         """Writes the files that `load(folder)` reads."""
         for name, content in self.files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(content)
 
 

@@ -11,21 +11,24 @@ A run folder keeps the file as it was published, and beside it one of ours, toke
 
 In the folder of a published model, where that file is missing, the same is read from tokenizer_config.json,
 generation_config.json, config.json and chat_template.jinja, so that `load(folder).save_in(run)` imports a tokenizer.
-A tokenizer of our own kinds has chat_template.jinja alone beside it, where it came with a model that was exported.
+The text of its chat template is kept beside it as chat_template.jinja, known here or not (further ones that it has a name for
+in additional_chat_templates/); a tokenizer of our own kinds has it where it came with a model that was exported.
 Ids of a text are those of the library with special tokens taken as text: who writes "<|im_end|>" gets its letters.
 """
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from gpt4o_jax.data.tokenizer import Symbols, Tokenizer, piece_bytes
-from gpt4o_jax.errors import RunError, data_error
+from gpt4o_jax.errors import RunError, data_error, lone_surrogate
 from gpt4o_jax.tasks import chat
 
 EXTRA = "tokenizer.extra.json"
 TEMPLATE_FILE = "chat_template.jinja"
+MORE_TEMPLATES = "additional_chat_templates"  # folder of further ones, NAME.jinja, as transformers lays it out
 _META = "\u2581"  # SentencePiece writes a space as this character
 _DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end▁of▁sentence|>")
 
@@ -71,6 +74,7 @@ def from_json(serialized: bytes, folder: Path) -> Tokenizer:
     control = {t.content: i for i, t in added.items() if t.special}
     begun = library.encode("a").ids  # with what the model expects in front of a text
     extra = _extra(folder, vocab, control, {}, lambda bos: begun[:1] == [bos])
+    files = {"tokenizer.json": serialized, **_templates(folder)}
     plain = lambda stored: _plain(open_(stored))
     # Behind a symbol nothing is the first of a text.
     behind = stored | {part: _never_first(stored[part]) for part in ("pre_tokenizer", "normalizer") if part in stored}
@@ -80,7 +84,7 @@ def from_json(serialized: bytes, folder: Path) -> Tokenizer:
     for text, i in vocab.items():
         if i < len(pieces):
             pieces[i] = text.encode() if i in added else pieces_of(text)
-    return _published("json", pieces, {"tokenizer.json": serialized}, extra, vocab, unknown, plain(stored), plain(behind))
+    return _published("json", pieces, files, extra, vocab, unknown, plain(stored), plain(behind))
 
 
 def _never_first(part):
@@ -109,9 +113,8 @@ def from_sentencepiece(serialized: bytes, folder: Path) -> Tokenizer:
     extra = _extra(folder, vocab, control, {k: i for k, i in own.items() if i >= 0}, lambda bos: own["bos"] == bos)
     pieces = [piece_bytes(processor, i) for i in range(len(vocab))]
     pieces += [b""] * (extra["vocab_size"] - len(pieces))
-    return _published(
-        "sentencepiece", pieces, {"tokenizer.model": serialized}, extra, vocab, processor.unk_id(), *[processor.encode] * 2
-    )
+    files = {"tokenizer.model": serialized, **_templates(folder)}
+    return _published("sentencepiece", pieces, files, extra, vocab, processor.unk_id(), *[processor.encode] * 2)
 
 
 def _published(kind, pieces, files, extra: dict, vocab: Mapping[str, int], unknown, encode, encode_behind) -> Tokenizer:
@@ -241,7 +244,7 @@ def _extra(folder: Path, vocab: Mapping[str, int], control: dict[str, int], own:
         "pad": (pad or eos)[0],
         "prompts_begin": prompts_begin if isinstance(prompts_begin, bool) else adds_bos(bos),
         "control": _within(control, model, ids),
-        "template": _template_name(_template_text(said, folder)),
+        "template": _template_name(_templates(folder)),
         "vocab_size": _size(control, model, ids),
     }
 
@@ -270,31 +273,65 @@ def _within(control: dict[str, int], model: dict, ids: Mapping[str, int]) -> dic
 
 def with_template(tokenizer: Tokenizer, name: str, text: str) -> dict[str, bytes]:
     """The files of `tokenizer` for a model that writes conversations as `name`, of which `text` is the Jinja template."""
-    files = {**tokenizer.files, TEMPLATE_FILE: text.encode()}
+    files = {file: content for file, content in tokenizer.files.items() if not file.startswith(f"{MORE_TEMPLATES}/")}
+    files |= {TEMPLATE_FILE: text.encode()}
     return files | {EXTRA: _dump(json.loads(files[EXTRA]) | {"template": name})} if EXTRA in files else files
 
 
 def given_template(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
     """A tokenizer of our own kinds with the chat template that an exported model has beside it, if any."""
-    if text := _template_text({}, folder):
-        tokenizer.template = _template_name(text)
-        tokenizer.files = {**tokenizer.files, TEMPLATE_FILE: text.encode()}
+    found = _templates(folder)
+    tokenizer.template = _template_name(found)
+    tokenizer.files = {**tokenizer.files, **found}
     return tokenizer
 
 
-def _template_name(text: str) -> str:
+def is_unknown(tokenizer: Tokenizer) -> bool:
+    """Whether its model came with a chat template that no renderer here writes."""
+    return not tokenizer.template and any(file == TEMPLATE_FILE or file.startswith(MORE_TEMPLATES) for file in tokenizer.files)
+
+
+def _template_name(found: dict[str, bytes]) -> str:
+    text = found.get(TEMPLATE_FILE, b"").decode()
     return next((name for name, *marks in _TEMPLATE_MARKS if all(m in text for m in marks)), "")
 
 
-def _template_text(said: dict, folder: Path) -> str:
-    path = folder / TEMPLATE_FILE
-    if path.exists():
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as e:
-            raise data_error(f"{path}: not UTF-8 (byte 0x{e.object[e.start]:02x} at offset {e.start})") from None
-    template = said.get("chat_template") or ""
-    return template if isinstance(template, str) else json.dumps(template, ensure_ascii=False)
+def _templates(folder: Path) -> dict[str, bytes]:
+    """file -> text of the chat templates of the model in `folder`, as they lie there or as tokenizer_config.json has them.
+
+    Files come first, as in transformers. Raises RunError where one is no text.
+    """
+    one, more = folder / TEMPLATE_FILE, folder / MORE_TEMPLATES
+    names = [TEMPLATE_FILE] if one.exists() else []
+    if more.is_dir():
+        names += sorted(f"{MORE_TEMPLATES}/{p.name}" for p in more.iterdir() if p.suffix == ".jinja")
+    if names:
+        return {name: _utf8(folder / name) for name in names}
+    path = folder / "tokenizer_config.json"
+    said = _read(path).get("chat_template") or []
+    named = [{"name": "default", "template": said}] if isinstance(said, str) else said
+    found = {}
+    for entry in named if isinstance(named, list) else [named]:
+        name, text = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
+        # It becomes the name of a file.
+        if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) and isinstance(text, str)):
+            raise data_error(
+                f"{path}: chat_template: {entry!r:.60}, expected a text, or a list of"
+                ' {"name": letters and digits, "template": text}'
+            )
+        if lone := lone_surrogate(text):
+            raise data_error(f"{path}: chat_template is not valid Unicode: {lone}; write it anew as UTF-8")
+        found[TEMPLATE_FILE if name == "default" else f"{MORE_TEMPLATES}/{name}.jinja"] = text.encode()
+    return found
+
+
+def _utf8(path: Path) -> bytes:
+    content = path.read_bytes()
+    try:
+        content.decode()
+    except UnicodeDecodeError as e:
+        raise data_error(f"{path}: not UTF-8 (byte 0x{e.object[e.start]:02x} at offset {e.start})") from None
+    return content
 
 
 def _dump(extra: dict) -> bytes:

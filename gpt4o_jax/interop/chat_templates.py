@@ -2,7 +2,8 @@
 
 Each gives, character for character, what the renderer of its name gives, for messages whose content is one text. Every tag
 takes the white space before it away, so that the environment's settings do not matter. A content that is no text is an error
-there, as adding it to a text is one; so are definitions of tools, which none of the renderers has a place for.
+there, as adding it to a text is one; so are definitions of tools and calls beside a content, which none of the renderers
+writes. Answers of tools are turns like others, as each family has them.
 """
 
 import json
@@ -200,9 +201,24 @@ _BODIES = {
     "plain": _PLAIN,
 }
 
+# Families whose published templates write definitions of tools; that of a model which was only imported is exported as it came.
+PUBLISHED_WITH_TOOLS = ("qwen2.5", "qwen2.5-base", "qwen3", "llama3.1", "mistral0.3")
+
 _NO_TOOLS = r"""
 {%- if tools %}
-    {{- raise_exception('this template has no place for definitions of tools') }}
-{%- endif %}"""
+    {{- raise_exception($definitions) }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.tool_calls %}
+        {{- raise_exception('tool_calls of a message are not written by this template; put a call into its content') }}
+    {%- endif %}
+{%- endfor %}"""
 
-TEXTS = {name: template_mark(name) + _NO_TOOLS + body + "\n" for name, body in _BODIES.items()}
+
+def _no_tools(name: str) -> str:
+    theirs = f": the template published with {name} does, but this model was trained on conversations without"
+    why = (theirs if name in PUBLISHED_WITH_TOOLS else "") + "; put them into the text of the system message"
+    return _fill(_NO_TOOLS, definitions=json.dumps(f"definitions of tools (tools=) are not written by template {name}{why}"))
+
+
+TEXTS = {name: template_mark(name) + _no_tools(name) + body + "\n" for name, body in _BODIES.items()}

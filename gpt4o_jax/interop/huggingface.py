@@ -14,6 +14,7 @@ from etils import epath
 from gpt4o_jax import parallel
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.config import MeshConfig
+from gpt4o_jax.console import say
 from gpt4o_jax.data import conversations, tokenizer_published
 from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.data.tokenizer import Symbols, Tokenizer
@@ -52,6 +53,8 @@ def import_folder(source: Path, workdir: Path, compute_dtype: str = "auto") -> d
             store.save(0, {"params": params}, {"step": 0, "corpus": None, "tokenizer": tokenizer.digest})
         tokenizer.save_in(beside)
         write_config(epath.Path(beside), config_json.run_config(model_config, mesh_config, compute_dtype))
+    if tokenizer_published.is_unknown(tokenizer):
+        say(f"{conversations.UNRENDERED}: it is kept beside the tokenizer, and an export has it again")
     return {"family": family.name, "parameters": flops.parameter_count(model_config), "tensors": len(opened.entries)}
 
 
@@ -66,12 +69,15 @@ def export_folder(run: Run, target: Path, name: str = "", dtype: str = "float32"
     kind = np.dtype(jax.numpy.dtype(dtype))
     files.import_safetensors()
     theirs = weights.Theirs(family, run.params, m, kind)
-    template = conversations.trained_template(run.config.data, run.tokenizer)
+    # Preferences and rewards are conversations too, whatever file they came from.
+    taught = conversations.talks(run.config.data) or run.config.objective.method != "next_token"
+    template = conversations.template_name(run.config.data, run.tokenizer) if taught else run.tokenizer.template
     if template and chat.missing(chat.template(template), run.tokenizer):
         template = ""  # imported with a template but without its symbols: no conversation of it can be written, here or there
     with built_beside(target, "--to") as beside:
         files.write(beside, theirs.shapes.items(), theirs.load, kind, max_file_bytes)
-        for file, content in tokenizer_files(run.tokenizer, template).items():
+        for file, content in tokenizer_files(run.tokenizer, template, taught).items():
+            (beside / file).parent.mkdir(exist_ok=True)
             (beside / file).write_bytes(content)
         values = config_json.from_model(family, m) | _ids(run.tokenizer.symbols)
         (beside / "config.json").write_bytes(_json(values | {"torch_dtype": dtype, "initializer_range": m.init_std}))
@@ -79,14 +85,17 @@ def export_folder(run: Run, target: Path, name: str = "", dtype: str = "float32"
     return {"family": family.name, **sizes, "template": template}
 
 
-def tokenizer_files(tokenizer: Tokenizer, template: str) -> dict[str, bytes]:
+def tokenizer_files(tokenizer: Tokenizer, template: str, taught: bool = True) -> dict[str, bytes]:
     """What an exported folder says of its tokenizer and of how its model writes and ends turns: name of a file -> content.
 
-    template: the name of one in tasks/chat.py; empty where the model knows no conversations.
+    template: the name of one in tasks/chat.py; empty where the model knows no conversations, or writes them as none there.
+    taught: whether the model was trained on conversations that we wrote. Otherwise the text of the template that it came with
+    stays as it is: it may say more than our renderer of that name, as how tools are declared.
     """
     written, symbols, said = tokenizer.files, tokenizer.symbols, tokenizer_config(tokenizer)
-    if template:
+    if template and (taught or tokenizer_published.TEMPLATE_FILE not in written):
         written = tokenizer_published.with_template(tokenizer, template, chat_templates.TEXTS[template])
+    if template:
         symbols = chat.symbols_of_answers(chat.template(template), tokenizer)
     told = {"tokenizer_config.json": _json(said)} if said else {}
     return {**written, **told, "generation_config.json": _json(_ids(symbols))}

@@ -57,6 +57,8 @@ def read_messages(stored: Sequence[dict]) -> list[Message]:
         role, content = (entry.get("role"), entry.get("content")) if isinstance(entry, dict) else (None, None)
         if role not in ROLES:
             raise data_error(f"message {n}: role {role!r}{did_you_mean(str(role), ROLES)}; expected one of {', '.join(ROLES)}")
+        if entry.get("tool_calls"):
+            raise data_error(f"message {n}: tool_calls are not written by any template here; put the call into content, as text")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list) or not all(map(readable, parts)):
             raise data_error(

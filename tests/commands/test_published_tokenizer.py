@@ -55,3 +55,29 @@ def test_it_is_used_from_training_to_chat(folder, train_args, tmp_path, command,
     assert main(["chat", f"--workdir={workdir}", "--max_new_tokens=3", "--temperature=0"]) == 0
     out, err = capsys.readouterr()
     assert "template chatml" in err and json.loads(out.splitlines()[-1])["replies"] == 1
+
+
+def test_a_template_that_is_not_rendered_is_told(folder, train_args, tmp_path, command, capsys, monkeypatch):
+    source, run = tmp_path / "published", f"--workdir={tmp_path / 'run'}"
+    source.mkdir()
+    for path in folder.iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    (source / "chat_template.jinja").write_text("{{ '<|turn|>' }}")
+    path = f"--config.tokenizer.path={source}"
+    command(*train_args(tmp_path / "run", path, "--config.train.length=10 steps", "--config.model.context_length=32"))
+    unrendered = "this model's own chat template (chat_template.jinja) is none that is rendered here"
+
+    def talk(*flags: str) -> tuple[dict, list[str]]:
+        capsys.readouterr()
+        monkeypatch.setattr("sys.stdin", io.StringIO("a\n"))
+        assert main(["chat", run, "--max_new_tokens=3", *flags]) == 0
+        out, err = capsys.readouterr()
+        return json.loads(out.splitlines()[-1]), [line for line in err.splitlines() if unrendered in line]
+
+    result, told = talk()
+    assert result["template"] == "none" and told[0].startswith(f"{unrendered}: what you write is continued as plain text")
+    assert len(told) == 1 and "(--template=chatml or qwen1.5 or" in told[0]
+    assert talk("--template=chatml")[1] == []
+    capsys.readouterr()
+    assert main(["generate", run, "--prompt=1", "--max_new_tokens=3"]) == 0
+    assert f"{unrendered}: a prompt is continued as it stands\n" in capsys.readouterr().err

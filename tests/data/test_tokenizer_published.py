@@ -15,6 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.data.batches import make_batch
 from gpt4o_jax.data.token_cache import build
+from gpt4o_jax.data.tokenizer_published import TEMPLATE_FILE, is_unknown
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.tasks import chat
 
@@ -339,6 +340,42 @@ def test_a_published_template_is_told_by_its_marks(made, tmp_path, model, file):
     assert tokenizers.load(tmp_path).template == name
 
 
+@pytest.mark.parametrize(
+    ("templates", "kept", "name"),
+    [
+        ("{{ 'ü' }}\r\n", {TEMPLATE_FILE: "{{ 'ü' }}\r\n"}, ""),
+        ("", {}, ""),
+        (None, {}, ""),
+        ([], {}, ""),
+        (
+            [{"name": "default", "template": "<start_of_turn>"}, {"name": "tool_use", "template": "{{ tools }}"}],
+            {TEMPLATE_FILE: "<start_of_turn>", "additional_chat_templates/tool_use.jinja": "{{ tools }}"},
+            "gemma",
+        ),
+        ([{"name": "rag-2.0", "template": "x"}], {"additional_chat_templates/rag-2.0.jinja": "x"}, ""),
+    ],
+    ids=["text", "empty", "null", "none", "two", "no default"],
+)
+@pytest.mark.parametrize("layout", ["config", "files"])
+def test_templates_are_kept_as_they_are(made, tmp_path, templates, kept, name, layout):
+    """Whether they came in tokenizer_config.json or as files; told apart by their marks or not."""
+    source, run = tmp_path / "source", tmp_path / "run"
+    (source / "additional_chat_templates").mkdir(parents=True)
+    run.mkdir()
+    (source / "tokenizer.json").write_bytes((made["gpt2"][2] / "tokenizer.json").read_bytes())
+    said = {"eos_token": "<|endoftext|>", "chat_template": templates if layout == "config" or not kept else "not this one"}
+    (source / "tokenizer_config.json").write_text(json.dumps(said))
+    for file, text in kept.items() if layout == "files" else ():
+        (source / file).write_bytes(text.encode())
+    ours = tokenizers.load(source)
+    ours.save_in(run)
+    for tokenizer in (ours, tokenizers.load(run)):
+        files = {f: c.decode() for f, c in tokenizer.files.items() if f.endswith(".jinja")}
+        assert (files, tokenizer.template, is_unknown(tokenizer)) == (kept, name, bool(kept) and not name)
+    assert {f: (run / f).read_bytes() for f in kept} == {f: text.encode() for f, text in kept.items()}
+    assert ours.digest == made["gpt2"][1].digest
+
+
 def test_prompts_begin_as_the_family_was_trained(made):
     ids = {f: t.prompt("the") for f, (_, t, _) in made.items()}
     for family, (reference, ours, _) in made.items():
@@ -364,7 +401,10 @@ def test_an_imported_tokenizer_is_the_same_without_the_files_it_came_from(made, 
     _, ours, folder = made[family]
     ours.save_in(tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["tokenizer.extra.json", "tokenizer.json"]
+    told = json.loads((folder / "tokenizer_config.json").read_text()).get("chat_template")
+    template = (folder / TEMPLATE_FILE).read_bytes() if (folder / TEMPLATE_FILE).exists() else (told or "").encode()
+    kept = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert kept.pop(TEMPLATE_FILE, b"") == template and sorted(kept) == ["tokenizer.extra.json", "tokenizer.json"]
     for again in (tokenizers.load(tmp_path), tokenizers.load(tmp_path / "tokenizer.json")):
         for what in ("kind", "pieces", "symbols", "names", "digest", "template", "prefix", "vocab_size"):
             assert getattr(again, what) == getattr(ours, what), what
@@ -406,6 +446,37 @@ BAD_EXTRA = {"bos": 1, "eos": [2], "pad": 0, "prompts_begin": True, "control": {
         ("tokenizer_config.json", '{"added_tokens_decoder": {"0": "<s>"}}', "added_tokens_decoder: '0' is '<s>', expected an id"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "<s>"}}}', "'x' is {'content'"),
         ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', "added_tokens_decoder is [1], expected dict"),
+        (
+            "tokenizer_config.json",
+            '{"eos_token": "<|endoftext|>", "chat_template": 3}',
+            "chat_template: 3, expected a text, or a list",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"eos_token": "<|endoftext|>", "chat_template": {"default": "x"}}',
+            "chat_template: {'default': 'x'}",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"eos_token": "<|endoftext|>", "chat_template": ["x"]}',
+            "chat_template: 'x', expected a text",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"eos_token": "<|endoftext|>", "chat_template": [{"name": "a", "template": 1}]}',
+            "expected a text",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"eos_token": "<|endoftext|>", "chat_template": [{"name": "../../a", "template": "x"}]}',
+            "letters and digits",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"eos_token": "<|endoftext|>", "chat_template": "\\ud800"}',
+            "chat_template is not valid Unicode",
+        ),
+        ("additional_chat_templates/rag.jinja", b"\xff", "rag.jinja: not UTF-8 (byte 0xff at offset 0)"),
         ("config.json", '{"text_config": [1]}', "text_config is [1], expected dict"),
         ("config.json", '{"vocab_size": "300"}', "vocab_size is '300', expected int"),
         ("chat_template.jinja", b"{{ \xff }}", "not UTF-8 (byte 0xff at offset 3)"),
@@ -415,8 +486,9 @@ BAD_EXTRA = {"bos": 1, "eos": [2], "pad": 0, "prompts_begin": True, "control": {
     ],
 )
 def test_damaged_files_are_refused_by_name(made, tmp_path, name, content, fragment):
-    for file in ("tokenizer.json", "tokenizer_config.json")[: 1 + (name in ("config.json", "chat_template.jinja"))]:
+    for file in ("tokenizer.json", "tokenizer_config.json")[: 1 + (name == "config.json" or name.endswith(".jinja"))]:
         (tmp_path / file).write_bytes((made["gpt2"][2] / file).read_bytes())
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(RunError) as e:
         tokenizers.load(tmp_path)

@@ -4,6 +4,7 @@ an exported folder says with which template its model was trained, and what ends
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jinja2
@@ -16,10 +17,10 @@ from gpt4o_jax import run
 from gpt4o_jax.config import DataConfig
 from gpt4o_jax.data import conversations
 from gpt4o_jax.data import tokenizer as tokenizers
-from gpt4o_jax.data.tokenizer_published import TEMPLATE_FILE
+from gpt4o_jax.data.tokenizer_published import TEMPLATE_FILE, is_unknown
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.interop import huggingface
-from gpt4o_jax.interop.chat_templates import TEXTS
+from gpt4o_jax.interop.chat_templates import PUBLISHED_WITH_TOOLS, TEXTS
 from gpt4o_jax.tasks import chat
 from tests.data.test_tokenizer_published import FAMILIES
 
@@ -102,8 +103,14 @@ def test_what_has_no_place_is_refused(name):
             turns = [{"role": "user", "content": "a"}] * (role == "assistant") + [{"role": role, "content": content}]
             with pytest.raises((TypeError, jinja2.TemplateError)):
                 written(name, [*turns, {"role": "user", "content": "b"}], True)
-    with pytest.raises(jinja2.TemplateError, match="definitions of tools"):
+    theirs = "published with .* does" if name in PUBLISHED_WITH_TOOLS else "; put them"
+    with pytest.raises(
+        jinja2.TemplateError, match=rf"definitions of tools \(tools=\) are not written by template {name}.*{theirs}"
+    ):
         written(name, [{"role": "user", "content": "a"}], True, tools=[{"name": "clock"}])
+    called = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "clock", "arguments": {}}}]}
+    with pytest.raises(jinja2.TemplateError, match="tool_calls"):
+        written(name, [{"role": "user", "content": "a"}, called], True)
     if name in ("own", "olmo2"):  # whose names of roles are symbols, or words of the template
         with pytest.raises(jinja2.TemplateError, match="role developer, expected one of system, user"):
             written(name, [{"role": "developer", "content": "a"}], True)
@@ -189,6 +196,58 @@ def test_a_run_of_texts_has_no_template(exported):
     out, again = exported(DataConfig())
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [2]
     assert not (out / TEMPLATE_FILE).exists() and again.tokenizer.template == ""
+
+
+THEIRS = {TEMPLATE_FILE: "{% generation %}\r\n{{ 'ü' }}", "additional_chat_templates/tool_use.jinja": "{{ tools }}\n"}
+
+
+def with_templates(folder, files: dict[str, str]):
+    for file, text in files.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_bytes(text.encode())
+
+
+def templates_in(folder) -> dict[str, str]:
+    folder = Path(folder)
+    return {p.relative_to(folder).as_posix(): p.read_bytes().decode() for p in folder.rglob("*.jinja")}
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_template_that_a_model_came_with_goes_out_as_it_came(exported, tmp_path, known):
+    """Known here or not: the text may say more than our renderer of it, as how tools are declared."""
+    theirs = THEIRS | ({TEMPLATE_FILE: "<<SYS>>{% if tools %}"} if known else {})
+    with_templates(tmp_path / "run", theirs)
+    for data in (DataConfig(), DataConfig(source="text", path="x")):  # as imported, and trained on texts
+        out, again = exported(data, f"out-{data.source}")
+        assert templates_in(out) == templates_in(again.workdir) == theirs
+        assert again.tokenizer.template == ("llama2" if known else "") and is_unknown(again.tokenizer) != known
+        assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [2]
+
+
+@pytest.mark.parametrize("template", ["", "plain"])
+def test_ours_takes_its_place_where_conversations_were_trained(exported, tmp_path, template):
+    with_templates(tmp_path / "run", THEIRS)
+    out, again = exported(DataConfig(source="world", path="qa", template=template))
+    assert templates_in(out) == {TEMPLATE_FILE: TEXTS[template or "own"]}
+    assert again.tokenizer.template == (template or "own")
+
+
+def test_preferences_are_conversations_too(exported, tmp_path):
+    with_templates(tmp_path / "run", THEIRS)
+    opened = run.open_run(tmp_path / "run")
+    objective = dataclasses.replace(opened.config.objective, method="dpo")
+    opened = dataclasses.replace(opened, config=dataclasses.replace(opened.config, objective=objective))
+    with jax.set_mesh(opened.mesh):
+        assert huggingface.export_folder(opened, tmp_path / "out")["template"] == "own"
+    assert templates_in(tmp_path / "out") == {TEMPLATE_FILE: TEXTS["own"]}
+
+
+def test_who_imports_is_told_of_a_template_that_is_not_rendered(hf, tmp_path, capsys):
+    source = hf("llama-plain")
+    with_templates(source, THEIRS)
+    huggingface.import_folder(source, tmp_path / "run")
+    assert "chat template (chat_template.jinja) is none that is rendered here: it is kept" in capsys.readouterr().err
+    assert templates_in(tmp_path / "run") == THEIRS
 
 
 def test_a_template_without_its_symbols_is_not_written(exported, tmp_path):

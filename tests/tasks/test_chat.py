@@ -255,6 +255,10 @@ def test_parts_of_a_message_are_joined_and_other_kinds_wait():
             "expected a text, or a list",
         ),
         (lambda: chat.read_messages(["hello"]), "message 0: role None"),
+        (
+            lambda: chat.read_messages([{"role": "assistant", "content": "", "tool_calls": [{"function": {}}]}]),
+            "message 0: tool_calls are not written",
+        ),
         (lambda: chat.template("lama3"), "(did you mean llama3?); expected --config.data.template=one of own,"),
         (lambda: render("gemma", [ASK, AGAIN]), "turn 1 is of role user, expected assistant"),
         (lambda: render("llama2", [ASK, SYSTEM]), "turn 1 is of role system, expected assistant"),
