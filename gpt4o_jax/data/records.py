@@ -1,6 +1,7 @@
 """Documents in JSONL and Parquet files, one a line or row: read by blocks, never all at once."""
 
 import bisect
+import codecs
 import functools
 import itertools
 import json
@@ -70,6 +71,7 @@ def _line_blocks(path):
 
 
 def _json_text(path, number: int, line: bytes, field: str, take: Take | None) -> str:
+    line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
     if not line.strip():
         return ""
     try:
@@ -123,6 +125,8 @@ def parquet(paths: Sequence, field: str, take: Take | None = None) -> Blocks:
                 continue
             if field not in names:
                 raise data_error(f"{path}: no column {field!r} (there are {', '.join(names)}); set data.field")
+            if names.count(field) > 1:
+                raise data_error(f"{path}: {names.count(field)} columns are named {field!r}, expected one; rename the others")
             kind = file.schema_arrow.field(field).type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise data_error(f"{path}: column {field!r} is of {kind}, expected strings")
@@ -133,7 +137,8 @@ def parquet(paths: Sequence, field: str, take: Take | None = None) -> Blocks:
         try:
             with opened(path) as file:
                 table = file.read_row_group(group, columns=None if take else [field])
-                values = table.to_pylist() if take else table.column(0).to_pylist()
+                # By its name: with "a.text" pyarrow reads part `text` of a column `a` too.
+                values = table.to_pylist() if take else table.column(field).to_pylist()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
             raise data_error(f"{path}: row group {group} is damaged ({first_line(e)})") from None
         if take is not None:

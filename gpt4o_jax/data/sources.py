@@ -1,5 +1,6 @@
 """Documents by name, and their split into training text and hold-out."""
 
+import codecs
 import collections
 import dataclasses
 import functools
@@ -80,8 +81,7 @@ def world(name: str, held_share: float = DataConfig.holdout_fraction) -> World:
 def _text(config: DataConfig) -> list[str]:
     documents = []
     for path in text_files(config.path):
-        text = read_text(path)
-        documents += text.split(config.separator) if config.separator else [text]
+        documents += _cut(path, config.separator)
     return [d for d in documents if d.strip()]
 
 
@@ -90,10 +90,22 @@ def _text_by_files(config: DataConfig) -> records.Blocks:
     paths = text_files(config.path)
 
     def read(i: int) -> list[str]:
-        text = read_text(paths[i])
-        return text.split(config.separator) if config.separator else [text]
+        return _cut(paths[i], config.separator)
 
     return records.Blocks([len(read(i)) if config.separator else 1 for i in range(len(paths))], read)
+
+
+def _cut(path, separator: str) -> list[str]:
+    """The documents of a text file. Raises RunError as read_text does, and where only its line ends hide the separator."""
+    text = read_text(path)
+    if not separator:
+        return [text]
+    if separator not in text and "\r\n" in text and separator in text.replace("\r\n", "\n"):
+        raise data_error(
+            f"{path}: data.separator={separator!r} stands nowhere in it, for its lines end in \\r\\n; convert it, for example"
+            " with `dos2unix`, or give a separator with such line ends"
+        )
+    return text.split(separator)
 
 
 def text_files(pattern: str) -> list:
@@ -143,7 +155,7 @@ def read_text(path) -> str:
         raw = path.read_bytes()
     except OSError as e:
         raise data_error(f"{path}: cannot read ({e.strerror or e})") from None
-    if not raw.strip():
+    if not raw.removeprefix(codecs.BOM_UTF8).strip():
         raise data_error(f"{path}: empty file, expected UTF-8 text")
     if b"\0" in raw[:8192]:
         raise data_error(f"{path}: looks binary (a NUL byte at offset {raw.index(0)}), expected UTF-8 text")

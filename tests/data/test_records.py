@@ -79,6 +79,22 @@ def test_blank_lines_and_no_newline_at_the_end(tmp_path):
     assert list(sources.load(config("jsonl", tmp_path / "x"))) == ["a", "", "", "b", "c"]
 
 
+@pytest.mark.parametrize("line", [b"", b"\n", b'{"text": "b"}\n'])
+def test_a_byte_order_mark_is_passed_over(tmp_path, line):
+    """Files that a Windows program made begin with one, those without a line in them too."""
+    (tmp_path / "a").write_bytes(b'{"text": "a"}\n')
+    (tmp_path / "b").write_bytes(b"\xef\xbb\xbf" + line)
+    assert [d for d in sources.load(config("jsonl", tmp_path)) if d] == ["a", "b"][: 1 + (len(line) > 1)]
+
+
+def test_a_column_is_read_by_its_whole_name(tmp_path):
+    """Part `text` of column `a` goes by the name of column `a.text` in pyarrow."""
+    path = write_parquet(tmp_path / "x.parquet", TEXTS[:3], field="a.text", a=[{"text": "no"}] * 3)
+    table = pq.read_table(path)
+    pq.write_table(table.select(["a", "id", "a.text"]), path)
+    assert list(sources.load(config("parquet", path, field="a.text"))) == TEXTS[:3]
+
+
 def test_blank_documents_are_neither_trained_on_nor_held_out(tmp_path):
     texts = [t for text in TEXTS for t in (text, "", " \n")]
     knobs = config("jsonl", write_jsonl(tmp_path / "x", texts), shingle_bytes=0)
@@ -275,6 +291,12 @@ def test_a_column_without_text(tmp_path, field, fragment):
     path = write_parquet(tmp_path / "x.parquet", TEXTS[:3], maybe=["a", None, "b"])
     message = refusal(lambda: list(sources.load(config("parquet", path, field=field))))
     assert str(path) in message and fragment in message
+
+
+def test_two_columns_of_one_name(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(TEXTS[:3])] * 2, names=["text", "text"]), path)
+    assert f"{path}: 2 columns are named 'text'" in refusal(sources.load, config("parquet", path))
 
 
 @pytest.mark.parametrize("source", WRITERS)

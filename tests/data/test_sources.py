@@ -1,5 +1,6 @@
 """Documents come in a fixed order, the hold-out stays clean and put, and unreadable text is refused by name and place."""
 
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -99,6 +100,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
         (None, "cannot read (No such file or directory)"),
         (b"", "empty file"),
         (b" \n\t\n", "empty file"),
+        (b"\xef\xbb\xbf", "empty file"),
         (b"text\0more", "looks binary (a NUL byte at offset 4)"),
         ("text".encode("utf-16"), "looks binary (a NUL byte at offset 3)"),
         ("naïve".encode("latin-1"), "not UTF-8: byte 0xef at offset 2"),
@@ -129,6 +131,16 @@ def test_where_no_file_is_that_is_said(tmp_path, name):
 def test_a_separator_that_leaves_nothing_is_refused(tmp_path):
     (tmp_path / "x").write_text("----")
     assert "no text found" in refusal(sources.load, DataConfig(source="text", path=str(tmp_path / "x"), separator="--"))
+
+
+@pytest.mark.parametrize("lanes", [0, 2])
+def test_a_separator_that_line_ends_hide_is_told_and_with_them_it_cuts(tmp_path, lanes):
+    (tmp_path / "x").write_bytes(b"one\r\n\r\ntwo\r\nlines")
+    given = DataConfig(source="text", path=str(tmp_path / "x"), lanes=lanes)
+    message = refusal(sources.load, dataclasses.replace(given, separator="\n\n"))
+    assert f"{tmp_path / 'x'}: data.separator='\\n\\n' stands nowhere in it, for its lines end in \\r\\n" in message
+    assert list(sources.load(dataclasses.replace(given, separator="\r\n\r\n"))) == ["one", "two\r\nlines"]
+    assert list(sources.load(dataclasses.replace(given, separator="--"))) == ["one\r\n\r\ntwo\r\nlines"]  # it is one document
 
 
 # ---------------------------------------------------------------- hold-out by hash
