@@ -84,7 +84,7 @@ def _check(flags: dict) -> None:
 
 
 def _read_prompts(file: str) -> list[str]:
-    """Empty lines are passed over. Raises RunError."""
+    """At least one; empty lines are skipped. Raises RunError, also for a file without text."""
     from pathlib import Path
 
     from gpt4o_jax.data.sources import read_text
@@ -101,8 +101,6 @@ def _read_prompts(file: str) -> list[str]:
             if not isinstance(line, str):
                 raise data_error(f'{file}:{n}: expected a JSON object with prompt, such as {{"prompt": "Return the "}}')
         prompts.append(line)
-    if not prompts:
-        raise data_error(f"{file}: no prompt in it; expected a line for each")
     return prompts
 
 

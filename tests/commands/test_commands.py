@@ -170,8 +170,8 @@ def test_prompts_that_do_not_fit_are_named(run, refused, tmp_path):
     refused(ExitCode.USAGE, "prompts[1]: prompt of 22 tokens does not fit", *args)
     path.write_text('{"prompt": "1"}\n{"prompt": "2 \u03a9"}\n')
     refused(ExitCode.DATA, "prompts[1]: character 'Ω'", *args)
-    path.write_bytes(b"\xef\xbb\xbf")
-    refused(ExitCode.DATA, "prompts.jsonl: no prompt in it", *args)
+    path.write_bytes(b"\xef\xbb\xbf")  # a byte order mark is no text
+    refused(ExitCode.DATA, "prompts.jsonl: empty file", *args)
     refused(ExitCode.DATA, "nowhere: cannot read", "generate", f"--workdir={run}", "--prompts=nowhere")
 
 
