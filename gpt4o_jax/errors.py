@@ -43,9 +43,11 @@ def storage_error(e: BaseException) -> RunError | None:
     place, found, trace = "", False, e.__traceback__
     while trace is not None:
         frame = trace.tb_frame
-        if any(frame.f_globals.get("__name__", "").startswith(name) for name in _OBJECT_STORES):
-            found = True
-            place = place or str(frame.f_locals.get("path") or getattr(frame.f_locals.get("self"), "path", ""))
+        module = frame.f_globals.get("__name__", "")
+        path = str(frame.f_locals.get("path") or getattr(frame.f_locals.get("self"), "path", ""))
+        # etils' backends are those of local paths too, where what is no OSError is a mistake in the program.
+        if module.startswith(_OBJECT_STORES) and ("://" in path or not module.startswith("etils")):
+            found, place = True, place or path
         trace = trace.tb_next
     return unreachable(place or "the object store", e) if found and isinstance(e, Exception) else None
 

@@ -8,11 +8,12 @@ import types
 
 import jax
 import pytest
+from etils import epath
 
 from gpt4o_jax import __main__ as entry
 from gpt4o_jax.checkpoint import manifest
 from gpt4o_jax.data import tokenizer as tokenizers
-from gpt4o_jax.errors import ExitCode
+from gpt4o_jax.errors import ExitCode, storage_error
 from gpt4o_jax.training import loop  # noqa: F401  (Optax compiles nothing, but calls jax.jit when it is imported)
 from tests.commands.conftest import FROM_RUN
 
@@ -416,6 +417,13 @@ def test_an_object_store_that_never_answers(refused, monkeypatch):
     monkeypatch.setattr("gpt4o_jax.paths._SECONDS", 0.1)
     refused(STORAGE, "gs://bucket/run: cannot be reached (no answer within 0 s)", "report", "--workdir=gs://bucket/run")
     end.set()
+
+
+def test_what_is_no_fault_of_the_storage_stays_a_bug():
+    """A path of this machine goes through the backends of etils too."""
+    with pytest.raises(ValueError) as bug:
+        epath.Path("a\0b").read_text()
+    assert storage_error(bug.value) is None
 
 
 def test_an_object_store_that_is_lost_later(refused, monkeypatch):
