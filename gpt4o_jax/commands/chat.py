@@ -47,10 +47,10 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     trained = conversations.trained_template(run.config.data, run.tokenizer)
     if not name and conversations.knows_only_published(run.config.data, run.tokenizer):
         able = [known for known, t in chat.TEMPLATES.items() if not chat.missing(t, run.tokenizer)]
-        otherwise = f"--template={' or '.join(able)} says otherwise"
-        _tell(f"{conversations.UNRENDERED}: what you write is continued as plain text ({otherwise})")
+        otherwise = f"for another: --template={' or '.join(able)}"
+        _tell(f"{conversations.UNRENDERED}: your text is continued as plain text ({otherwise})")
     elif not name and not trained:
-        _tell("this model was not trained to chat: what you write is continued as plain text (--template says otherwise)")
+        _tell("this model was not trained to chat: your text is continued as plain text (for another: --template)")
     name = name or trained
     template = chat.template_for(name, run.tokenizer, "--template") if name else chat.CONTINUED
     name = name or "none"

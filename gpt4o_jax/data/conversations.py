@@ -22,7 +22,7 @@ SEED = 0  # of the items of worlds: a run's own seed moves their order, not the 
 SELECTION_SEED = 1  # of held-out items that choose a checkpoint while training
 SCORED = 200  # held-out items of each slice of a world that `evaluate` scores, of SEED; none of them chooses a checkpoint
 
-UNRENDERED = f"this model's own chat template ({tokenizer_published.TEMPLATE_FILE}) is none that is rendered here"
+UNRENDERED = f"this model's own chat template ({tokenizer_published.TEMPLATE_FILE}) is not supported here"
 
 
 class Conversation(str):
@@ -64,7 +64,7 @@ def knows_only_published(data: DataConfig, tokenizer: Tokenizer) -> bool:
 def template_of(data: DataConfig, tokenizer: Tokenizer) -> chat.Template:
     """The same; plain text in turns where it knows none."""
     if knows_only_published(data, tokenizer):
-        say(f"{UNRENDERED}; questions are asked as --config.data.template=plain writes them")
+        say(f"{UNRENDERED}; questions are asked in the template plain")
     return chat.template_for(trained_template(data, tokenizer) or "plain", tokenizer)
 
 

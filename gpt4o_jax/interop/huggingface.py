@@ -54,7 +54,7 @@ def import_folder(source: Path, workdir: Path, compute_dtype: str = "auto") -> d
         tokenizer.save_in(beside)
         write_config(epath.Path(beside), config_json.run_config(model_config, mesh_config, compute_dtype))
     if tokenizer_published.is_unknown(tokenizer):
-        say(f"{conversations.UNRENDERED}: it is kept beside the tokenizer, and an export has it again")
+        say(f"{conversations.UNRENDERED}: it is kept with the tokenizer and exported unchanged")
     return {"family": family.name, "parameters": flops.parameter_count(model_config), "tensors": len(opened.entries)}
 
 

@@ -65,7 +65,7 @@ def test_a_template_that_is_not_rendered_is_told(folder, train_args, tmp_path, c
     (source / "chat_template.jinja").write_text("{{ '<|turn|>' }}")
     path = f"--config.tokenizer.path={source}"
     command(*train_args(tmp_path / "run", path, "--config.train.length=10 steps", "--config.model.context_length=32"))
-    unrendered = "this model's own chat template (chat_template.jinja) is none that is rendered here"
+    unrendered = "this model's own chat template (chat_template.jinja) is not supported here"
 
     def talk(*flags: str) -> tuple[dict, list[str]]:
         capsys.readouterr()
@@ -75,8 +75,8 @@ def test_a_template_that_is_not_rendered_is_told(folder, train_args, tmp_path, c
         return json.loads(out.splitlines()[-1]), [line for line in err.splitlines() if unrendered in line]
 
     result, told = talk()
-    assert result["template"] == "none" and told[0].startswith(f"{unrendered}: what you write is continued as plain text")
-    assert len(told) == 1 and "(--template=chatml or qwen1.5 or" in told[0]
+    assert result["template"] == "none" and told[0].startswith(f"{unrendered}: your text is continued as plain text")
+    assert len(told) == 1 and "(for another: --template=chatml or qwen1.5 or" in told[0]
     assert talk("--template=chatml")[1] == []
     capsys.readouterr()
     assert main(["generate", run, "--prompt=1", "--max_new_tokens=3"]) == 0

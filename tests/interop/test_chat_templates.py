@@ -246,7 +246,7 @@ def test_who_imports_is_told_of_a_template_that_is_not_rendered(hf, tmp_path, ca
     source = hf("llama-plain")
     with_templates(source, THEIRS)
     huggingface.import_folder(source, tmp_path / "run")
-    assert "chat template (chat_template.jinja) is none that is rendered here: it is kept" in capsys.readouterr().err
+    assert "chat template (chat_template.jinja) is not supported here: it is kept" in capsys.readouterr().err
     assert templates_in(tmp_path / "run") == THEIRS
 
 
