@@ -1,7 +1,7 @@
 """The first run: a 4 M parameter decoder on Python's own documentation.
 
 Hardware: 2 CPU cores.
-Time: 8.3 minutes from a fresh clone to report.md on 2 shared cores of an AMD EPYC, 9.4 on 2 of an Intel Xeon, 16.4 without AVX-512.
+Time: from a fresh clone to report.md on 2 shared cores: AMD EPYC 8.3 minutes, Intel Xeon 9.4, a CPU without AVX-512 16.4.
 Expected: 1.54 bits per byte on held-out documents of CPython 3.11. The text differs between versions of Python.
 Command: bash launch/quickstart.sh
     or: python -m gpt4o_jax train --config=configs/quickstart.py --workdir=runs/quickstart
