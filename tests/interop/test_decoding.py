@@ -15,6 +15,7 @@ from gpt4o_jax.model import gpt
 from gpt4o_jax.model.cache import empty_cache
 from tests.interop.conftest import FIXTURES, load, logits
 from tests.model.test_cache import TOLERANCE
+from tests.rounding import next_larger
 
 LONG = 96  # tokens of a row; the windows' rings have 32 slots and turn twice
 PROMPTS = np.array([40, 17], np.int32)  # longer and shorter than a ring
@@ -29,25 +30,30 @@ FAMILIES = (
 @pytest.mark.parametrize("name", FAMILIES)
 def test_prefill_and_decode_give_what_one_call_gives(name, kind):
     """A mixture's router may choose another expert for what is rounded: then only the cache's own one call is compared."""
-    in_pieces, from_float32 = distances(name, kind)
-    assert in_pieces <= 1e-4
+    in_pieces, from_float32, rounding = distances(name, kind)
+    assert in_pieces <= max(1e-4, rounding)
     assert "moe" in name or "mixtral" in name or from_float32 <= TOLERANCE[kind]
 
 
-def distances(name: str, kind: str) -> tuple[float, float]:
-    """(prompts and single tokens from the whole text in one call, both through such a cache; that call from no cache).
+def distances(name: str, kind: str) -> tuple[float, float, float]:
+    """(prompts and single tokens from the whole text in one call, both through such a cache; that call from no cache; rounding).
 
-    Each is the largest difference of two logits, over the largest logit.
+    Each is the largest difference of two logits, over the largest logit. rounding: of the one call, from that of six models with
+    parameters a rounding away. A number halfway between two codes of int8 takes the other one then, or where the text comes in
+    pieces, which moves logits by more than 1e-4 (one such code of qwen3-tied: by 3.65e-4, in both). 0 for other kinds.
     """
     model, params, _ = load(FIXTURES / name)
     tokens_BT = np.load(FIXTURES / name / "expected.npz")["tokens"].astype(np.int32)
     full = logits(model, params, np.concatenate([tokens_BT, tokens_BT[:1]]), [512, 300, 512])[:2, :LONG]  # as in test_fixtures
     with jax.set_mesh(parallel.make_mesh(devices=jax.devices()[:1])):
-        whole, prefilled, decoded = jax.device_get(_calls(model, kind)(params, tokens_BT[:, :LONG]))
+        run = _calls(model, kind)
+        whole, prefilled, decoded = jax.device_get(run(params, tokens_BT[:, :LONG]))
+        rounded = [run(next_larger(params, seed), tokens_BT[:, :LONG])[0] for seed in range(6 if kind == "int8" else 0)]
     largest, far = np.abs(full).max(), []
     for row, n in enumerate(PROMPTS):
         far += [np.abs(prefilled[row, :n] - whole[row, :n]).max(), np.abs(decoded[row, : LONG - n] - whole[row, n:]).max()]
-    return max(far) / largest, np.abs(whole - full).max() / largest
+    rounding = max([np.abs(other - whole).max() for other in jax.device_get(rounded)], default=0.0)
+    return max(far) / largest, np.abs(whole - full).max() / largest, rounding / largest
 
 
 def _calls(model, kind: str):

@@ -18,6 +18,7 @@ from gpt4o_jax.parallel.rules import RULES
 from gpt4o_jax.training.optimizer import make_optimizer
 from gpt4o_jax.training.state import create, state_shardings
 from gpt4o_jax.training.step import gradients, make_step
+from tests.rounding import next_larger
 
 B, T, V, STEPS = 8, 16, 48, 20
 _COMMON = dict(
@@ -96,7 +97,7 @@ def initial_state(c: RunConfig, mesh, repeats: int = 1):
 def train(c: RunConfig, mesh, orders, repeats: int = 1, roundings=()) -> list[tuple[np.ndarray, dict]]:
     """(loss of each of STEPS steps, parameters after them) from the same start on the same rows, for each order of them.
 
-    And for each seed of `roundings` in the first order, from a start of which half the numbers, by chance, are the next larger.
+    And for each seed of `roundings` in the first order, from a start that is a rounding away.
     """
     with jax.set_mesh(mesh):
         model, optimizer, state, shardings = initial_state(c, mesh, repeats)
@@ -105,19 +106,12 @@ def train(c: RunConfig, mesh, orders, repeats: int = 1, roundings=()) -> list[tu
         step = jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, jax.NamedSharding(mesh, jax.P())))
         repeated = lambda order: jax.tree.map(lambda x: np.broadcast_to(x[order], (STEPS, *x.shape)), batch(False))
         starts = [(state, order) for order in orders]
-        starts += [(state.replace(params=_next_larger(state.params, seed)), orders[0]) for seed in roundings]
+        starts += [(state.replace(params=next_larger(state.params, seed)), orders[0]) for seed in roundings]
         results = []
         for start, order in starts:
             after, metrics = step(start, jax.device_put(repeated(order), rows))
             results.append(jax.device_get((metrics["loss"], after.params)))
         return results
-
-
-def _next_larger(params, seed: int):
-    """`params` in which half the numbers are the next larger float32."""
-    random = np.random.default_rng(seed)
-    change = lambda x: np.where(random.random(x.shape) < 0.5, np.nextafter(x, np.float32(np.inf)), x)
-    return jax.tree.map(lambda x: jax.device_put(change(jax.device_get(x)), x.sharding), params)
 
 
 @functools.cache

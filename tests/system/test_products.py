@@ -101,5 +101,5 @@ def test_the_meshes_of_the_fast_suite_are_among_these():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_of_every_family_decodes_through_every_cache(name, kind):
-    in_pieces, from_float32 = test_decoding.distances(name, kind)
-    assert in_pieces <= 1e-4 and (kind != "float32" or from_float32 <= 1e-5)
+    in_pieces, from_float32, rounding = test_decoding.distances(name, kind)
+    assert in_pieces <= max(1e-4, rounding) and (kind != "float32" or from_float32 <= 1e-5)
