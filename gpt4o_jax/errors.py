@@ -78,5 +78,5 @@ def did_you_mean(name: str, known) -> str:
     """' (did you mean X?)' with the nearest of `known`, or '' where nothing is near."""
     import difflib
 
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.65)
     return f" (did you mean {near[0]}?)" if near else ""
