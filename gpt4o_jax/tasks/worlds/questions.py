@@ -4,8 +4,8 @@ one_hop: one sentence holds the answer. two_hop: of "Ben's neighbour", whom anot
 persons whose names are random letters. unanswerable: a person, a place, a thing that the passage is silent about, asked in
 the same words. Half of the unanswerable ones are over random letters too, in training three tenths of these and of all others,
 so that names do not tell the kinds apart and copying is learned early. In training two to five other questions come first, as a
-conversation, so that a passage teaches more than one answer; of a third of the passages these are easy ones, over known names
-and things of one kind, for a model that cannot tell yet whose a thing is.
+conversation, so that a passage teaches more than one answer; a third of the passages are easy ones, over known names and with
+things of one kind, for a model that cannot tell yet whose a thing is.
 
 Held out: passages. Each holds one link (person, kind of link, person), and a tenth of all links, by a hash, are in no training
 passage and in all held-out ones. What else a passage says is drawn anew in each; were facts held out ("Ben has a parrot"),
@@ -14,9 +14,12 @@ training would teach that they are never true, and not to read. Names of random 
 A passage tells one to three kinds of things, so that often several persons have one of a kind. Were they all different, the
 only animal of a passage would nearly always answer "Which animal does Ben have?", and whose it is would be learned late. Each
 kind has a sentence that begins with the person and one that begins with the thing, for small models find what stands behind the
-word that is asked about first, and what stands before it long after. Whether they use the thing at all in "Who has a parrot?"
-depends on the seed: one of two did from step 600 on, the other said any person with an animal to the end. Tried
-with that one, without help: "Who has abc?" in the world of copying (to step 1,600), and eight heads besides (to step 800).
+word that is asked about first, and what stands before it long after.
+
+In training three quarters of the questions about facts ask for the person, and half of the kinds of a passage have random letters
+as things ("A jdbkb belongs to Oscar."). Without both, one seed of two never used the thing in "Who has a parrot?": it said any
+person with an animal. Tried with that seed, without help: "Who has abc?" in the world of copying (to step 1,600), eight heads (to
+step 800), and to step 600 more persons asked for alone, few things, all facts of a passage asked for in both directions.
 Bars: exact match of at least 90 % (one_hop), 75 % (two_hop), 70 % (unseen_names); F1 of at least 85 % in telling which
 questions have no answer.
 """
@@ -48,26 +51,26 @@ def _item(seed: int, index: int, held_out: bool) -> Item:
     known = easy or (held_out and wanted in ("one_hop", "two_hop"))
     strange = wanted == "unseen_names" or (not known and rng.random() < 0.5)
     names, link = draw(held_out, lambda: _persons(rng, strange, held_out), lambda drawn: drawn[1])
-    facts = _facts(rng, names, 1 if easy else rng.randint(1, 3))
+    facts = _facts(rng, names, 1 if easy else rng.randint(1, 3), strange=not held_out)
     sentences = [rng.choice(_RELATIONS[relation][1]).format(p=person, v=value) for person, relation, value in facts]
     sentences.append(rng.choice(("{0}'s {1} is {2}.", "{2} is the {1} of {0}.")).format(*link))
     rng.shuffle(sentences)
     asked: dict[str, str] = {}
     for kind in [*([] if held_out else rng.choices(("one_hop",) if easy else _SLICES, k=rng.randint(2, 5))), wanted]:
-        question, answer = _question(rng, kind, names, facts, link)
+        question, answer = _question(rng, kind, names, facts, link, 0.5 if held_out else 0.75)
         asked.pop(question, None)  # once, and the last one last
         asked[question] = answer
     return conversation(" ".join(sentences), asked, wanted)
 
 
-def _question(rng: random.Random, kind: str, names: list[str], facts: list[_Fact], link: _Fact) -> tuple[str, str]:
-    """(a question of that kind, its answer)."""
+def _question(rng: random.Random, kind: str, names: list[str], facts: list[_Fact], link: _Fact, who: float) -> tuple[str, str]:
+    """(a question of that kind, its answer). who: how often the person of a fact is asked for, or whose a thing is."""
     if kind == "unanswerable":
-        return _silent(rng, names, facts, link), NO_ANSWER
+        return _silent(rng, names, facts, link, who), NO_ANSWER
     if kind == "two_hop":
         _, relation, answer = rng.choice([f for f in facts if f[0] == link[2]])
         return _RELATIONS[relation][2].format(p=f"{link[0]}'s {link[1]}"), answer
-    return _stated(rng, facts, link)
+    return _stated(rng, facts, link, who)
 
 
 def _persons(rng: random.Random, strange: bool, held_out: bool) -> tuple[list[str], _Fact]:
@@ -77,34 +80,44 @@ def _persons(rng: random.Random, strange: bool, held_out: bool) -> tuple[list[st
     return names, (names[rng.choice((1 - to, 2))], rng.choice(_LINKS), names[to])
 
 
-def _facts(rng: random.Random, names: list[str], kinds: int) -> list[_Fact]:
-    """Two to four, of so many kinds, at least one about each of the first two names. No value is told twice."""
+def _facts(rng: random.Random, names: list[str], kinds: int, strange: bool) -> list[_Fact]:
+    """Two to four, of so many kinds, at least one about each of the first two names. No value is told twice.
+
+    strange: each kind's values are random letters, or not, by a coin.
+    """
     relations = rng.sample(list(_RELATIONS), kinds)
-    values = {relation: rng.sample(_RELATIONS[relation][0], len(names)) for relation in relations}
+    values = {}
+    for relation in relations:
+        words = _strange_words(rng, len(names)) if strange and rng.random() < 0.5 else _RELATIONS[relation][0]
+        values[relation] = rng.sample(words, len(names))
     told = [(person, rng.choice(relations)) for person in names[:2]]
     more = [(person, relation) for person in names for relation in relations if (person, relation) not in told]
     told += rng.sample(more, min(len(more), rng.randint(0, 2)))
     return [(person, relation, values[relation].pop()) for person, relation in told]
 
 
-def _stated(rng: random.Random, facts: list[_Fact], link: _Fact) -> tuple[str, str]:
+def _strange_words(rng: random.Random, n: int) -> list[str]:
+    return [letters(rng, held_out=False).lower() for _ in range(n)]
+
+
+def _stated(rng: random.Random, facts: list[_Fact], link: _Fact, who: float) -> tuple[str, str]:
     """(a question that one sentence answers, the answer)."""
     person, relation, value = rng.choice([*facts, link])
     if relation in _LINKS:
         return f"Who is the {relation} of {person}?", value
     _, _, of_value, of_person = _RELATIONS[relation]
-    return (of_value.format(p=person), value) if rng.random() < 0.5 else (of_person.format(v=value), person)
+    return (of_person.format(v=value), person) if rng.random() < who else (of_value.format(p=person), value)
 
 
-def _silent(rng: random.Random, names: list[str], facts: list[_Fact], link: _Fact) -> str:
+def _silent(rng: random.Random, names: list[str], facts: list[_Fact], link: _Fact, who: float) -> str:
     """A question that nothing in the passage answers, about somebody or something of a kind that it speaks of."""
     told = {f[:2] for f in facts}
-    kind = rng.randrange(4)
+    kind = 0 if rng.random() < who / 2 else rng.randrange(1, 4)
     if kind == 0:  # a value that is nobody's
-        relation = rng.choice([r for _, r, _ in facts])
-        return _RELATIONS[relation][3].format(
-            v=rng.choice([v for v in _RELATIONS[relation][0] if v not in {f[2] for f in facts}])
-        )
+        _, relation, value = rng.choice(facts)
+        words = _RELATIONS[relation][0]
+        words = words if value in words else _strange_words(rng, len(facts) + 1)
+        return _RELATIONS[relation][3].format(v=rng.choice([w for w in words if w not in {f[2] for f in facts}]))
     if kind == 1:  # a link that is not told
         other = rng.choice([name for name in _LINKS if name != link[1]])
         return f"Who is the {other} of {link[0]}?"
