@@ -1,4 +1,4 @@
-"""Muon on hidden matrices (kellerjordan.github.io/posts/muon) against AdamW on everything, at three learning rates.
+"""Muon on hidden matrices (kellerjordan.github.io/posts/muon) against AdamW, Lion, Adafactor and Schedule-Free AdamW.
 
 Hardware: 2 CPU cores.
 Time: about 4 minutes for the 8 runs of --seeds=2, half a minute each.
@@ -26,3 +26,10 @@ def sweep():
     yield "muon", {}
     for lr in (1e-3, 3e-3, 9e-3):
         yield f"adamw_{lr:g}", {"optimizer.name": "adamw", "optimizer.peak_lr": lr}
+    for lr in (3e-4, 1e-3, 3e-3):
+        yield f"lion_{lr:g}", {"optimizer.name": "lion", "optimizer.peak_lr": lr, "optimizer.b2": 0.99}  # as its paper has it
+    for lr in (3e-3, 9e-3):
+        yield f"adafactor_{lr:g}", {"optimizer.name": "adafactor", "optimizer.peak_lr": lr}
+        # The average that it is evaluated at takes the place of the decay.
+        scheduled = {"optimizer.schedule": "constant", "optimizer.peak_lr": lr}
+        yield f"schedule_free_{lr:g}", {"optimizer.name": "schedule_free"} | scheduled
