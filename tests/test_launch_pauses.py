@@ -1,4 +1,4 @@
-"""The pauses of the launch scripts before they start again, with a `sleep` that tells how long it would take and takes no time."""
+"""The pauses of the launch scripts before they start again, with a `sleep` that tells what it is told, and takes no time."""
 
 import os
 from pathlib import Path
