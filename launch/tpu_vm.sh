@@ -7,7 +7,8 @@
 # WORKDIR must be gs://: the workers have no other storage in common. A spot slice that was taken away is made again, whatever
 # was being done on it.
 # --dry-run prints each command and runs none. VERSION (default v2-alpha-tpuv5), SPOT=1, PROJECT: passed to gcloud.
-# RESTARTS (default 20): at most so many, BACKOFF (default 10) seconds before the first.
+# RESTARTS (default 20): at most so many. BACKOFF (default 10): seconds before the first, doubled each time up to 300; training
+# that lasted ten minutes begins again at the first.
 # The slice is left running, and costs money, until
 #   gcloud compute tpus tpu-vm delete NAME --zone=ZONE
 set -euo pipefail
@@ -72,13 +73,14 @@ attempt() {
   make_slice || return
   had=1
   copy_repository || return
+  begun=$SECONDS
   ssh_all "cd gpt4o_jax && .venv/bin/python -m gpt4o_jax train$flags"
 }
 lost() { [[ -n "$had" && "$(state)" != READY ]]; }
 
 pause=$BACKOFF
 for ((left = RESTARTS; ; left--)); do
-  code=0
+  code=0 begun='' # of training: a slice may take as long to come, and not come
   attempt || code=$? # which takes `set -e` from within it
   case $code in
     75 | 76 | 137 | 143 | 255) ;; # 255: ssh lost the worker
@@ -86,6 +88,7 @@ for ((left = RESTARTS; ; left--)); do
     *) lost || exit "$code" ;;
   esac
   if ((left == 0)); then exit "$code"; fi
+  [[ -z "$begun" ]] || ((SECONDS - begun < 600)) || pause=$BACKOFF
   echo "tpu_vm.sh: exit code $code, again in $pause s" >&2
   sleep "$pause"
   pause=$((pause * 2 > 300 ? 300 : pause * 2))

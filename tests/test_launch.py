@@ -382,8 +382,9 @@ def test_the_gpu_jobset_tells_its_processes_of_each_other():
 
 
 def test_skypilot_has_what_it_requires():
+    """Its fields: tests/test_launch_skypilot.py."""
     task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
-    assert set(task) <= {"name", "num_nodes", "workdir", "resources", "envs", "setup", "run"} and task["run"]
+    assert task["run"]
     assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == list(AGAIN)
     for part in ("setup", "run"):
         assert task[part].startswith("set -euo pipefail\n"), "or what follows a failed install would run"
@@ -436,7 +437,15 @@ def test_xla_flags_are_known_and_unknown_ones_left_out(monkeypatch, capsys):
     told = capsys.readouterr()
     assert told.out.split() == [known, "--xla_mine=1"] and "--xla_no_such_flag=1" in told.err
     assert module.main("abacus") == 2
-    monkeypatch.setattr(module, "is_known", lambda flag: True)
+    asked = []
+    monkeypatch.setattr(module, "is_known", lambda flag: asked.append(flag) or flag == known)
+    assert module.main("cuda") == 0 and capsys.readouterr().out.split() == [known, "--xla_mine=1"]
+    assert asked == [f"{known} --xla_no_such_flag=1", known, "--xla_no_such_flag=1"], "together, then each"
+    asked.clear()
+    for platform in ("tpu", "cpu"):
+        assert module.main(platform) == 0 and capsys.readouterr().out.split() == ["--xla_mine=1"] and not asked
+    monkeypatch.setattr(module, "is_known", lambda flag: asked.append(flag) or True)
+    assert module.main("cuda") == 0 and len(asked) == 1, "one look where all is well"
     ran = []
     monkeypatch.setattr(module.os, "execvpe", lambda program, args, env: ran.append((program, args, env["XLA_FLAGS"])))
     module.main("cuda", "echo", "x")

@@ -19,7 +19,7 @@ FLAGS = (
         "peer_timeout",
         float,
         600.0,
-        "seconds without progress until a process counts as lost; ten times that to start or evaluate",
+        "seconds without progress until a process counts as lost; ten times that to start or evaluate, 36 times to prepare data",
         low=1,
     ),
 )
@@ -70,7 +70,9 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers, hold) -> 
         raise RunError(f"config.checkpoint.best={best}: no such number{did_you_mean(best, known)}; there are {', '.join(known)}")
     method = _method(config)
     prepare = method.prepare if method else corpora.prepare
+    peers.at("the run folder", times=36)  # process 0 may tokenise a corpus for hours, and the others wait for it
     config, corpus = parallel.leader_first("run folder", lambda: run.open_folder(workdir, config, mesh, prepare, hold.take))
+    peers.at("the start of training", times=10)
     held_out = None if method else perplexity.holdouts(corpus)
     for line in () if method else corpus.too_long(config.model.context_length):
         say(line)

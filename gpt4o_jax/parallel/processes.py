@@ -25,7 +25,7 @@ from gpt4o_jax.parallel.cluster import Job
 from gpt4o_jax.parallel.peers import Peers
 
 T = TypeVar("T")
-_LONG = 24 * 3600.0  # seconds: what process 0 prepares for all, as tokenising a corpus, may take hours
+_LONG = 24 * 3600.0  # seconds: what process 0 prepares for all, as tokenising a corpus, may take hours; the watch ends it sooner
 _SHORT = 2 * 3600.0  # of what takes minutes at most; where the watch (`Peers.at`) knows of it, that ends it much sooner
 _LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "Gloo", "NCCL", "Connection", "coordination service")
 _uses: collections.Counter = collections.Counter()  # of each name: a barrier of JAX works once

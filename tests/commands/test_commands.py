@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from gpt4o_jax import __main__ as entry
+from gpt4o_jax import parallel
 from gpt4o_jax.__main__ import COMMANDS, main
 from gpt4o_jax.commands import benchmark, evaluate, generate, report, runs, sweep, tokenizer, train, verify
 from gpt4o_jax.errors import ExitCode
@@ -85,6 +86,16 @@ def test_evaluate_on_the_hold_out_gives_the_numbers_of_training(run, command):
     for name in ("loss", "perplexity", "bits_per_byte", "accuracy", "tokens", "bytes"):
         assert result[name] == pytest.approx(final[name], rel=1e-6), name
     assert result["step"] == 20 and result["text"] == "holdout"
+
+
+def test_training_in_stages_tells_of_its_bubble_and_where_it_is(train_args, command, all_devices, monkeypatch, tmp_path):
+    places = []
+    monkeypatch.setattr(parallel.Peers, "at", lambda self, what, times=1: places.append((what, times)))
+    mesh = ["stage=2", "data=4", "pipeline_microbatches=2"]
+    more = ["--config.model.n_layers=2", "--config.train.batch_size=8", "--config.train.length=10 steps"]
+    _, err = command(*train_args(tmp_path / "run", *more, *(f"--config.mesh.{size}" for size in mesh)))
+    assert "device(s) as a pipeline of 2 stages, 2 micro-batches, bubble 33.3%;" in err, err
+    assert places[:3] == [("the run folder", 36), ("the start of training", 10), ("the newest checkpoint", 10)]
 
 
 @pytest.mark.parametrize("mesh", [{"tensor": -1}, {"stage": -1}, {"fsdp": -1}])

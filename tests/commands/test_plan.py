@@ -44,6 +44,14 @@ def test_without_libtpu_it_says_that_it_estimates():
     assert result["collectives"] and result["chips"] == 16 and result["mesh"]["fsdp"] == 8
 
 
+def test_the_bubble_of_a_pipeline_is_told():
+    code, out, err = call("--topology=v5e:2x2", **{"mesh.fsdp": 2, "mesh.stage": 2, "mesh.pipeline_microbatches": 2})
+    told = json.loads(out.splitlines()[-1])["pipeline"]
+    assert code == 0 and (told["stages"], told["repeats"], told["micro_batches"]) == (2, 1, 2)
+    assert told["bubble"] == pytest.approx(1 / 3)
+    assert "2 stages, 1 time(s) round, 2 micro-batches: bubble 33.3%" in err, err
+
+
 def test_shardings_are_shown_parameter_by_parameter():
     code, out, _ = call("--topology=v5e:4x4", "--show=sharding", **{"mesh.fsdp": 4, "mesh.tensor": 4, "model.n_heads": 4})
     *table, last = out.splitlines()

@@ -3,11 +3,13 @@
 Each mesh is paired with a model so that every axis meets every kind of model; tests/system has the full product.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from gpt4o_jax.config_mesh import PRESETS
+from gpt4o_jax.config_mesh import AXES, PRESETS
 from gpt4o_jax.model import vocabulary
 from tests.parallel import meshes
 from tests.parallel.meshes import assert_equal, batch, config, loss_and_gradients, mesh_of, on_one_device
@@ -19,19 +21,20 @@ CASES = [
     (dict(preset="tensor"), "experts", True),
     (dict(preset="fsdp_tensor"), "windowed", True),
     (dict(preset="context"), "dense", True),
-    (dict(preset="expert"), "some experts", True),
+    (dict(preset="expert"), "dense", True),
     (dict(preset="pipeline"), "dense", False),
     (dict(data=2, fsdp=2, tensor=2), "dense", False),
     (dict(fsdp=2, tensor=4), "some experts", False),
-    (dict(fsdp=2, context=4), "windowed", True),
+    (dict(fsdp=2, context=4), "experts", True),
     (dict(data=2, context=2, tensor=2), "windowed", False),
     (dict(expert=4, fsdp=2), "experts", True),
     (dict(expert=2, fsdp=2, tensor=2), "experts", False),
+    (dict(expert=2, fsdp=2, tensor=2), "windowed", True),
     (dict(expert=2, fsdp=2, context=2), "some experts", True),
     (dict(stage=2, fsdp=2, tensor=2), "windowed", True),
     (dict(stage=2, context=2, fsdp=2), "dense", True),
-    (dict(stage=2, expert=2, data=2), "experts", True),
-    (dict(stage=4, data=2), "dense", True),
+    (dict(stage=2, expert=2, data=2), "some experts", True),
+    (dict(stage=4, data=2), "experts", True),
 ]
 named = lambda case: " ".join(f"{k}={v}" for k, v in case[0].items()) + f", {case[1]}{', packed' if case[2] else ''}"
 
@@ -46,6 +49,12 @@ def test_the_cases_name_every_preset():
     assert {c[0]["preset"] for c in CASES if "preset" in c[0]} == set(PRESETS)
 
 
+def test_every_axis_meets_every_kind_of_model():
+    split = [(mesh_of(**sizes).shape, model) for sizes, model, _ in CASES]
+    met = {(axis, model) for shape, model in split for axis in AXES if shape[axis] > 1}
+    assert met == set(itertools.product(AXES, meshes.MODELS))
+
+
 def test_accumulation_on_a_mesh_equals_one_device():
     got = loss_and_gradients(config("windowed", accumulate=2), mesh_of(fsdp=2, tensor=2), batch(True))
     assert_equal(got, on_one_device("windowed", True))
@@ -53,20 +62,24 @@ def test_accumulation_on_a_mesh_equals_one_device():
 
 # Twenty steps, over which a token or a gradient that went elsewhere would show; tests/system has every mesh and optimizer.
 @pytest.mark.parametrize(
-    ("sizes", "model", "optimizer"),
+    ("sizes", "model", "optimizer", "packed"),
     [
-        (dict(data=2, fsdp=2, tensor=2), "dense", "muon"),
-        (dict(expert=2, fsdp=2, tensor=2), "experts", "adamw"),
-        (dict(context=2, stage=2, fsdp=2), "windowed", "adamw"),
+        (dict(data=2, fsdp=2, tensor=2), "dense", "muon", False),
+        (dict(expert=2, fsdp=2, tensor=2), "experts", "adamw", True),
+        (dict(context=2, stage=2, fsdp=2), "windowed", "adamw", True),
+        (dict(expert=2, fsdp=2, context=2), "some experts", "adamw", False),
     ],
 )
-def test_training_drifts_no_more_than_a_permutation_of_rows(sizes, model, optimizer):
-    meshes.assert_drifts_no_more_than_permuted_rows(meshes.with_optimizer(model, optimizer), mesh_of(**sizes))
+def test_training_drifts_no_more_than_a_permutation_of_rows(sizes, model, optimizer, packed):
+    meshes.assert_drifts_no_more_than_permuted_rows(meshes.with_optimizer(model, optimizer), mesh_of(**sizes), packed)
 
 
-def test_every_token_goes_to_the_experts_of_one_device():
-    """Also where the tokens of a row lie in zig-zag order."""
-    meshes.assert_routes_equal("some experts", mesh_of(expert=2, fsdp=2, context=2))
+@pytest.mark.parametrize(
+    ("sizes", "packed"), [(dict(expert=2, fsdp=2, context=2), False), (dict(stage=2, data=2, expert=2), True)]
+)
+def test_every_token_goes_to_the_experts_of_one_device(sizes, packed):
+    """Also where the tokens of a row lie in zig-zag order, and where micro-batches take turns."""
+    meshes.assert_routes_equal("some experts", mesh_of(**sizes), packed)
 
 
 # ---------------------------------------------------------------- mistakes that the comparison must see

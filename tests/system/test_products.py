@@ -36,6 +36,7 @@ COMPOSITES = [
     dict(stage=2, expert=2, fsdp=2, pipeline_repeats=2),
 ]
 MESHES = [dict(preset=preset) for preset in PRESETS] + COMPOSITES
+PACKED = pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 named = lambda sizes: " ".join(f"{axis}={n}" for axis, n in sizes.items())
 
 
@@ -44,38 +45,45 @@ def stages_divide(sizes, model) -> bool:
     return meshes.MODELS[model].periods % (stages * repeats(sizes)) == 0
 
 
+def skip_unless_stages_divide(sizes, model) -> None:
+    if not stages_divide(sizes, model):
+        pytest.skip(f"{meshes.MODELS[model].periods} periods of layers do not make these stages")
+
+
 def repeats(sizes) -> int:
     return sizes.get("pipeline_repeats", 1)
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+@PACKED
 @pytest.mark.parametrize("model", meshes.MODELS)
 @pytest.mark.parametrize("sizes", MESHES, ids=named)
 def test_loss_and_gradients_equal_one_device(sizes, model, packed):
-    if not stages_divide(sizes, model):
-        pytest.skip(f"{meshes.MODELS[model].periods} periods of layers do not make these stages")
+    skip_unless_stages_divide(sizes, model)
     got = meshes.loss_and_gradients(meshes.config(model), meshes.mesh_of(**sizes), meshes.batch(packed), repeats(sizes))
     meshes.assert_equal(got, meshes.on_one_device(model, packed))
 
 
+@PACKED
 @pytest.mark.parametrize("model", ["experts", "some experts"])
-@pytest.mark.parametrize("sizes", [s for s in MESHES if "stage" not in s and s != dict(preset="pipeline")], ids=named)
-def test_every_token_goes_to_the_experts_of_one_device(sizes, model):
-    meshes.assert_routes_equal(model, meshes.mesh_of(**sizes))
-
-
-@pytest.mark.parametrize("model", ["dense", "experts"])
 @pytest.mark.parametrize("sizes", MESHES, ids=named)
-def test_training_drifts_no_more_than_a_permutation_of_rows(sizes, model):
-    meshes.assert_drifts_no_more_than_permuted_rows(
-        meshes.with_optimizer(model, "adamw"), meshes.mesh_of(**sizes), repeats(sizes)
-    )
+def test_every_token_goes_to_the_experts_of_one_device(sizes, model, packed):
+    skip_unless_stages_divide(sizes, model)
+    meshes.assert_routes_equal(model, meshes.mesh_of(**sizes), packed, repeats(sizes))
+
+
+@PACKED
+@pytest.mark.parametrize("model", meshes.MODELS)
+@pytest.mark.parametrize("sizes", MESHES, ids=named)
+def test_training_drifts_no_more_than_a_permutation_of_rows(sizes, model, packed):
+    skip_unless_stages_divide(sizes, model)
+    c = meshes.with_optimizer(model, "adamw")
+    meshes.assert_drifts_no_more_than_permuted_rows(c, meshes.mesh_of(**sizes), packed, repeats(sizes))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("sizes", [dict(preset="fsdp"), COMPOSITES[0]], ids=named)
 def test_every_optimizer_drifts_no_more_than_a_permutation_of_rows(sizes, optimizer):
-    meshes.assert_drifts_no_more_than_permuted_rows(meshes.with_optimizer("dense", optimizer), meshes.mesh_of(**sizes))
+    meshes.assert_drifts_no_more_than_permuted_rows(meshes.with_optimizer("dense", optimizer), meshes.mesh_of(**sizes), False)
 
 
 @pytest.mark.parametrize("C, K, name, variant", test_context.PRODUCT)

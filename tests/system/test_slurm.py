@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.jobs import digest, environment, free_port, run, write_inputs
+from tests.system.jobs import digest, environment, free_port, losses, run, write_inputs
 
 pytestmark = [pytest.mark.system, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
 
@@ -138,3 +138,4 @@ def test_a_job_that_is_requeued_goes_on_to_the_same_bits(slurm, tmp_path):
     wait_until(lambda: state() in ("COMPLETED", "FAILED"), 300)
     assert state() == "COMPLETED" and "start number 2" in told() and "continuing from step" in told(), told()
     assert digest(tmp_path / "run", STEPS) == digest(tmp_path / "undisturbed", STEPS)
+    assert losses(tmp_path / "run") == losses(tmp_path / "undisturbed")

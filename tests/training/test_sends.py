@@ -5,6 +5,7 @@ B rows of a batch, T positions, D model width, F MLP width, L layers
 
 import contextlib
 import functools
+import itertools
 import math
 import os
 import re
@@ -19,6 +20,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from gpt4o_jax import parallel
 from gpt4o_jax.config import MeshConfig, ModelConfig, RunConfig, TrainConfig
 from gpt4o_jax.config_mesh import PRESETS
+from gpt4o_jax.model import gpt
 from gpt4o_jax.training.collectives import _members, collectives
 from gpt4o_jax.training.program import build
 
@@ -48,11 +50,21 @@ def heard():
         compilation_cache.reset_cache()
 
 
+# Each of L periods of layers. What is asked of one kind alone is asked of experts where they have an axis, else of the dense.
+KINDS = {
+    "dense": {},
+    "experts": dict(n_experts=4, expert_d_ff=56),
+    "windowed experts": dict(
+        n_experts=6, expert_d_ff=56, moe_every=2, layer_pattern=("local", "global"), window=8, n_layers=2 * L
+    ),
+}
+
+
 @functools.cache
-def program(name: str):
-    mixture = dict(n_experts=4, expert_d_ff=56) if name == "expert" else {}
+def program(name: str, kind: str = ""):
+    kind = kind or ("experts" if name == "expert" else "dense")
     sizes = dict(vocab_size=V, context_length=T, n_layers=L, d_model=D, n_heads=HEADS, d_ff=F)
-    model = ModelConfig(**sizes, remat="full", compute_dtype="float32", **mixture)
+    model = ModelConfig(**sizes | KINDS[kind], remat="full", compute_dtype="float32")
     train = TrainConfig(batch_size=B, loss_chunk=T, steps_per_dispatch=1)
     config = RunConfig(model=model, train=train, mesh=MESHES[name])
     built = build(config, parallel.make_mesh(config.mesh))
@@ -80,19 +92,32 @@ def test_a_way_that_the_partitioner_does_not_know_is_heard():
     assert "nvoluntary full rematerialization" in told[0]
 
 
-@pytest.mark.parametrize("name", MESHES)
-def test_no_array_is_made_whole_for_want_of_a_way_between_two_shardings(name):
-    assert "nvoluntary full rematerialization" not in program(name)[2]
+@pytest.mark.parametrize(("name", "kind"), [*((name, "") for name in MESHES), *((name, "windowed experts") for name in PRESETS)])
+def test_no_array_is_made_whole_for_want_of_a_way_between_two_shardings(name, kind):
+    assert "nvoluntary full rematerialization" not in program(name, kind)[2]
 
 
+def too_large(built, text: str) -> tuple[set[int], set[int]]:
+    """Of what is gathered the sizes of (stacks of all layers of a device, whole or cut by other axes than fsdp; activations of
+    more rows than a device has).
+    """
+    shape, sizes = built.mesh.shape, set(gathered(text))
+    others = [shape[axis] for axis in ("tensor", "expert", "stage")]
+    cuts = {math.prod(part) for n in range(4) for part in itertools.combinations(others, n)}
+    layers = jax.tree.leaves(built.shapes.params["layers"])
+    alone = jax.tree.leaves({name: part for name, part in built.shapes.params.items() if name != "layers"})
+    stacked = {leaf.size // n for leaf in layers if leaf.ndim > 2 for n in cuts}
+    weights = {size // n for size in [leaf.size for leaf in alone] + [leaf.size // L for leaf in layers] for n in cuts}
+    rows = B // math.prod(shape[axis] for axis in ("data", "fsdp", "expert"))
+    return stacked & sizes, {size for size in sizes - weights if size > rows * T * D}
+
+
+@pytest.mark.parametrize("kind", ["", "windowed experts"])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_no_device_gathers_all_layers_or_the_whole_batch(preset):
-    built, text, _ = program(preset)
-    stacked = {leaf.size for leaf in jax.tree.leaves(built.shapes.params["layers"]) if leaf.ndim > 2}
-    sizes = gathered(text)
-    assert bool(sizes) == (preset != "dp"), "the text is read"
-    assert not stacked & set(sizes), "a stack of all layers"
-    assert max(sizes, default=0) < B * T * D, "activations of all rows"
+def test_no_device_gathers_all_layers_or_the_whole_batch(preset, kind):
+    built, text, _ = program(preset, kind)
+    assert bool(gathered(text)) == (preset != "dp"), "the text is read"
+    assert too_large(built, text) == (set(), set())
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -101,6 +126,36 @@ def test_bytes_move_along_the_axes_of_the_preset_alone(preset):
     found = collectives(text, dict(built.mesh.shape), np.arange(8).reshape(built.mesh.devices.shape))
     used = {axis for c in found if c["bytes"] > 1000 for axis in c["axes"].split("+")}
     assert used == {axis for axis, n in built.mesh.shape.items() if n > 1}
+
+
+def _axes_of_layers(preset: str):
+    built = program(preset)[0]
+    with jax.set_mesh(built.mesh):
+        return gpt.logical_axes(built.model)["layers"]
+
+
+@pytest.mark.parametrize("preset", ["fsdp", "fsdp_tensor"])
+def test_a_gather_of_all_layers_is_seen(monkeypatch, preset):
+    """Over fsdp alone: where tensor cuts them too, a device has a part of each then."""
+    real, axes = gpt.GPT.apply, _axes_of_layers(preset)
+    not_over_fsdp = lambda names: parallel.spec(tuple(None if name == "embed" else name for name in names))
+    specs = jax.tree.map(not_over_fsdp, axes, is_leaf=lambda x: isinstance(x, tuple))
+
+    def apply(model, variables, *args, **more):
+        layers = jax.tree.map(jax.lax.with_sharding_constraint, variables["params"]["layers"], specs)
+        return real(model, {"params": variables["params"] | {"layers": layers}}, *args, **more)
+
+    monkeypatch.setattr(gpt.GPT, "apply", apply)
+    built, text, _ = program.__wrapped__(preset)
+    assert too_large(built, text)[0]
+
+
+def test_a_gather_of_half_the_width_of_all_rows_is_seen(monkeypatch):
+    real = gpt.between_blocks
+    all_rows = lambda x: jax.lax.with_sharding_constraint(real(x), jax.P(None, None, "tensor"))
+    monkeypatch.setattr(gpt, "between_blocks", all_rows)
+    built, text, _ = program.__wrapped__("fsdp_tensor")
+    assert B * T * D // 2 in too_large(built, text)[1]
 
 
 def sent(name: str, kind: str, axis: str) -> tuple[int, int]:

@@ -1,0 +1,102 @@
+"""The pauses of the launch scripts before they start again, with a `sleep` that tells what it is told, and takes no time."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.test_launch import AGAIN, FOR_GOOD, LAUNCH, bash
+
+DOUBLED = [5, 10, 20, 40, 80, 160, 300, 300, 300]
+
+
+def program(folder: Path, name: str, text: str) -> None:
+    """On the PATH of `pretended`."""
+    (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.fixture
+def pretended(tmp_path):
+    """A folder whose sleep, scontrol, scancel and gcloud append their arguments to the file told, and whose git does nothing.
+
+    The n-th srun, train or ssh of gcloud that trains ends with the n-th code in the file codes; "4s" in its place: with 76, and
+    only after four seconds. No code left: 0.
+    """
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    real = "$(PATH=${PATH#*:} command -v sleep)"
+    for name in ("sleep", "scontrol", "scancel"):
+        program(bin, name, f'echo "{name} $*" >> {tmp_path}/told')
+    take = f'read -r code < {tmp_path}/codes; sed -i.old 1d {tmp_path}/codes\n[[ "$code" != 4s ]] || {{ "{real}" 4; code=76; }}'
+    for name in ("srun", "train"):
+        program(bin, name, f'{take}\nexit "${{code:-0}}"')
+    program(bin, "gcloud", f'[[ "$4" != describe ]] || echo READY\n[[ "$*" == *train* ]] || exit 0\n{take}\nexit "${{code:-0}}"')
+    program(bin, "git", "exit 0")
+    return tmp_path
+
+
+def start(pretended: Path, script: str | Path, *args: str, codes: list[int | str], **variables: str):
+    """(what the script ended with, what its sleep and scontrol were told)."""
+    (pretended / "codes").write_text("".join(f"{code}\n" for code in codes))
+    (pretended / "told").write_text("")
+    job = {"TPU": "pod", "ZONE": "z", "TYPE": "v5p-16", "SLURM_SUBMIT_DIR": str(LAUNCH.parent), "SLURM_JOB_ID": "7"}
+    job |= {"SLURM_JOB_NODELIST": "n", "PYTHON": "true", "PATH": f"{pretended / 'bin'}:{os.environ['PATH']}"}
+    done = bash(script, *args, **job | variables)
+    return done, (pretended / "told").read_text().splitlines()
+
+
+ARGS = {"restart.sh": ["train"], "tpu_vm.sh": ["--workdir=gs://b/train"]}
+FIRST = {"restart.sh": DOUBLED, "tpu_vm.sh": [*DOUBLED[1:6], 300, 300, 300]}
+
+
+@pytest.mark.parametrize("script", ARGS)
+def test_pauses_double_up_to_five_minutes(pretended, script):
+    wanted = FIRST[script]
+    done, told = start(pretended, script, *ARGS[script], codes=[76] * len(wanted))
+    assert done.returncode == 0, done.stderr
+    assert told == [f"sleep {seconds}" for seconds in wanted]
+    done, told = start(pretended, script, *ARGS[script], codes=[76] * 20, BACKOFF="7", RESTARTS="3")
+    assert done.returncode == 76 and told == ["sleep 7", "sleep 14", "sleep 28"]
+
+
+@pytest.mark.parametrize("script", ARGS)
+def test_a_run_that_lasted_begins_again_at_the_first_pause(pretended, script):
+    """In a copy that counts three seconds as ten minutes."""
+    launch = pretended / "repository" / "launch"
+    launch.mkdir(parents=True)
+    text = (LAUNCH / script).read_text()
+    assert text.count("SECONDS - begun < 600") == 1
+    (launch / script).write_text(text.replace("SECONDS - begun < 600", "SECONDS - begun < 3"))
+    (launch / "numbers.sh").symlink_to(LAUNCH / "numbers.sh")
+    done, told = start(pretended, launch / script, *ARGS[script], codes=[76, 137, "4s", 76], BACKOFF="5")
+    assert done.returncode == 0, done.stderr
+    assert told == ["sleep 5", "sleep 10", "sleep 5", "sleep 10"]
+
+
+@pytest.mark.parametrize("code", AGAIN)
+def test_a_slurm_job_is_queued_again_after_a_pause_that_doubles(pretended, code):
+    for count, seconds in enumerate([*DOUBLED[:6], 320, 320]):
+        done, told = start(pretended, "slurm.sbatch", codes=[code], SLURM_RESTART_COUNT=str(count))
+        assert done.returncode == code, done.stderr
+        pause = 0 if code == 75 else seconds  # stopped by its time limit, which leaves no time to wait
+        assert told == [f"sleep {pause}", "scontrol requeue 7", "sleep 60"]
+
+
+@pytest.mark.parametrize("code", FOR_GOOD)
+def test_a_slurm_job_that_made_a_mistake_is_not_queued_again(pretended, code):
+    done, told = start(pretended, "slurm.sbatch", codes=[code])
+    assert (done.returncode, told) == (code, [])
+
+
+def test_a_slurm_job_is_queued_again_so_many_times(pretended):
+    done, told = start(pretended, "slurm.sbatch", codes=[76], RESTARTS="2", SLURM_RESTART_COUNT="2")
+    assert (done.returncode, told) == (76, [])
+    done, told = start(pretended, "slurm.sbatch", codes=[76], RESTARTS="2", SLURM_RESTART_COUNT="1")
+    assert told[0] == "sleep 10"
+
+
+def test_a_slurm_job_that_lasted_begins_again_at_the_first_pause(pretended):
+    """bash counts SECONDS from what the environment says."""
+    _, told = start(pretended, "slurm.sbatch", codes=[76], SLURM_RESTART_COUNT="5", SECONDS="600")
+    assert told[0] == "sleep 5"
