@@ -96,6 +96,67 @@ def test_what_goes_from_slice_to_slice_is_counted_once():
     assert [tuple(c.values()) for c in found] == [("all-gather", "slices", 1, 2 * 512), ("all-reduce", "slices", 1, 4 * 128)]
 
 
+def counting(name: str, inside: str, kind: str = "u32", bound: str = "constant(16)", step: int = 1) -> str:
+    """The computations of a loop, as libtpu writes them, that counts at place 1 of what it carries."""
+    return f"""%{name} (p: (f32[64], {kind}[])) -> (f32[64], {kind}[]) {{
+  %p = (f32[64]{{0}}, {kind}[]{{:T(128)}}) parameter(0)
+  %one = {kind}[]{{:T(128)}} constant({step})
+  %x = f32[64]{{0:T(256)}} get-tuple-element(%p), index=0
+  %i = {kind}[]{{:T(128)}} get-tuple-element(%p), index=1
+  {inside}
+  %next = {kind}[]{{:T(128)}} add(%i, %one), metadata={{stack_frame_id=103}}
+  ROOT %t = (f32[64]{{0:T(256)}}, {kind}[]{{:T(128)}}) tuple(%y, %next)
+}}
+%{name}_condition (p: (f32[64], {kind}[])) -> pred[] {{
+  %p = (f32[64]{{0}}, {kind}[]{{:T(128)}}) parameter(0)
+  %i = {kind}[]{{:T(128)}} get-tuple-element(%p), index=1
+  %end = {kind}[]{{:T(128)}} {bound}, metadata={{op_name="while"}}
+  %places = {kind}[]{{:T(128)}} constant(1000)
+  ROOT %lt = pred[]{{:T(512)}} compare(%i, %end), direction=LT
+}}
+"""
+
+
+SENT = "%y = f32[64]{0:T(256)} collective-permute(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}"
+
+
+def loop_of(name: str, more: str = "") -> str:
+    return f"%w = (f32[64]{{0}}, u32[]) while(%p), condition=%{name}_condition, body=%{name}{more}"
+
+
+def permutes(computations: str, more: str = "") -> int:
+    entry = f"ENTRY %main (p: (f32[64], u32[])) -> (f32[64], u32[]) {{\n  {loop_of('body', more)}\n}}\n"
+    (found,) = collectives(computations + entry, {"data": 2}, np.arange(2)) or [{"count": 0, "bytes": 0}]
+    assert found["bytes"] == found["count"] * 4 * 64
+    return found["count"]
+
+
+@pytest.mark.parametrize(
+    ("how", "more", "count"),
+    [
+        (dict(kind="u32", step=2), "", 8),
+        (dict(kind="u32", step=3), "", 6),
+        (dict(kind="s32"), "", 16),
+        (dict(kind="s32", bound="get-tuple-element(%p), index=2"), ', backend_config={"known_trip_count":{"n":"5"}}', 5),
+    ],
+    ids=["u32 by 2", "a last step beyond the end", "s32 by 1", "said by the compiler"],
+)
+def test_a_loop_runs_as_often_as_it_counts(how, more, count):
+    assert permutes(counting("body", SENT, **how), more) == count
+
+
+def test_loops_in_loops_multiply():
+    inside = loop_of("inner") + "\n  %y = f32[64]{0} get-tuple-element(%w), index=0"
+    assert permutes(counting("inner", SENT, step=2) + counting("body", inside, kind="s32", bound="constant(3)")) == 3 * 8
+
+
+def test_a_loop_without_a_known_end_is_refused_where_it_sends_and_none_elsewhere():
+    endless = dict(bound="get-tuple-element(%p), index=2")
+    with pytest.raises(ValueError, match="a loop that sends, and does not count in a way known here how often: %w = "):
+        permutes(counting("body", SENT, **endless))
+    assert permutes(counting("body", "%y = f32[64]{0} sine(%x)", **endless)) == 0
+
+
 def test_what_stays_on_a_device_sends_nothing():
     assert read(lambda x: x * 2, (jax.P("data"),), jax.P("data"), (64,)) == []
 
