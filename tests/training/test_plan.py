@@ -1,6 +1,7 @@
 """The parts of a plan: collectives read off compiled programs that do known ones; the roofline by hand; a real slice."""
 
 import dataclasses
+import itertools
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from gpt4o_jax import parallel
-from gpt4o_jax.config import InitConfig, MeshConfig, ModelConfig, RunConfig, TrainConfig
+from gpt4o_jax.config import InitConfig, MeshConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from gpt4o_jax.config_finetune import LoraConfig, ObjectiveConfig
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.parallel.pipeline import Schedule
@@ -155,6 +156,25 @@ def test_a_loop_without_a_known_end_is_refused_where_it_sends_and_none_elsewhere
     with pytest.raises(ValueError, match="a loop that sends, and does not count in a way known here how often: %w = "):
         permutes(counting("body", SENT, **endless))
     assert permutes(counting("body", "%y = f32[64]{0} sine(%x)", **endless)) == 0
+
+
+@pytest.mark.parametrize(
+    ("mesh", "slices", "rows_given", "sizes", "rows"),
+    [
+        (MeshConfig(preset="fsdp"), 4, False, {"data": 4, "fsdp": 8}, 4 * 64),
+        (MeshConfig(preset="dp"), 4, False, {"data": 32}, 4 * 64),
+        (MeshConfig(preset="fsdp_tensor"), 4, True, {"data": 4, "fsdp": 4, "tensor": 2}, 64),
+        (MeshConfig(preset="fsdp"), 1, False, {"fsdp": 8}, 64),
+        (MeshConfig(fsdp=-1), 4, False, {"fsdp": 32}, 64),
+    ],
+    ids=["fsdp", "dp", "the batch is given", "one slice", "a size is given"],
+)
+def test_slices_are_copies_of_what_the_config_has_on_one(mesh, slices, rows_given, sizes, rows):
+    config = RunConfig(train=TrainConfig(batch_size=64), mesh=mesh)
+    found, knobs = topology.along_slices(config, slices, 8, rows_given)
+    assert {axis: n for axis, n in found.mesh.sizes(8 * slices).items() if n > 1} == sizes and found.train.batch_size == rows
+    copied = {f"mesh.{axis}": n for axis, n in sizes.items()} | ({} if rows_given else {"train.batch_size": rows})
+    assert knobs == (copied if found is not config else {})
 
 
 def test_what_stays_on_a_device_sends_nothing():
@@ -351,25 +371,65 @@ def test_what_the_compiler_would_need_is_read_off_its_refusal(message, needed):
     assert plan._refused(message) == needed
 
 
+def remedies(config: RunConfig, **sizes: int) -> list[list[tuple]]:
+    """What each remedy has that those before have not."""
+    found = list(plan.remedies(config, {"data": 1, "fsdp": 1, "expert": 1, "tensor": 1} | sizes))
+    assert all({**before, **knobs}.keys() == knobs.keys() for before, knobs in itertools.pairwise(found)), (
+        "each on top of those before"
+    )
+    return [sorted(knobs.items() - before.items()) for before, knobs in itertools.pairwise([{}, *found])]
+
+
 def test_remedies_come_mildest_first():
     model = ModelConfig(vocab_size=64, n_heads=4, n_kv_heads=2)
     config = RunConfig(model=model, train=TrainConfig(batch_size=32), mesh=MeshConfig(data=4, fsdp=2))
-    found = list(plan.remedies(config, {"data": 4, "fsdp": 2, "expert": 1, "tensor": 1}))
-    assert [list(knobs.items())[i:] for knobs, i in zip(found, (0, 0, 0, 0, 0, 1, 3, 3, 1, 3), strict=True)] == [
+    assert remedies(config, data=4, fsdp=2) == [
         *([("model.remat", policy)] for policy in ("dots", "save_mlp", "save_attention", "full", "offload")),
         [("mesh.data", 1), ("mesh.fsdp", 8)],
         [("train.accumulate", 2)],
         [("train.accumulate", 4)],
-        [("mesh.data", 1), ("mesh.fsdp", 4), ("train.accumulate", 8), ("mesh.tensor", 2)],
-        [("train.accumulate", 1), ("mesh.tensor", 2), ("train.batch_size", 4)],
+        [("mesh.fsdp", 4), ("mesh.tensor", 2), ("train.accumulate", 8)],
+        [("optimizer.moment_dtype", "bfloat16")],
+        [("optimizer.offload", True)],
+        [("train.accumulate", 1), ("train.batch_size", 4)],
     ]
-    assert found[-1]["model.remat"] == "offload" and found[-1]["mesh.fsdp"] == 4, "each is on top of those before"
-    assert all("train.batch_size" not in knobs for knobs in found[:-1]), "all but the last learn the same"
+
+
+def test_less_tensor_comes_before_more_micro_batches_while_rows_and_widths_divide():
+    model = ModelConfig(vocab_size=64, d_model=64, n_heads=8, remat="offload")
+    config = RunConfig(model=model, train=TrainConfig(batch_size=64), mesh=MeshConfig(fsdp=8, tensor=4))
+    found = remedies(config, fsdp=8, tensor=4)
+    assert found[:4] == [
+        [("mesh.data", 1), ("mesh.fsdp", 16), ("mesh.tensor", 2)],
+        [("mesh.fsdp", 32), ("mesh.tensor", 1)],
+        [("train.accumulate", 2)],
+        [("mesh.fsdp", 4), ("mesh.tensor", 8), ("train.accumulate", 16)],
+    ], "nor is any tried again on the way to more tensor"
+    narrow = dataclasses.replace(config, model=dataclasses.replace(model, d_model=8 * 3 * 8))
+    assert [("mesh.fsdp", 32), ("mesh.tensor", 1)] in remedies(narrow, fsdp=8, tensor=4)
+    narrow = dataclasses.replace(config, model=dataclasses.replace(model, d_model=8 * 3))
+    assert remedies(narrow, fsdp=8, tensor=4)[0] == [("train.accumulate", 2)], "24 does not divide into 16"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "told"),
+    [
+        (OptimizerConfig(), ["moment_dtype", "offload"]),
+        (OptimizerConfig(moment_dtype="bfloat16", offload=True), []),
+        (OptimizerConfig(name="adafactor"), ["offload"]),
+        (OptimizerConfig(b2=0.999), ["offload"]),
+    ],
+    ids=["adamw", "has both", "has no such moments", "would round its steps away"],
+)
+def test_the_optimizer_is_made_smaller_where_it_can_be(optimizer, told):
+    model = ModelConfig(vocab_size=64, n_heads=4, remat="offload")
+    config = RunConfig(model=model, train=TrainConfig(batch_size=8), optimizer=optimizer)
+    found = [name for more in remedies(config, fsdp=8) for name, _ in more if name.startswith("optimizer.")]
+    assert found == [f"optimizer.{name}" for name in told]
 
 
 @pytest.mark.parametrize("T, chunk, told", [(4096, None, [1024]), (4096, 512, []), (512, None, [])])
 def test_experts_of_few_tokens_at_a_time_are_a_remedy(T, chunk, told):
     model = ModelConfig(vocab_size=64, context_length=T, n_experts=4, expert_chunk=chunk, remat="offload")
     config = RunConfig(model=model, train=TrainConfig(batch_size=8))
-    found = list(plan.remedies(config, {"data": 1, "fsdp": 8, "expert": 1, "tensor": 1}))
-    assert [knobs["model.expert_chunk"] for knobs in found[:1] if "model.expert_chunk" in knobs] == told
+    assert [value for name, value in remedies(config, fsdp=8)[0] if name == "model.expert_chunk"] == told
