@@ -88,12 +88,13 @@ CELLS += [
     Cell("llama.py:2-70b", 4096, "v6e:16x16", "fsdp=64 tensor=4", 256),
     Cell("llama.py:405b", 8192, "2 v6e:16x16", "fsdp=512 model.remat=offload", 512),
     Cell("llama.py:8b", 131_072, "v5p:8x8x8", "fsdp=32 context=16", 32),
-    Cell("mixtral.py:8x7b", 4096, "v5p:4x4x8", "fsdp=32 expert=8 model.expert_chunk=1024", 512),
+    Cell("mixtral.py:8x7b", 4096, "v5p:4x4x8", "fsdp=16 expert=8 model.expert_chunk=1024", 256),
 ]
 
 # What MaxText reached on the same model, slice and T: MFU (causal attention counted as half) and tokens/s a chip; its
 # docs/reference/models/tiering.md at 20a91e1. For 405B that says 256 chips, of which its recipe (tpu-recipes at 21efcc2,
 # training/trillium/Llama3.1-405B-MaxText) takes two slices: weights over all 512, the inputs of layers in the host's memory.
+# For Mixtral on v5p it says 256 chips (8x4x4): that is a v5p-256, so called by its cores, of 128 chips.
 MAXTEXT = {
     ("llama.py:8b", "v6e:16x16"): (0.4546, 7207),
     ("llama.py:70b", "v6e:16x16"): (0.5033, 960),
