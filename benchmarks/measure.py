@@ -380,6 +380,10 @@ def report() -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_report() -> None:
+    (ROOT / "BENCHMARKS.md").write_text(report())
+
+
 def _speed_table(shape: str, entry: dict) -> list[str]:
     d = entry["details"]
     names = {mode: f"torch {mode}" for mode in training_speed.PEER_MODES} | {"ours": f"gpt4o_jax {d['compute_dtype']}"}
@@ -478,7 +482,7 @@ def main(names: list[str]) -> None:
     kept = next((Path(n.removeprefix("--folder=")).resolve() for n in names if n.startswith("--folder=")), None)
     names = [n for n in names if not n.startswith("--folder=")]
     if names == ["--report"]:
-        (ROOT / "BENCHMARKS.md").write_text(report())
+        write_report()
         return
     unknown = set(names) - set(MEASUREMENTS)
     if unknown or not names:

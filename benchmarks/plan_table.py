@@ -1,8 +1,8 @@
-"""Which models fit which slices, and what bounds them: `python benchmarks/plan_table.py [WORD ...]`, then `measure.py --report`.
+"""Which models fit which slices, and what bounds them: `python benchmarks/plan_table.py [WORD ...]`.
 
 Needs libtpu (requirements-tpu.txt). `plan` compiles every cell whose command has all these words, in a process of its own;
-what it says is appended to plans.jsonl. A cell that is there already is left out, so this can be stopped and started; one that
-is no longer wanted, or should be compiled again, is deleted there.
+what it says is appended to plans.jsonl, and BENCHMARKS.md is written anew. A cell that is there already is left out, so this can
+be stopped and started; one that is no longer wanted, or should be compiled again, is deleted there.
 """
 
 import datetime
@@ -86,18 +86,23 @@ CELLS = [Cell(*model, s, *how) for model, row in MODELS.items() for s, how in zi
 CELLS += [
     Cell("llama.py:2-70b", 4096, "v5p:8x8x8", "fsdp=128 tensor=4", 512),
     Cell("llama.py:2-70b", 4096, "v6e:16x16", "fsdp=64 tensor=4", 256),
+    Cell("llama.py:405b", 8192, "2 v6e:16x16", "fsdp=512 model.remat=offload", 512),
     Cell("llama.py:8b", 131_072, "v5p:8x8x8", "fsdp=32 context=16", 32),
+    Cell("mixtral.py:8x7b", 4096, "v5p:4x4x8", "fsdp=16 expert=8 model.expert_chunk=1024", 256),
 ]
 
 # What MaxText reached on the same model, slice and T: MFU (causal attention counted as half) and tokens/s a chip; its
-# docs/reference/models/tiering.md at 20a91e1.
+# docs/reference/models/tiering.md at 20a91e1. For 405B that says 256 chips, of which its recipe (tpu-recipes at 21efcc2,
+# training/trillium/Llama3.1-405B-MaxText) takes two slices: weights over all 512, the inputs of layers in the host's memory.
+# For Mixtral on v5p it says 256 chips (8x4x4): that is a v5p-256, so called by its cores, of 128 chips.
 MAXTEXT = {
     ("llama.py:8b", "v6e:16x16"): (0.4546, 7207),
     ("llama.py:70b", "v6e:16x16"): (0.5033, 960),
-    ("llama.py:405b", "v6e:16x16"): (0.3855, 123),
+    ("llama.py:405b", "2 v6e:16x16"): (0.3855, 123),
     ("llama.py:2-70b", "v6e:16x16"): (0.438, 900),
     ("mixtral.py:8x7b", "v6e:16x16"): (0.3523, 3899),
     ("llama.py:2-70b", "v5p:8x8x8"): (0.654, 692),
+    ("mixtral.py:8x7b", "v5p:4x4x8"): (0.5256, 2909),
 }
 
 
@@ -111,7 +116,7 @@ def command(cell: Cell) -> list[str]:
         "plan",
         f"--config=configs/{cell.config}",
         *flags,
-        "--try_seconds=240",
+        "--try_seconds=480",
         *(f"--config.{name}={value}" for name, value in knobs.items()),
     ]
 
@@ -134,13 +139,13 @@ def compile_cell(cell: Cell) -> dict:
 
 
 def main(words: list[str]) -> None:
-    from measure import current_commit
+    import measure  # which imports this file too
 
     cells = sorted(CELLS, key=lambda cell: (cell.config, cell.slices) not in MAXTEXT)
     for number, cell in enumerate(cells, 1):
         if cell in recorded() or not all(word in " ".join(command(cell)) for word in words):
             continue
-        commit = current_commit()
+        commit = measure.current_commit()
         print(f"{number}/{len(CELLS)}: {' '.join(command(cell))}", file=sys.stderr)
         result = compile_cell(cell)
         versions = {name: version(name) for name in ("jax", "libtpu")}
@@ -148,6 +153,8 @@ def main(words: list[str]) -> None:
         print(result.get("error") or f"fits: {result['fits']}", file=sys.stderr)
         with RESULTS.open("a") as f:
             f.write(json.dumps(entry) + "\n")
+        measure.write_report()
+    measure.write_report()
 
 
 def table() -> list[str]:
@@ -161,8 +168,13 @@ def table() -> list[str]:
         " (gpt4o_jax/training/topology.py): products, HBM, links in a slice (ICI), links between slices (DCN). So tokens/s and"
         " MFU (causal attention counted as half) are upper bounds that nothing here has reached, next to what MaxText has.",
         "",
-        "Where weights are split over all chips of a slice, libtpu mostly adds up whole gradients (an all-reduce), of which each"
-        " chip then keeps its part; over fewer chips it sends half as much (a reduce-scatter).",
+        "Where fsdp takes a whole slice, libtpu sends more than it has to. All 256 chips of a v5e or v6e add up whole gradients"
+        " (an all-reduce), of which each then keeps its part, for twice the bytes of a reduce-scatter. On v5p and tpu7x they"
+        " gather weights that way too: they add up arrays that are zeros but for a chip's own part, for twice the bytes of an"
+        " all-gather; tpu7x scatters the gradients of layers. With tensor, context or expert beside fsdp, weights are mostly"
+        " gathered and gradients scattered, or passed round while products are computed (collective-permute).",
+        "",
+        "**no** (n of m not compiled): of m remedies that `plan` tried so many took too long to compile, so they may fit.",
         "",
         "| model | T | slice | mesh | rows | fits | GiB | bound by | s a step, at least | tokens/s a chip, at most | MFU, at most"
         " | MaxText: tokens/s, MFU |",
@@ -183,6 +195,9 @@ def _row(cell: Cell, entry: dict | None) -> list[str]:
         return [cell.mesh, str(cell.rows), result["error"], "", "", "", "", "", peer]
     mesh, rows, fits = cell.mesh, cell.rows, "yes" if result["fits"] else "**no**"
     needed, roofline = result["bytes"]["total"], result.get("roofline")
+    tried = result.get("tried", [])
+    if late := sum(t["fits"] is None for t in tried):
+        fits += f" ({late} of {len(tried)} not compiled)"
     if remedy := result.get("fits_with"):
         fits = "with " + ", ".join(f"{knob.split('.')[1]}={value}" for knob, value in remedy["knobs"].items())
         needed, roofline, rows = remedy["bytes"]["total"], remedy["roofline"], remedy["knobs"].get("train.batch_size", rows)

@@ -294,7 +294,7 @@ def _validate_rope(m) -> None:
 
 def _validate_optimizer(o) -> None:
     if o.moment_dtype == "bfloat16":
-        _validate_moments(o)
+        validate_moments(o)
     if o.name != "schedule_free":
         return
     free = "config.optimizer.name=schedule_free"
@@ -306,7 +306,8 @@ def _validate_optimizer(o) -> None:
         raise RunError(f"{free} needs b1 above 0 (got {o.b1}); nearest usual value: b1=0.9")
 
 
-def _validate_moments(o) -> None:
+def validate_moments(o) -> None:
+    """Raises RunError where the moments of this optimizer cannot be kept in bfloat16."""
     given = "config.optimizer.moment_dtype=bfloat16"
     averages = {"adamw": ("b1", "b2"), "muon": ("b1", "b2", "muon_momentum"), "lion": ("b2",)}
     if o.name not in averages:

@@ -9,7 +9,14 @@ from gpt4o_jax.commands.flags import Flag
 FLAGS = (
     Flag("config", str, "", "config file: FILE[:ARG], a Python file with get_config()", required=True),
     Flag("topology", str, "", "TPU slice, such as v5e:16x16, v5p:8x8x8, v6e:16x16 or tpu7x:4x4x4", required=True),
-    Flag("slices", int, 1, "number of slices, connected by the data-centre network", low=1, high=64),
+    Flag(
+        "slices",
+        int,
+        1,
+        "slices, connected by the data-centre network; without sizes of the mesh each takes the config's batch",
+        low=1,
+        high=64,
+    ),
     Flag("try_seconds", int, 300, "if it does not fit: seconds to compile each alternative; 0: try none", low=0),
     Flag("show", str, "", "sharding: print shape, axes and bytes per device of every parameter, without compiling"),
 )
@@ -60,9 +67,17 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
     dtype = "bfloat16" if config.model.compute_dtype == "auto" else config.model.compute_dtype
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size, compute_dtype=dtype))
     everything = chips * chip.devices * slices
+    config, spread = topology.along_slices(config, slices, chips * chip.devices, "train.batch_size" in overrides)
+    if spread:
+        overrides = overrides | spread  # of the remedies too
+        whole, rest = divmod(config.train.batch_size, slices)
+        each = f"batch_size={config.train.batch_size}" + ("" if rest else f": {whole} a slice")
+        knobs = " ".join(f"--config.{name}={value}" for name, value in spread.items())
+        say(f"{slices} slices along data, each with the mesh of the config; {each} ({knobs})")
     sizes = config.mesh.sizes(everything)
     axis_between(slices, sizes)
     validate_sizes(config, sizes)
+    rows = config.train.batch_size
     try:
         devices, estimate = topology.described_devices(flags["topology"], slices), False
     except ImportError:
@@ -77,6 +92,7 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
         "slices": flags["slices"],
         "chips": chips * flags["slices"],
         "estimate": estimate,
+        "batch_size": rows,
         "parameters": flops.parameter_count(config.model),
         "flops_per_token": flops.train_flops_per_token(config.model, config.lora.rank > 0),
     }
@@ -96,7 +112,7 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
         say(f"{p['stages']} stages, {p['repeats']} time(s) round, {p['micro_batches']} micro-batches: bubble {p['bubble']:.1%}")
     _say_memory(say, result)
     if result.get("fits") is False:
-        result["fits_with"] = _first_that_fits(config, sizes, flags, overrides) if flags["try_seconds"] else None
+        result |= _try_remedies(config, sizes, flags, overrides) if flags["try_seconds"] else {"fits_with": None, "tried": []}
     elif chip is not None:
         r = result["roofline"]
         result["rates"] = chip._asdict() | {"source": topology.source(family)}
@@ -114,12 +130,12 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
 
 
 def _plain(cell) -> str:
-    """Of a cell: axes by name, a dash for one that is whole; numbers in groups of three; yes, or a dash."""
+    """Of a cell: axes by name, a dash for one that is whole; numbers in groups of three; yes, or a dash; a note, or a dash."""
     if isinstance(cell, bool):
         return "yes" if cell else "-"
     if isinstance(cell, list):
         return " ".join("+".join(c) if isinstance(c, list) else "-" if c is None else str(c) for c in cell)
-    return f"{cell:,}" if isinstance(cell, int) else cell
+    return f"{cell:,}" if isinstance(cell, int) else cell or "-"
 
 
 def _print_table(rows: list[list[str]]) -> None:
@@ -145,27 +161,37 @@ def _say_memory(say, result: dict) -> None:
         )
 
 
-def _first_that_fits(config, sizes: dict[str, int], flags: dict, overrides: dict[str, str]) -> dict | None:
-    """{"knobs", "bytes", "roofline"} of the first remedy that fits.
+def _try_remedies(config, sizes: dict[str, int], flags: dict, overrides: dict[str, str]) -> dict:
+    """{"fits_with": {"knobs", "bytes", "roofline"} of the first remedy that fits, or None, "tried": [{"knobs", "fits", ...}]}.
 
+    "fits": True or False, beside it "total", the bytes of a device (None: the compiler does not say); or None of one that was not
+    compiled, beside it the "reason".
     Each is compiled by a process of its own: short of memory a compiler may search for hours, and nothing else ends it.
     """
     from gpt4o_jax.console import say
     from gpt4o_jax.training.plan import remedies
 
+    tried = []
+    open_ones = lambda: sum(t["fits"] is None for t in tried)
     for knobs in remedies(config, sizes):
         told = " ".join(f"--config.{name}={value}" for name, value in knobs.items())
         say(f"trying {told}")
         result = _tried(flags, overrides | knobs)
         if isinstance(result, str):
+            tried.append({"knobs": knobs, "fits": None, "reason": result})
             say(result)
-        elif result["fits"]:
-            say(f"fits with {told}")
-            return {"knobs": knobs, "bytes": result["bytes"], "roofline": result["roofline"]}
-        else:
-            _say_memory(say, result)
-    say("nothing that was tried fits; take a larger slice, or several (--slices)")
-    return None
+            continue
+        tried.append({"knobs": knobs, "fits": result["fits"], "total": result["bytes"]["total"]})
+        if result["fits"]:
+            milder = f"; of {len(tried) - 1} milder ones {n} were not compiled, and may fit too" if (n := open_ones()) else ""
+            say(f"fits with {told}{milder}")
+            return {"fits_with": {"knobs": knobs, "bytes": result["bytes"], "roofline": result["roofline"]}, "tried": tried}
+        _say_memory(say, result)
+    if n := open_ones():
+        say(f"nothing that was compiled fits; {n} of {len(tried)} remedies were not compiled, and may: raise --try_seconds")
+    else:
+        say(f"none of {len(tried)} remedies fits; take a larger slice, or several (--slices)")
+    return {"fits_with": None, "tried": tried}
 
 
 def _tried(flags: dict, overrides: dict) -> dict | str:

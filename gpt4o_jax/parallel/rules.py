@@ -34,15 +34,26 @@ def spec(names: tuple[str | None, ...]) -> PartitionSpec:
     """Logical names of an array's axes -> its PartitionSpec. None: that axis is whole.
 
     Where two of them want one mesh axis the first in the array's order gets it; the other is split over what else its name
-    has, or whole. That is no mistake, and is not told: `plan --show=sharding` shows which axis got what.
+    has, or whole. That is no mistake: `plan --show=sharding` tells it (`collisions`).
     """
-    used: set[str] = set()
-    entries = []
+    return PartitionSpec(*(axes if len(axes) > 1 else axes[0] if axes else None for axes in _shared_out(names)[0]))
+
+
+def collisions(names: tuple[str | None, ...]) -> list[tuple[str, str]]:
+    """(mesh axis, the name that has it) of each mesh axis that a later name wants too, and goes without."""
+    return _shared_out(names)[1]
+
+
+def _shared_out(names: tuple[str | None, ...]) -> tuple[list[tuple[str, ...]], list[tuple[str, str]]]:
+    """(mesh axes by name, collisions)."""
+    holder: dict[str, str] = {}
+    entries, found = [], []
     for name in names:
-        axes = tuple(a for a in (RULES[name] if name else ()) if a not in used)
-        used |= set(axes)
-        entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
-    return PartitionSpec(*entries)
+        wanted = RULES[name] if name else ()
+        found += [(axis, holder[axis]) for axis in wanted if axis in holder]
+        entries.append(tuple(axis for axis in wanted if axis not in holder))
+        holder |= dict.fromkeys(entries[-1], name)
+    return entries, found
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:

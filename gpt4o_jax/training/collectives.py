@@ -3,6 +3,7 @@
 import collections
 import math
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,8 @@ _OP = re.compile(rf"^\s*(?:ROOT )?%\S+ = (.*?) ({'|'.join(KINDS)})(-start)?\(")
 # libtpu sends from slice to slice through the hosts, what groups of devices in each slice have made ready.
 _FROM_SLICE_TO_SLICE = re.compile(r'^\s*(?:ROOT )?%\S+ = \((\w+\[[\d,]*\]).* (send|recv)\(.*_xla_megascale_transfer_type="(\w+)"')
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_SCALAR = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (?:pred|[su]\d+)\[\]\S* ([\w-]+)\((.*?)\)(.*)")
 
 
 def collectives(hlo: str, mesh_shape: dict[str, int], device_ids: np.ndarray) -> list[dict]:
@@ -81,27 +84,73 @@ def _computations(hlo: str) -> dict[str, list[str]]:
     return lines
 
 
+def _called(line: str) -> list[str]:
+    branches = _BRANCHES.search(line)
+    return _CALLED.findall(line) + ([b.strip().lstrip("%") for b in branches[1].split(",")] if branches else [])
+
+
 def _times(lines: dict[str, list[str]]) -> collections.Counter:
-    """How often each computation runs in one call."""
+    """How often each computation that sends, or calls one that does, runs in one call.
+
+    The others do not matter, and those alone have loops that end by what they compute.
+    """
+    callers, senders = collections.defaultdict(set), set()
+    for name, body in lines.items():
+        for line in body:
+            for called in _called(line):
+                callers[called].add(name)
+    queue = [name for name, body in lines.items() if any(_OP.match(line) or _FROM_SLICE_TO_SLICE.match(line) for line in body)]
+    while queue:
+        if (name := queue.pop()) not in senders:
+            senders.add(name)
+            queue += callers[name]
     times, queue = collections.Counter(), [("ENTRY", 1)]
     while queue:
         name, n = queue.pop()
         times[name] += n
         for line in lines.get(name, ()):
-            loops = _trips(line, lines) if " while(" in line else 1
-            queue += [(called, n * loops) for called in _CALLED.findall(line) if called in lines]
-            if branches := re.search(r"branch_computations=\{([^}]*)\}", line):
-                queue += [(b.strip().lstrip("%"), n) for b in branches[1].split(",")]
+            if sending := [called for called in _called(line) if called in senders]:
+                queue += [(called, n * (_trips(line, lines) if " while(" in line else 1)) for called in sending]
     return times
 
 
 def _trips(line: str, lines: dict[str, list[str]]) -> int:
-    """Of a loop: said by the compiler, else the constant that its condition compares with."""
+    """Of a loop: said by the compiler, else read from what it counts, from 0: its condition's bound, by its body's step."""
     if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', line):
         return int(known[1])
-    condition = re.search(r"condition=%?([\w.-]+)", line)[1]
-    constants = [int(m[1]) for body in lines.get(condition, ()) if (m := re.search(r"s32\[\]\S* constant\((\d+)\)", body))]
-    return max(constants, default=1)
+    of = lambda what: lines.get(re.search(rf"{what}=%?([\w.-]+)", line)[1], [])
+    condition, body = _scalars(of("condition")), _scalars(of("body"))
+    compared = next((s for s in condition.values() if s.op == "compare" and s.more.startswith(", direction=L")), None)
+    result = next((root for root in of("body") if root.lstrip().startswith("ROOT ") and " tuple(" in root), None)
+    if compared and result:
+        counter, bound = (condition.get(name) for name in compared.operands)
+        place = counter and re.match(r", index=(\d+)", counter.more)
+        new = place and body.get(_operands(result.partition(" tuple(")[2])[int(place[1])])
+        steps = [body[name].value for name in new.operands if name in body] if new and new.op == "add" else []
+        step = next(filter(None, steps), None)
+        if step and bound and bound.value is not None:
+            return -(-(bound.value + ("direction=LE" in compared.more)) // step)
+    raise ValueError(f"a loop that sends, and does not count in a way known here how often: {line.strip()[:300]}")
+
+
+class _Scalar(NamedTuple):
+    op: str
+    operands: list[str]
+    more: str  # of the line
+    value: int | None  # of a constant
+
+
+def _scalars(body: list[str]) -> dict[str, _Scalar]:
+    """The integers and truth values that a computation defines, by name."""
+    found = {}
+    for name, op, inside, more in (match.groups() for match in map(_SCALAR.match, body) if match):
+        value = int(inside) if op == "constant" and inside.lstrip("-").isdigit() else None
+        found[name] = _Scalar(op, _operands(inside), more, value)
+    return found
+
+
+def _operands(text: str) -> list[str]:
+    return re.findall(r"%([\w.-]+)", text.partition(")")[0])
 
 
 def _members(line: str, kind: str, devices: int) -> list[int]:

@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gpt4o_jax.config import RunConfig
+from gpt4o_jax.config import OptimizerConfig, RunConfig
+from gpt4o_jax.config_rules import validate_moments
 from gpt4o_jax.data.batches import Batch
+from gpt4o_jax.errors import RunError
 from gpt4o_jax.model import flops, gpt, lora
 from gpt4o_jax.model.block import REMAT_POLICIES
 from gpt4o_jax.parallel.pipeline import Schedule
-from gpt4o_jax.parallel.rules import RULES
+from gpt4o_jax.parallel.rules import RULES, collisions
 from gpt4o_jax.training.collectives import collectives
 from gpt4o_jax.training.program import Program, build
 from gpt4o_jax.training.state import HOST_MEMORY
@@ -26,7 +28,9 @@ from gpt4o_jax.training.topology import Chip, slice_count, spread
 
 
 def show_sharding(program: Program) -> list[dict]:
-    """Parameter by parameter: shape, logical axes, mesh axes, bytes a device, and whether no step changes it.
+    """Parameter by parameter: shape, logical axes, mesh axes, a note, whether no step changes it, and bytes a device.
+
+    The note tells which mesh axes two of its axes want; the first has them, the later goes without.
 
     Adapters come before the weights that they belong to. Needs the mesh in force.
     """
@@ -47,6 +51,7 @@ def _rows(shapes, shardings, axes, frozen: bool):
             "shape": list(leaf.shape),
             "logical": list(logical),
             "mesh": [list(e) if isinstance(e, tuple) else e for e in sharding.spec],
+            "note": "; ".join(f"{axis} taken by {by}" for axis, by in collisions(logical) if sharding.mesh.shape[axis] > 1),
             "frozen": frozen,
             "bytes_a_device": _shard_bytes(leaf, sharding),
         }
@@ -213,7 +218,9 @@ def remedies(config: RunConfig, sizes: dict[str, int]):
     """Knobs by dotted name, each on top of those before, the mildest first.
 
     sizes: of the mesh, by axis. The next remat policy; experts for a part of the tokens at a time; more fsdp, in the place of
-    data; more micro-batches; more tensor, with as many; and what alone changes what is learned: a smaller batch.
+    data; less tensor for more fsdp, while rows divide, so that a device has fewer; more micro-batches; more tensor than at first,
+    with as many; moments in bfloat16; the optimizer's state in the memory of the host; and what alone changes what is learned by
+    more than rounding: a smaller batch.
     """
     knobs, train = {}, config.train
 
@@ -227,17 +234,33 @@ def remedies(config: RunConfig, sizes: dict[str, int]):
     model, chunk = config.model, 1024  # tokens: enough rows for products at full speed
     if model.n_experts and model.expert_chunk is None and model.context_length > chunk:
         yield also({"model.expert_chunk": chunk})
-    data, fsdp, tensor = sizes["data"], sizes["fsdp"], sizes["tensor"]
-    if data > 1:
-        fsdp *= data
+    data, fsdp, first = sizes["data"], sizes["fsdp"], sizes["tensor"]
+    if data > 1 and model.d_model % (data * fsdp) == 0:
+        data, fsdp = 1, data * fsdp
         yield also({"mesh.data": 1, "mesh.fsdp": fsdp})
-    ways, micro = fsdp * sizes["expert"], train.accumulate
+    tensor, ways, micro = first, data * fsdp * sizes["expert"], train.accumulate
+    while tensor % 2 == 0 and train.batch_size % (2 * micro * ways) == 0 and model.d_model % (2 * fsdp) == 0:
+        fsdp, ways, tensor = fsdp * 2, ways * 2, tensor // 2
+        yield also({"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor})
     while train.batch_size % (2 * micro * ways) == 0:
         micro *= 2
         yield also({"train.accumulate": micro})
-    while fsdp % 2 == 0 and config.model.kv_heads % (2 * tensor) == 0:
+    while fsdp % 2 == 0 and model.kv_heads % (2 * tensor) == 0:
         fsdp, ways, tensor = fsdp // 2, ways // 2, tensor * 2
         micro = max(1, train.batch_size // ways)
-        yield also({"mesh.data": 1, "mesh.fsdp": fsdp, "mesh.tensor": tensor, "train.accumulate": micro})
+        if tensor > first:
+            yield also({"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor, "train.accumulate": micro})
+    if config.optimizer.moment_dtype != "bfloat16" and _may_round_moments(config.optimizer):
+        yield also({"optimizer.moment_dtype": "bfloat16"})
+    if not config.optimizer.offload:
+        yield also({"optimizer.offload": True})
     if micro > 1:
         yield also({"train.accumulate": 1, "train.batch_size": ways})
+
+
+def _may_round_moments(optimizer: OptimizerConfig) -> bool:
+    try:
+        validate_moments(optimizer)
+    except RunError:
+        return False
+    return True

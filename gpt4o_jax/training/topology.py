@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from gpt4o_jax.config import RunConfig
+from gpt4o_jax.config_mesh import AXES
 from gpt4o_jax.errors import RunError
 
 
@@ -71,6 +72,24 @@ def described_devices(name: str, slices: int) -> list:
     except jax.errors.JaxRuntimeError as e:
         reason = str(e).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
         raise RunError(f"--topology={name}: there is no such slice; A and B must be even (libtpu: {reason})") from e
+
+
+def along_slices(config: RunConfig, slices: int, devices: int, rows_given: bool) -> tuple[RunConfig, dict]:
+    """(the config for all slices, the knobs that make it so): the mesh of the config in each of them, copied along data.
+
+    devices: of a slice. rows_given: the batch is that of all slices; else each has as many rows as the config.
+    Where there is one slice, or the config has sizes of the mesh, which are then those of all slices, nothing changes.
+    """
+    if slices == 1 or any(getattr(config.mesh, axis) for axis in AXES):
+        return config, {}
+    sizes = config.mesh.sizes(devices)
+    sizes["data"] *= slices
+    knobs = {f"mesh.{axis}": n for axis, n in sizes.items() if n > 1}
+    train = config.train
+    if not rows_given:
+        train = dataclasses.replace(train, batch_size=train.batch_size * slices)
+        knobs["train.batch_size"] = train.batch_size
+    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **sizes), train=train), knobs
 
 
 def stand_in(config: RunConfig, devices: int, most: int = 8) -> tuple[RunConfig, int]:

@@ -31,7 +31,7 @@ def test_a_tiny_model_fits_a_real_slice():
     code, out, _ = call("--topology=v5e:2x2")
     result = json.loads(out.splitlines()[-1])
     assert code == 0 and result["fits"] and result["attention"] == "splash" and not result["estimate"]
-    assert result["rates"]["flops"] == 197e12 and result["rates"]["source"].endswith("/v5e")
+    assert result["rates"]["flops"] == 197e12 and "/docs/v5e" in result["rates"]["source"]
     assert result["bytes"]["total"] < result["hbm"] and {c["kind"] for c in result["collectives"]} >= {"all-gather", "all-reduce"}
 
 
@@ -63,6 +63,18 @@ def test_shardings_are_shown_parameter_by_parameter():
     assert up["bytes_a_device"] == 4 * 2 * 128 * 512 // parts
 
 
+def test_an_axis_of_the_mesh_that_two_axes_of_a_parameter_want_is_told():
+    """Only where it splits anything: fsdp is 4, expert is 1."""
+    code, out, _ = call("--topology=v5e:2x2", "--show=sharding", **{"model.mtp_heads": 1})
+    *table, last = out.splitlines()
+    shown = {row["parameter"]: row for row in json.loads(last)["sharding"]}
+    (name,) = [name for name, row in shown.items() if row["note"]]
+    row = shown[name]
+    assert code == 0 and (row["logical"][-2:], row["mesh"][-2:]) == (["embed", "embed"], ["fsdp", None])
+    assert row["note"] == "fsdp taken by embed"
+    assert [line.split()[0] for line in table if row["note"] in line] == [name]
+
+
 def test_weights_that_adapters_stand_beside_are_shown_as_frozen():
     code, out, err = call("--topology=v5e:2x2", "--show=sharding", **{"lora.rank": 4, "init.from": "runs/base"})
     assert code == 0 and "planned as" not in err, err
@@ -70,7 +82,7 @@ def test_weights_that_adapters_stand_beside_are_shown_as_frozen():
     assert "planned_as" not in json.loads(last)
     frozen = {row["parameter"]: row["frozen"] for row in json.loads(last)["sharding"]}
     assert frozen["layers/mlp/up"] and not frozen["layers/mlp/up/A"]
-    assert header.split()[-5:] == ["mesh", "frozen", "bytes", "a", "device"]
+    assert header.split()[-6:] == ["mesh", "note", "frozen", "bytes", "a", "device"]
     assert {line.split()[0]: line.split()[-2] == "yes" for line in table} == frozen
 
 
@@ -118,3 +130,46 @@ def test_a_remedy_that_cannot_be_compiled_is_told_in_a_line(tmp_path, monkeypatc
     monkeypatch.setattr(sys, "executable", str(program))
     flags = {"config": "configs/base.py", "topology": "v5e:2x2", "slices": 1, "try_seconds": 1}
     assert plan._tried(flags, {"model.remat": "dots"}) == told
+
+
+@pytest.mark.parametrize(
+    ("results", "fits_with", "told"),
+    [
+        (
+            ["late", {"fits": False}, "late", {"fits": False}],
+            None,
+            "fits; 2 of 4 remedies were not compiled, and may: raise --try",
+        ),
+        ([{"fits": False}, {"fits": False}], None, "none of 2 remedies fits; take a larger slice, or several (--slices)"),
+        (["late", {"fits": True}], {"n": 1}, "fits with --config.n=1; of 1 milder ones 1 were not compiled, and may fit too"),
+        ([{"fits": False}, {"fits": True}, "late"], {"n": 1}, "fits with --config.n=1\n"),
+    ],
+    ids=["some late", "none fits", "fits after one that was late", "fits"],
+)
+def test_a_remedy_that_was_not_compiled_is_not_said_not_to_fit(monkeypatch, capsys, results, fits_with, told):
+    monkeypatch.setattr("gpt4o_jax.training.plan.remedies", lambda *_: ({"n": i} for i in range(len(results))))
+    size = {"bytes": {"total": 3e9}, "hbm": 2e9, "roofline": {}, "remat": "full"}
+    answers = iter(r if isinstance(r, str) else r | size for r in results)
+    monkeypatch.setattr(plan, "_tried", lambda *_: next(answers))
+    found = plan._try_remedies(None, {}, {}, {})
+    assert told in capsys.readouterr().err
+    assert (found["fits_with"] and found["fits_with"]["knobs"]) == fits_with
+    compiled = results[: 2 if fits_with else None]
+    assert found["tried"] == [
+        {"knobs": {"n": i}} | ({"fits": None, "reason": r} if isinstance(r, str) else {"fits": r["fits"], "total": 3e9})
+        for i, r in enumerate(compiled)
+    ]
+
+
+def test_without_sizes_of_the_mesh_slices_lie_along_data_and_each_has_the_batch_of_the_config():
+    flags = ["--config=configs/gpt4o.py:xl", "--topology=v5p:8x8x8", "--slices=4", "--show=sharding"]
+    done = subprocess.run([sys.executable, "-m", "gpt4o_jax", "plan", *flags], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1])["batch_size"] == 2048
+    assert "4 slices along data, each with the mesh of the config; batch_size=2048: 512 a slice" in done.stderr
+    assert "(--config.mesh.data=4 --config.mesh.fsdp=512 --config.train.batch_size=2048)" in done.stderr, "as train is to have it"
+
+
+def test_sizes_of_the_mesh_are_those_of_all_slices():
+    code, out, err = call("--topology=v5e:2x2", "--slices=2", "--show=sharding", **{"mesh.data": 1, "mesh.fsdp": 8})
+    result = json.loads(out.splitlines()[-1])
+    assert code == 0 and (result["batch_size"], result["mesh"]["fsdp"]) == (8, 8) and "slices along" not in err

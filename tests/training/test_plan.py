@@ -1,6 +1,7 @@
 """The parts of a plan: collectives read off compiled programs that do known ones; the roofline by hand; a real slice."""
 
 import dataclasses
+import itertools
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from gpt4o_jax import parallel
-from gpt4o_jax.config import InitConfig, MeshConfig, ModelConfig, RunConfig, TrainConfig
+from gpt4o_jax.config import InitConfig, MeshConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from gpt4o_jax.config_finetune import LoraConfig, ObjectiveConfig
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.parallel.pipeline import Schedule
@@ -94,6 +95,86 @@ def test_what_goes_from_slice_to_slice_is_counted_once():
 }}"""
     found = collectives(program, {"data": 2, "fsdp": 4}, np.arange(8).reshape(2, 4))
     assert [tuple(c.values()) for c in found] == [("all-gather", "slices", 1, 2 * 512), ("all-reduce", "slices", 1, 4 * 128)]
+
+
+def counting(name: str, inside: str, kind: str = "u32", bound: str = "constant(16)", step: int = 1) -> str:
+    """The computations of a loop, as libtpu writes them, that counts at place 1 of what it carries."""
+    return f"""%{name} (p: (f32[64], {kind}[])) -> (f32[64], {kind}[]) {{
+  %p = (f32[64]{{0}}, {kind}[]{{:T(128)}}) parameter(0)
+  %one = {kind}[]{{:T(128)}} constant({step})
+  %x = f32[64]{{0:T(256)}} get-tuple-element(%p), index=0
+  %i = {kind}[]{{:T(128)}} get-tuple-element(%p), index=1
+  {inside}
+  %next = {kind}[]{{:T(128)}} add(%i, %one), metadata={{stack_frame_id=103}}
+  ROOT %t = (f32[64]{{0:T(256)}}, {kind}[]{{:T(128)}}) tuple(%y, %next)
+}}
+%{name}_condition (p: (f32[64], {kind}[])) -> pred[] {{
+  %p = (f32[64]{{0}}, {kind}[]{{:T(128)}}) parameter(0)
+  %i = {kind}[]{{:T(128)}} get-tuple-element(%p), index=1
+  %end = {kind}[]{{:T(128)}} {bound}, metadata={{op_name="while"}}
+  %places = {kind}[]{{:T(128)}} constant(1000)
+  ROOT %lt = pred[]{{:T(512)}} compare(%i, %end), direction=LT
+}}
+"""
+
+
+SENT = "%y = f32[64]{0:T(256)} collective-permute(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}"
+
+
+def loop_of(name: str, more: str = "") -> str:
+    return f"%w = (f32[64]{{0}}, u32[]) while(%p), condition=%{name}_condition, body=%{name}{more}"
+
+
+def permutes(computations: str, more: str = "") -> int:
+    entry = f"ENTRY %main (p: (f32[64], u32[])) -> (f32[64], u32[]) {{\n  {loop_of('body', more)}\n}}\n"
+    (found,) = collectives(computations + entry, {"data": 2}, np.arange(2)) or [{"count": 0, "bytes": 0}]
+    assert found["bytes"] == found["count"] * 4 * 64
+    return found["count"]
+
+
+@pytest.mark.parametrize(
+    ("how", "more", "count"),
+    [
+        (dict(kind="u32", step=2), "", 8),
+        (dict(kind="u32", step=3), "", 6),
+        (dict(kind="s32"), "", 16),
+        (dict(kind="s32", bound="get-tuple-element(%p), index=2"), ', backend_config={"known_trip_count":{"n":"5"}}', 5),
+    ],
+    ids=["u32 by 2", "a last step beyond the end", "s32 by 1", "said by the compiler"],
+)
+def test_a_loop_runs_as_often_as_it_counts(how, more, count):
+    assert permutes(counting("body", SENT, **how), more) == count
+
+
+def test_loops_in_loops_multiply():
+    inside = loop_of("inner") + "\n  %y = f32[64]{0} get-tuple-element(%w), index=0"
+    assert permutes(counting("inner", SENT, step=2) + counting("body", inside, kind="s32", bound="constant(3)")) == 3 * 8
+
+
+def test_a_loop_without_a_known_end_is_refused_where_it_sends_and_none_elsewhere():
+    endless = dict(bound="get-tuple-element(%p), index=2")
+    with pytest.raises(ValueError, match="a loop that sends, and does not count in a way known here how often: %w = "):
+        permutes(counting("body", SENT, **endless))
+    assert permutes(counting("body", "%y = f32[64]{0} sine(%x)", **endless)) == 0
+
+
+@pytest.mark.parametrize(
+    ("mesh", "slices", "rows_given", "sizes", "rows"),
+    [
+        (MeshConfig(preset="fsdp"), 4, False, {"data": 4, "fsdp": 8}, 4 * 64),
+        (MeshConfig(preset="dp"), 4, False, {"data": 32}, 4 * 64),
+        (MeshConfig(preset="fsdp_tensor"), 4, True, {"data": 4, "fsdp": 4, "tensor": 2}, 64),
+        (MeshConfig(preset="fsdp"), 1, False, {"fsdp": 8}, 64),
+        (MeshConfig(fsdp=-1), 4, False, {"fsdp": 32}, 64),
+    ],
+    ids=["fsdp", "dp", "the batch is given", "one slice", "a size is given"],
+)
+def test_slices_are_copies_of_what_the_config_has_on_one(mesh, slices, rows_given, sizes, rows):
+    config = RunConfig(train=TrainConfig(batch_size=64), mesh=mesh)
+    found, knobs = topology.along_slices(config, slices, 8, rows_given)
+    assert {axis: n for axis, n in found.mesh.sizes(8 * slices).items() if n > 1} == sizes and found.train.batch_size == rows
+    copied = {f"mesh.{axis}": n for axis, n in sizes.items()} | ({} if rows_given else {"train.batch_size": rows})
+    assert knobs == (copied if found is not config else {})
 
 
 def test_what_stays_on_a_device_sends_nothing():
@@ -290,25 +371,65 @@ def test_what_the_compiler_would_need_is_read_off_its_refusal(message, needed):
     assert plan._refused(message) == needed
 
 
+def remedies(config: RunConfig, **sizes: int) -> list[list[tuple]]:
+    """What each remedy has that those before have not."""
+    found = list(plan.remedies(config, {"data": 1, "fsdp": 1, "expert": 1, "tensor": 1} | sizes))
+    assert all({**before, **knobs}.keys() == knobs.keys() for before, knobs in itertools.pairwise(found)), (
+        "each on top of those before"
+    )
+    return [sorted(knobs.items() - before.items()) for before, knobs in itertools.pairwise([{}, *found])]
+
+
 def test_remedies_come_mildest_first():
     model = ModelConfig(vocab_size=64, n_heads=4, n_kv_heads=2)
     config = RunConfig(model=model, train=TrainConfig(batch_size=32), mesh=MeshConfig(data=4, fsdp=2))
-    found = list(plan.remedies(config, {"data": 4, "fsdp": 2, "expert": 1, "tensor": 1}))
-    assert [list(knobs.items())[i:] for knobs, i in zip(found, (0, 0, 0, 0, 0, 1, 3, 3, 1, 3), strict=True)] == [
+    assert remedies(config, data=4, fsdp=2) == [
         *([("model.remat", policy)] for policy in ("dots", "save_mlp", "save_attention", "full", "offload")),
         [("mesh.data", 1), ("mesh.fsdp", 8)],
         [("train.accumulate", 2)],
         [("train.accumulate", 4)],
-        [("mesh.data", 1), ("mesh.fsdp", 4), ("train.accumulate", 8), ("mesh.tensor", 2)],
-        [("train.accumulate", 1), ("mesh.tensor", 2), ("train.batch_size", 4)],
+        [("mesh.fsdp", 4), ("mesh.tensor", 2), ("train.accumulate", 8)],
+        [("optimizer.moment_dtype", "bfloat16")],
+        [("optimizer.offload", True)],
+        [("train.accumulate", 1), ("train.batch_size", 4)],
     ]
-    assert found[-1]["model.remat"] == "offload" and found[-1]["mesh.fsdp"] == 4, "each is on top of those before"
-    assert all("train.batch_size" not in knobs for knobs in found[:-1]), "all but the last learn the same"
+
+
+def test_less_tensor_comes_before_more_micro_batches_while_rows_and_widths_divide():
+    model = ModelConfig(vocab_size=64, d_model=64, n_heads=8, remat="offload")
+    config = RunConfig(model=model, train=TrainConfig(batch_size=64), mesh=MeshConfig(fsdp=8, tensor=4))
+    found = remedies(config, fsdp=8, tensor=4)
+    assert found[:4] == [
+        [("mesh.data", 1), ("mesh.fsdp", 16), ("mesh.tensor", 2)],
+        [("mesh.fsdp", 32), ("mesh.tensor", 1)],
+        [("train.accumulate", 2)],
+        [("mesh.fsdp", 4), ("mesh.tensor", 8), ("train.accumulate", 16)],
+    ], "nor is any tried again on the way to more tensor"
+    narrow = dataclasses.replace(config, model=dataclasses.replace(model, d_model=8 * 3 * 8))
+    assert [("mesh.fsdp", 32), ("mesh.tensor", 1)] in remedies(narrow, fsdp=8, tensor=4)
+    narrow = dataclasses.replace(config, model=dataclasses.replace(model, d_model=8 * 3))
+    assert remedies(narrow, fsdp=8, tensor=4)[0] == [("train.accumulate", 2)], "24 does not divide into 16"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "told"),
+    [
+        (OptimizerConfig(), ["moment_dtype", "offload"]),
+        (OptimizerConfig(moment_dtype="bfloat16", offload=True), []),
+        (OptimizerConfig(name="adafactor"), ["offload"]),
+        (OptimizerConfig(b2=0.999), ["offload"]),
+    ],
+    ids=["adamw", "has both", "has no such moments", "would round its steps away"],
+)
+def test_the_optimizer_is_made_smaller_where_it_can_be(optimizer, told):
+    model = ModelConfig(vocab_size=64, n_heads=4, remat="offload")
+    config = RunConfig(model=model, train=TrainConfig(batch_size=8), optimizer=optimizer)
+    found = [name for more in remedies(config, fsdp=8) for name, _ in more if name.startswith("optimizer.")]
+    assert found == [f"optimizer.{name}" for name in told]
 
 
 @pytest.mark.parametrize("T, chunk, told", [(4096, None, [1024]), (4096, 512, []), (512, None, [])])
 def test_experts_of_few_tokens_at_a_time_are_a_remedy(T, chunk, told):
     model = ModelConfig(vocab_size=64, context_length=T, n_experts=4, expert_chunk=chunk, remat="offload")
     config = RunConfig(model=model, train=TrainConfig(batch_size=8))
-    found = list(plan.remedies(config, {"data": 1, "fsdp": 8, "expert": 1, "tensor": 1}))
-    assert [knobs["model.expert_chunk"] for knobs in found[:1] if "model.expert_chunk" in knobs] == told
+    assert [value for name, value in remedies(config, fsdp=8)[0] if name == "model.expert_chunk"] == told
