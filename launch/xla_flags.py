@@ -4,8 +4,8 @@
     python launch/xla_flags.py cuda COMMAND...
 
 XLA aborts the process at a flag that it does not know, and flags come and go: so each is tried in a process of its own. What
-XLA_FLAGS holds already stays, and stays last: the last one counts. TPUs need none: libtpu overlaps and combines collectives by
-itself, and takes flags of its own from LIBTPU_INIT_ARGS; in XLA_FLAGS an --xla_tpu_ flag is one that XLA does not know.
+XLA_FLAGS holds already stays, and stays last: the last one counts. TPUs are given none: libtpu has flags of its own, in
+LIBTPU_INIT_ARGS, and an --xla_tpu_ flag in XLA_FLAGS is one that XLA does not know.
 """
 
 import os

@@ -41,13 +41,16 @@ def plan(topology: str, knobs: dict, *more: str) -> dict:
     return result
 
 
-def check(knobs: dict, attention: str, expected: dict[str, int], topology: str = "v5e:2x4") -> dict:
-    """expected: bytes by mesh axes, of the arrays that one device gathers, sums, exchanges or passes on in a step."""
+def check(knobs: dict, attention: str, expected: dict[str, int], topology: str = "v5e:2x4", least: int = 10_000) -> dict:
+    """expected: bytes by mesh axes, of the arrays that one device gathers, sums, exchanges or passes on in a step.
+
+    least: axes that move no more are left out: norms, losses and other numbers.
+    """
     result, sums = plan(topology, CONFIG | knobs), {}
     assert result["attention"] == attention
     for c in result["collectives"]:
         sums[c["axes"]] = sums.get(c["axes"], 0) + c["bytes"]
-    found = {axes: size for axes, size in sums.items() if size > 30_000}  # less: norms, losses and other numbers
+    found = {axes: size for axes, size in sums.items() if size > least}
     assert found == {axes: pytest.approx(size, rel=0.1) for axes, size in expected.items()}
     return result
 
@@ -138,7 +141,7 @@ def test_products_that_pass_weights_round_count_every_pass():
     }  # fmt: skip
     layers = 4 * width * width + 3 * width * 4 * width
     expected = {"fsdp": parameters(2, layers, table=V * width), "tensor": residual_stream(rows * tokens * width, layers=1)}
-    sent = check(sizes, "splash", expected, "v5e:4x8")["collectives"]
+    sent = check(sizes, "splash", expected, "v5e:4x8", least=30_000)["collectives"]  # norms are eight times as wide
     passed = sum(c["bytes"] for c in sent if (c["kind"], c["axes"]) == ("collective-permute", "fsdp"))
     assert passed > expected["fsdp"] / 2, "so they are passed round"
 

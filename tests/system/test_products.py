@@ -45,37 +45,32 @@ def stages_divide(sizes, model) -> bool:
     return meshes.MODELS[model].periods % (stages * repeats(sizes)) == 0
 
 
-def skip_unless_stages_divide(sizes, model) -> None:
-    if not stages_divide(sizes, model):
-        pytest.skip(f"{meshes.MODELS[model].periods} periods of layers do not make these stages")
-
-
 def repeats(sizes) -> int:
     return sizes.get("pipeline_repeats", 1)
 
 
+def on_meshes(models):
+    """Every mesh with each of the models whose periods of layers make its stages."""
+    cases = [(sizes, model) for sizes in MESHES for model in models if stages_divide(sizes, model)]
+    return pytest.mark.parametrize(("sizes", "model"), cases, ids=[f"{named(sizes)}-{model}" for sizes, model in cases])
+
+
 @PACKED
-@pytest.mark.parametrize("model", meshes.MODELS)
-@pytest.mark.parametrize("sizes", MESHES, ids=named)
+@on_meshes(meshes.MODELS)
 def test_loss_and_gradients_equal_one_device(sizes, model, packed):
-    skip_unless_stages_divide(sizes, model)
     got = meshes.loss_and_gradients(meshes.config(model), meshes.mesh_of(**sizes), meshes.batch(packed), repeats(sizes))
     meshes.assert_equal(got, meshes.on_one_device(model, packed))
 
 
 @PACKED
-@pytest.mark.parametrize("model", ["experts", "some experts"])
-@pytest.mark.parametrize("sizes", MESHES, ids=named)
+@on_meshes(["experts", "some experts"])
 def test_every_token_goes_to_the_experts_of_one_device(sizes, model, packed):
-    skip_unless_stages_divide(sizes, model)
     meshes.assert_routes_equal(model, meshes.mesh_of(**sizes), packed, repeats(sizes))
 
 
 @PACKED
-@pytest.mark.parametrize("model", meshes.MODELS)
-@pytest.mark.parametrize("sizes", MESHES, ids=named)
+@on_meshes(meshes.MODELS)
 def test_training_drifts_no_more_than_a_permutation_of_rows(sizes, model, packed):
-    skip_unless_stages_divide(sizes, model)
     c = meshes.with_optimizer(model, "adamw")
     meshes.assert_drifts_no_more_than_permuted_rows(c, meshes.mesh_of(**sizes), packed, repeats(sizes))
 

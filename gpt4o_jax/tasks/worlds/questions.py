@@ -21,8 +21,9 @@ as things ("A jdbkb belongs to Oscar."). Without both, one seed of two never use
 person with an animal. Tried with that seed, without help: "Who has abc?" in the world of copying (to step 1,600), eight heads (to
 step 800), and to step 600 more persons asked for alone, few things, all facts of a passage asked for in both directions.
 
-What is left (b85803f, both seeds): asked for another kind of link than the one that is told ("Who is the rival of Ann?"), models
-say whom it leads to. A passage tells one link, so they need not read its kind, and one unanswerable question in five asks so.
+What is left, by the answers that `evaluate` saved of both seeds (b85803f): asked for another kind of link than the one that is
+told ("Who is the rival of Ann?"), models say whom it leads to. A passage tells one link, so they need not read its kind, and one
+unanswerable question in five asks so.
 Bars: exact match of at least 90 % (one_hop), 75 % (two_hop), 70 % (unseen_names); F1 of at least 85 % in telling which
 questions have no answer.
 """
