@@ -3,7 +3,7 @@
 Every seed is trained on a core of its own, side by side; minutes are CPU time over two cores, those of the whole process:
 preparing the data, compiling, training and evaluating. Scores are of `evaluate`: 200 held-out items of each slice, greedily.
 With `measure.py --folder=DIR` the runs stay, finished seeds are not trained again, and one seed alone is trained by
-`python benchmarks/applications.py DIR WORLD SEED`, WORLD "joint" for the one model.
+`python benchmarks/applications.py DIR WORLD SEED`, WORLD "joint" for the one model, "without_text" for its ablation.
 """
 
 import concurrent.futures
@@ -56,29 +56,39 @@ def world_run(world: str, seed: int, folder: Path) -> dict:
 def measure_joint(folder: Path) -> dict:
     """configs/applications.py: pre-training and fine-tuning, on all worlds at once."""
     runs = side_by_side(lambda seed: joint_run(seed, folder))
+    without = without_text_run(SEEDS[0], folder)["text_bits_per_byte"]
     found = _worst("joint", runs, JOINT_MINUTES, {world: bars for world, (_, bars) in BARS.items()})
     text = [r["text_bits_per_byte"] for r in runs]
-    changes = [100 * (after / before - 1) for before, after, *_ in text]
-    before, _, without = text[0]
-    return found | {"joint_text_kept": (max(changes), {"percent": changes, "without_text": 100 * (without / before - 1)})}
+    changes = [100 * (after / before - 1) for before, after in text]
+    details = {"percent": changes, "without_text": 100 * (without / text[0][0] - 1)} | commits(runs)
+    return found | {"joint_text_kept": (max(changes), details)}
 
 
 def joint_run(seed: int, folder: Path) -> dict:
     """One seed of configs/applications.py: trained, or what `folder` keeps of it."""
-    base, tuned, alone = (folder / f"{name}{seed}" for name in ("base", "tuned", "without_text"))
+    base, tuned = folder / f"base{seed}", folder / f"tuned{seed}"
 
     def run() -> dict:
         minutes = base_run(seed, folder)["minutes"]
         config = ["--config=configs/applications.py:tune", f"--workdir={tuned}", f"--config.seed={seed}"]
         minutes += command(seed, "train", *config, f"--config.init.from={base}")
-        if seed == SEEDS[0]:  # what the text in the mixture is good for; not part of the recipe
-            config = ["--config=configs/applications.py:without_text", f"--workdir={alone}", f"--config.seed={seed}"]
-            command(seed, "train", *config, f"--config.init.from={base}", "--config.eval.tasks=()")
         command(seed, "evaluate", f"--workdir={tuned}", "--tasks=qa,translation,summarisation,generation,chat")
-        text = [last_eval(run)["python_docs/bits_per_byte"] for run in (base, tuned, *([alone] if seed == SEEDS[0] else []))]
+        text = [last_eval(run)["python_docs/bits_per_byte"] for run in (base, tuned)]
         return {"minutes": minutes, "scores": scores(tuned), "text_bits_per_byte": text}
 
     return kept(tuned, run)
+
+
+def without_text_run(seed: int, folder: Path) -> dict:
+    """What the text in the mixture of `tune` is good for, from the same base; not part of the recipe."""
+    workdir = folder / f"without_text{seed}"
+    config = ["--config=configs/applications.py:without_text", f"--workdir={workdir}", f"--config.seed={seed}"]
+
+    def run() -> dict:
+        command(seed, "train", *config, f"--config.init.from={folder / f'base{seed}'}", "--config.eval.tasks=()")
+        return {"text_bits_per_byte": last_eval(workdir)["python_docs/bits_per_byte"]}
+
+    return kept(workdir, run)
 
 
 def base_run(seed: int, folder: Path) -> dict:
@@ -171,5 +181,5 @@ def last_eval(workdir: Path) -> dict:
 if __name__ == "__main__":
     into, what, which = sys.argv[1:]
     into = Path(into).resolve()
-    one = joint_run(int(which), into) if what == "joint" else world_run(what, int(which), into)
-    print(json.dumps(one))
+    whole = {"joint": joint_run, "without_text": without_text_run}
+    print(json.dumps(whole[what](int(which), into) if what in whole else world_run(what, int(which), into)))
