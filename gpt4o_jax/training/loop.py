@@ -28,6 +28,7 @@ from gpt4o_jax.training.optimizer import eval_params
 from gpt4o_jax.training.peak import peak_flops
 from gpt4o_jax.training.program import build
 from gpt4o_jax.training.state import TrainState
+from gpt4o_jax.training.tracing import Trace
 
 
 def train(
@@ -126,7 +127,7 @@ def train(
 
     # ------------------------------------------------------------ the loop
     logger = _Logger(config, workdir, start, last_step, peak, mesh, ledger)
-    tracing = False
+    trace, step = Trace(profile if leads else None, workdir / "profile"), start
     try:
         with jax.set_mesh(mesh):
             numbers = functools.partial(row_numbers, config.train)
@@ -141,20 +142,14 @@ def train(
                 with ledger.time("data"):
                     step, batch = next(batches)
                     batch = jax.make_array_from_process_local_data(program.batch_sharding, batch, (K, B, T))
-                if profile and leads and not tracing and step > profile[0]:
-                    jax.profiler.start_trace(str(workdir / "profile"))
-                    tracing, traced_from = True, step - K + 1
+                trace.before(step - K + 1, step)
                 peers.at(f"step {step}")
                 with ledger.time("step"):
                     with jax.profiler.StepTraceAnnotation("train", step_num=step):
                         state, metrics = compiled(state, batch)
                     # Reads the metrics of the previous dispatch, while the device is busy with this one.
                     logger.receive(step, metrics)
-                if tracing and step >= profile[1]:
-                    jax.block_until_ready(state)
-                    jax.profiler.stop_trace()
-                    say(f"profile of steps {traced_from} to {step} in {workdir / 'profile'}")
-                    tracing, profile = False, None
+                trace.after(step, state)
                 store.poll()
 
                 last = step == last_step
@@ -215,8 +210,7 @@ def train(
     finally:
         peers.at(None)
         logger.close()
-        if tracing:
-            jax.profiler.stop_trace()
+        trace.end(step)
     return state
 
 

@@ -119,3 +119,15 @@ def test_a_profile_is_of_steps_that_are_still_to_come(train_args, copy, command,
     assert capsys.readouterr().err.splitlines()[-1] == refused_at
     _, told = command(*train_args(copy, "--profile=2:15"))
     assert f"profile of steps 11 to 20 in {copy / 'profile'}" in told and len(traced) == 1
+
+
+def test_a_profile_that_cannot_be_written_costs_nothing_else(train_args, copy, command, monkeypatch):
+    def lost():
+        raise jax.errors.JaxRuntimeError("FAILED_PRECONDITION: Could not resolve host\n when reading gs://bucket")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lost)
+    shutil.rmtree(copy / "checkpoints" / "20")
+    report, told = command(*train_args(copy, "--profile=10:15"))
+    assert report["step"] == 20
+    assert told.count(f"the profile of steps 11 to 20 cannot be written to {copy / 'profile'}: FAILED_PRECONDITION") == 1
