@@ -2,6 +2,7 @@
 
 Worlds (synthetic tasks, gpt4o_jax/tasks/worlds), which small models also learn from scratch, without init.from:
     numbers, sentences, questions, reports, writing, memory, tools, copying, arithmetic; docstrings: real text
+Chats of your own, in JSONL: conversations
 TFDS datasets, after `data prepare --tfds=NAME`, or the same fields in JSONL (--config.data.source=jsonl
     --config.data.path=FILE --config.data.holdout_path=FILE):
     squad, wmt14_translate/de-en, wmt16_translate/ro-en, cnn_dailymail, xsum, samsum, billsum
@@ -11,6 +12,8 @@ Time: worlds: 3 to 8 CPU minutes on two cores (target 15), questions 21 (target 
 Expected: the target that each world's file names; measured scores are in BENCHMARKS.md (benchmarks/measure.py world_NAME).
     Datasets: not run; their learning rates are starting points.
 Command: python -m gpt4o_jax train --config=configs/finetune.py:numbers --workdir=runs/numbers
+    python -m gpt4o_jax train --config=configs/finetune.py:conversations --workdir=runs/mine \
+        --config.init.from=runs/qwen --config.data.path=chats.jsonl
     python -m gpt4o_jax train --config=configs/finetune.py:squad --workdir=runs/squad --config.init.from=runs/qwen
 """
 
@@ -19,20 +22,13 @@ from gpt4o_jax.data.sources import WORLD_NAMES, world
 from gpt4o_jax.errors import RunError, did_you_mean
 from gpt4o_jax.tasks.readers import METRICS
 
-DATASETS = {  # name: (reader, path of the training split, of the hold-out)
-    "squad": ("squad", "squad/v1.1:train", "squad/v1.1:validation"),
-    "wmt14_translate/de-en": ("de-en", "wmt14_translate/de-en:train", "wmt14_translate/de-en:validation"),
-    "wmt16_translate/ro-en": ("ro-en", "wmt16_translate/ro-en:train", "wmt16_translate/ro-en:validation"),
-    "cnn_dailymail": ("cnn_dailymail", "cnn_dailymail:train", "cnn_dailymail:validation"),
-    "xsum": ("xsum", "xsum:train", "xsum:validation"),
-    "samsum": ("samsum", "samsum:train", "samsum:validation"),
-    "billsum": ("billsum", "billsum:train", "billsum:test"),
-}
+DATASETS = ("squad", "wmt14_translate/de-en", "wmt16_translate/ro-en", "cnn_dailymail", "xsum", "samsum", "billsum")
+CHATS = "conversations"
 STEPS = {"numbers": 1500, "questions": 3000}  # others: 600
 
 
 def get_config(task="numbers"):
-    known = (*WORLD_NAMES, *DATASETS)
+    known = (*WORLD_NAMES, CHATS, *DATASETS)
     if task not in known:
         raise RunError(f"configs/finetune.py:{task}: no such task{did_you_mean(task, known)}; tasks: {', '.join(known)}")
     c = base_config()
@@ -43,7 +39,7 @@ def get_config(task="numbers"):
     c.train.update(length=f"{STEPS.get(task, 600)} steps", batch_size=16)
     c.eval.update(every=200, tasks=("holdout",), task_items=50)
     c.checkpoint.every = 200
-    if task not in DATASETS:
+    if task in WORLD_NAMES:
         c.optimizer.update(name="muon", peak_lr=3e-3, schedule="wsd", decay_fraction=0.4, end_lr_fraction=0.0, warmup_steps=20)
         c.data.update(source="world", path=task, world_items=100_000)
         if task == "questions":  # answering needs copying, which is learned sooner from pure copying tasks
@@ -51,9 +47,13 @@ def get_config(task="numbers"):
             c.optimizer.update(peak_lr=2e-3, muon_lr=0.006)  # tried with one seed: 0.02 is slower here
         c.eval.tasks, c.checkpoint.best = (task,), f"{task}/{world(task).metrics[0]}"
         return c
-    reader, path, holdout = DATASETS[task]
-    c.data.update(source="tfds", reader=reader, path=path, holdout_path=holdout)
+    if task == CHATS:
+        c.data.source, c.checkpoint.best = CHATS, "bits_per_byte"
+    else:
+        reader, name = task.split("/")[-1], "squad/v1.1" if task == "squad" else task
+        held = "test" if task == "billsum" else "validation"
+        c.data.update(source="tfds", reader=reader, path=f"{name}:train", holdout_path=f"{name}:{held}")
+        c.checkpoint.best = f"holdout/{METRICS[reader][0]}"
     c.optimizer.update(name="adamw", peak_lr=2e-5, schedule="cosine", end_lr_fraction=0.0, warmup_steps=100)
     c.train.update(length="2 epochs", patience=5)
-    c.checkpoint.best = f"holdout/{METRICS[reader][0]}"
     return c

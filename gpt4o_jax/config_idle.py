@@ -9,6 +9,7 @@ from gpt4o_jax import config_mixture
 from gpt4o_jax.errors import RunError
 
 _TABLES = ("jsonl", "parquet", "tfds")
+_ENDS = "docstrings"  # the one world that is a text, of which a share is held out
 _COMPARED = tuple(s for s in config_mixture.SOURCES if s != "world")  # with the hold-out: what repeats it is dropped
 
 # Knob: the one that decides whether it has an effect, and for which of its values it has.
@@ -32,8 +33,12 @@ _CHOICES = {
     "objective.held_out": ("objective.method", ("dpo", "grpo")),
 }
 
-# Knobs of ordinary training alone: preferences and rewards compare and cache no text, and take the tokenizer of init.from.
-_NEXT_TOKEN = ("data.shingle_bytes", "data.shingle_share", "data.cache_dir", "tokenizer.kind", "tokenizer.vocab_size")
+# Knobs of ordinary training alone: preferences and rewards compare and cache no text, have rows of their own and take the
+# tokenizer of init.from.
+_NEXT_TOKEN = (
+    "data.shingle_bytes", "data.shingle_share", "data.cache_dir", "data.rows", "eval.stride", "tokenizer.kind",
+    "tokenizer.vocab_size",
+)  # fmt: skip
 
 # Knob: what others must be, all of them, for it to have no effect, and what would give it one.
 _TOGETHER = {
@@ -98,6 +103,9 @@ def _idle(name: str, value) -> str:
     """Why a knob has no effect, and what would give it one; empty: it has."""
     if name in _NEXT_TOKEN and value("objective.method") != "next_token":
         return f"with objective.method={value('objective.method')}; set objective.method=next_token"
+    asked_of_a_world = value("objective.method") != "next_token" and value("data.source") == "world"
+    if name == "data.holdout_fraction" and asked_of_a_world and value("data.path") != _ENDS:
+        return f"with data.path={value('data.path')}, which never ends; set objective.held_out"
     others, such_as = _TOGETHER.get(name, ({}, ""))
     if others and all(value(other) == idle for other, idle in others.items()):
         told = " and ".join(f"{other}={_written(idle)}" for other, idle in others.items())

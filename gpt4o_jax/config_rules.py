@@ -360,6 +360,8 @@ def _validate_finetuning(c) -> None:
     ):
         if value not in legal:
             raise RunError(f"config.{name}={value}: {given} {why}; leave it at {legal[0]}")
+    if o.method == "dpo" and not o.beta > 0:
+        raise RunError(f"config.objective.beta={o.beta}: {given} learns nothing with it; expected above 0, such as 0.1")
     if o.method == "grpo" and c.train.batch_size % o.group:
         raise RunError(
             f"config.objective.group={o.group} does not divide train.batch_size={c.train.batch_size}; nearest:"

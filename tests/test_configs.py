@@ -48,7 +48,7 @@ DATASETS = (
 ARGUMENTS = {name: tuple(sizes) for name, sizes in FAMILIES.items()} | {
     "gpt4o": tuple(GPT4O),
     "shakespeare": ("char_cpu", "char_cpu_fast", "char_gpu"),
-    "finetune": (*WORLD_NAMES, *DATASETS),
+    "finetune": (*WORLD_NAMES, "conversations", *DATASETS),
     "applications": ("pretrain", "tune", "without_text"),
 }
 FILES = sorted(CONFIGS.glob("*.py"))
@@ -66,7 +66,9 @@ NOMINAL = {"nano": 4e6, "moe_nano": 10e6, "tiny": 25e6, "small": 124e6, "medium"
 
 def read(spec: str, **overrides: str):
     given = {name.replace("__", "."): value for name, value in overrides.items()}
-    return config_file.read(str(CONFIGS / spec), ({"data.path": "unused.txt"} if "shakespeare" in spec else {}) | given)
+    return config_file.read(
+        str(CONFIGS / spec), ({"data.path": "unused.txt"} if re.search("shakespeare|:conv", spec) else {}) | given
+    )
 
 
 def shrunk(spec: str, text: Path):

@@ -26,13 +26,14 @@ UNRENDERED = f"this model's own chat template ({tokenizer_published.TEMPLATE_FIL
 
 
 class Conversation(str):
-    """What its turns say, a line each. `item` knows who says what."""
+    """What its turns say, a line each. `item` knows who says what, `where` the place it comes from, as messages tell it."""
 
     item: Item
+    where: str
 
-    def __new__(cls, item: Item):
+    def __new__(cls, item: Item, where: str):
         self = super().__new__(cls, "\n".join(m.text for m in item.messages))
-        self.item = item
+        self.item, self.where = item, where
         return self
 
 
@@ -71,14 +72,17 @@ def template_of(data: DataConfig, tokenizer: Tokenizer) -> chat.Template:
 def encoder(data: DataConfig, tokenizer: Tokenizer) -> Callable[[Conversation], tuple[list[int], list[bool]]] | None:
     """document -> (ids, whether the loss counts each), where the documents of a source are conversations.
 
-    Raises RunError where the tokenizer lacks symbols of the template.
+    Raises RunError where the tokenizer lacks symbols of the template, and encode() where the template cannot write a document.
     """
     if not are_documents_of(data):
         return None
     template = chat.template_for(template_name(data, tokenizer), tokenizer)
 
     def encode(document: Conversation) -> tuple[list[int], list[bool]]:
-        ids, counts = chat.encode(template.render(document.item.messages, False), tokenizer)
+        try:
+            ids, counts = chat.encode(template.render(document.item.messages, False), tokenizer)
+        except RunError as e:
+            raise RunError(f"{document.where}: {e}", e.code) from None
         return ids, [True] * len(ids) if data.loss_on == "all" else counts
 
     return encode
@@ -115,7 +119,7 @@ class WorldItems(Sequence[Conversation]):
         if not 0 <= i < self._size:
             raise IndexError(i)
         held_out, seed = self._how
-        return Conversation(self._world.item(seed, i, held_out))
+        return Conversation(self._world.item(seed, i, held_out), f"world {self._world.name}: item {i}")
 
 
 def held_out(world: World, size: int, choosing: bool) -> list[Item]:
@@ -170,16 +174,18 @@ def taker(data: DataConfig) -> Callable[[dict, str], Conversation] | None:
     """(record of a file, where it stands) -> its conversation, where the records of a source are such. Raises RunError."""
     if not are_documents_of(data):
         return None
-    read = _reader(data.reader) if data.reader else conversation_item
+    read = _reader(data.reader or "conversations")
 
     def take(record: dict, where: str) -> Conversation:
         try:
-            document = Conversation(read(record))
+            item = read(record)
         except RunError as e:
             raise data_error(f"{where}: {e}") from None
-        if lone := next(filter(None, map(lone_surrogate, (document, *document.item.references, document.item.slice))), ""):
-            raise data_error(f"{where}: not valid Unicode: {lone}; leave it out")
-        return document
+        texts = [(f"message {n}: content", m.text) for n, m in enumerate(item.messages)]
+        for field, text in (*texts, *(("references", r) for r in item.references), ("slice", item.slice)):
+            if lone := lone_surrogate(text):
+                raise data_error(f"{where}: {field}: not valid Unicode: {lone}; leave it out")
+        return Conversation(item, where)
 
     return take
 
@@ -189,29 +195,3 @@ def _reader(name: str) -> Callable[[dict], Item]:
         hint = did_you_mean(name, readers.READERS)
         raise RunError(f"config.data.reader={name!r} does not exist{hint}; there are {', '.join(readers.READERS)}")
     return readers.READERS[name]
-
-
-def conversation_item(record: dict) -> Item:
-    """{"messages": [{"role": ..., "content": ...}, ...]}, and where there are: "references", a list of acceptable answers in
-    the place of the last message, and "slice". Raises RunError that names the field.
-    """
-    stored = record.get("messages")
-    if not isinstance(stored, list) or not stored:
-        keys = ", ".join(map(repr, list(record)[:8])) or "no keys"
-        raise data_error(f"messages: expected a list of turns, got {stored!r:.40} (there are {keys})")
-    try:
-        messages = tuple(chat.read_messages(stored))
-    except RunError as e:
-        raise data_error(f"messages: {e}") from None
-    last = messages[-1]
-    if last.role != "assistant":
-        pair = "; chosen and rejected make preference pairs, for training by DPO alone" if "chosen" in record else ""
-        raise data_error(f"messages: the last is of role {last.role}, expected assistant: its words are what is learned{pair}")
-    references, row = record.get("references", [last.text]), record.get("slice", "")
-    if not isinstance(references, list) or not references or not all(isinstance(r, str) for r in references):
-        raise data_error(f"references: expected a list of texts, got {references!r:.40}")
-    if not isinstance(row, str):
-        raise data_error(f"slice: expected a text, got {row!r:.40}")
-    if row == "all":
-        raise data_error("slice: 'all' is the row of all items in tables of scores; expected another name")
-    return Item(messages, tuple(references), row)

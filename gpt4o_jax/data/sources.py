@@ -17,6 +17,7 @@ from gpt4o_jax.config import DataConfig
 from gpt4o_jax.data import conversations, prepared, python_docs, records
 from gpt4o_jax.errors import RunError, data_error, did_you_mean, unreachable
 from gpt4o_jax.paths import of_user
+from gpt4o_jax.tasks.item import Item
 from gpt4o_jax.tasks.worlds import WORLDS, World, docstrings
 
 
@@ -45,7 +46,7 @@ def apart(config: DataConfig) -> Sequence[str] | None:
     """
     if config.source == "world":
         made, size = world(config.path, config.holdout_fraction), math.ceil(config.world_items * config.holdout_fraction)
-        return _as_documents(conversations.held_out(made, min(size, HELD_ITEMS), choosing=True))
+        return _as_documents(made.name, conversations.held_out(made, min(size, HELD_ITEMS), choosing=True))
     return load(dataclasses.replace(config, path=config.holdout_path)) if config.holdout_path else None
 
 
@@ -54,11 +55,11 @@ def scored_at_last(config: DataConfig) -> list[str]:
     if config.source != "world":
         return []
     made = world(config.path, config.holdout_fraction)
-    return _as_documents(conversations.held_out(made, conversations.SCORED * len(made.slices), choosing=False))
+    return _as_documents(made.name, conversations.held_out(made, conversations.SCORED * len(made.slices), choosing=False))
 
 
-def _as_documents(items) -> list[str]:
-    return [conversations.Conversation(item) for item in items]
+def _as_documents(name: str, items: Sequence[Item]) -> list[str]:
+    return [conversations.Conversation(item, f"world {name}: held-out item {i}") for i, item in enumerate(items)]
 
 
 HELD_ITEMS = 500  # most held-out items of a world whose bits are counted: they are made up, and more would only take longer
@@ -222,6 +223,8 @@ def split_all(
     for documents, (training, held) in zip(corpora, pairs, strict=True):
         if not training:
             how, mend = f"holdout_fraction={config.holdout_fraction}", "data.holdout=tail"
+            if _are_conversations(documents):
+                mend = "a file of held-out ones in data.holdout_path"
             if config.holdout_path:
                 how, mend = f"holdout_path={config.holdout_path}", "data.shingle_bytes=0, which keeps what repeats it"
             raise data_error(
@@ -248,10 +251,16 @@ def _without_repeats(pairs, of_worlds: Sequence[bool], config: DataConfig, more:
 
 
 def no_holdout(documents: Sequence[str], config: DataConfig) -> RunError:
+    mend = "split the text with data.separator, use more documents, or data.holdout=tail"
+    if _are_conversations(documents):
+        mend = "use more conversations, a larger data.holdout_fraction, or a file of held-out ones in data.holdout_path"
     return data_error(
-        f"hold-out is empty: none of {len(documents)} document(s) fell into holdout_fraction={config.holdout_fraction};"
-        " split the text with data.separator, use more documents, or data.holdout=tail"
+        f"hold-out is empty: none of {len(documents)} document(s) fell into holdout_fraction={config.holdout_fraction}; {mend}"
     )
+
+
+def _are_conversations(documents: Sequence[str]) -> bool:
+    return isinstance(documents[0], conversations.Conversation)
 
 
 def _choose(documents: Sequence[str], keep: Iterable[bool]) -> Sequence[str]:

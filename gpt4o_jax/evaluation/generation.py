@@ -103,7 +103,8 @@ def _holdout(data: DataConfig, limit: int, choosing: bool) -> Task:
             if not found:
                 raise data_error(f"task {HOLDOUT}: no conversation of {alone.path} is held out; raise data.holdout_fraction")
             items = conversations.one_part(found, choosing, f"task {HOLDOUT}")[:limit]
-            return Task(HOLDOUT, items, readers.METRICS.get(alone.reader, ("exact_match", "chrf")))
+            scores = readers.METRICS[alone.reader or "conversations"]
+            return Task(HOLDOUT, items, tuple(name for name in scores if metrics.tells(name, items)))
     raise RunError(f"task {HOLDOUT}: the run was trained on no conversations of files; expected one of {', '.join(names()[:-1])}")
 
 

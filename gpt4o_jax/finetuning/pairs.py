@@ -34,6 +34,7 @@ class Pair(NamedTuple):
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
+    where: str  # as messages tell it
 
 
 class Encoded(NamedTuple):
@@ -75,7 +76,7 @@ def read(text: str, where: str) -> Iterator[Pair]:
                 raise data_error(f"{where}:{n}: {name}: not valid Unicode: {lone}; leave it out")
         if record["chosen"] == record["rejected"]:
             raise data_error(f"{where}:{n}: chosen and rejected are the same text; nothing is preferred")
-        yield Pair(prompt, record["chosen"], record["rejected"])
+        yield Pair(prompt, record["chosen"], record["rejected"], f"{where}:{n}")
 
 
 def of_world(world: World, size: int, held_out: bool, choosing: bool = True) -> Iterator[Pair]:
@@ -94,7 +95,8 @@ def of_world(world: World, size: int, held_out: bool, choosing: bool = True) -> 
         other = next((answer for answer in others if answer not in mine.references), None)
         if other is not None:
             close = near_miss(mine.answer, other, random.Random(f"{world.name} {i}"))
-            yield Pair(mine.prompt, mine.answer, other if close in mine.references else close)
+            rejected = other if close in mine.references else close
+            yield Pair(mine.prompt, mine.answer, rejected, f"world {world.name}: item {i}")
 
 
 def near_miss(answer: str, other: str, rng: random.Random) -> str:
@@ -221,12 +223,15 @@ def scored_at_last(config: RunConfig, corpus: PairCorpus) -> PairRows:
 
 
 def _fitting(pairs: Sequence[Pair], config: RunConfig, tokenizer: Tokenizer) -> list[Encoded]:
-    """Those that fit in a row, as ids."""
+    """Those that fit in a row, as ids. Raises RunError where none does, and where the template cannot write one."""
     template = chat.template_for(conversations.template_name(config.data, tokenizer), tokenizer)
     T = config.model.context_length
 
     def encode(pair: Pair, answer: str):
-        return chat.encode(template.render([*pair.prompt, chat.say("assistant", answer)], False), tokenizer)
+        try:
+            return chat.encode(template.render([*pair.prompt, chat.say("assistant", answer)], False), tokenizer)
+        except RunError as e:
+            raise RunError(f"{pair.where}: {e}", e.code) from None
 
     encoded = [Encoded(encode(pair, pair.chosen), encode(pair, pair.rejected)) for pair in pairs]
     fitting = [pair for pair in encoded if pair.length <= T + 1]

@@ -10,7 +10,7 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 
-from gpt4o_jax.errors import data_error, did_you_mean
+from gpt4o_jax.errors import RunError, data_error, did_you_mean
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -57,10 +57,11 @@ def read_messages(stored: Sequence[dict]) -> list[Message]:
         role, content = (entry.get("role"), entry.get("content")) if isinstance(entry, dict) else (None, None)
         if role not in ROLES:
             raise data_error(f"message {n}: role {role!r}{did_you_mean(str(role), ROLES)}; expected one of {', '.join(ROLES)}")
-        if entry.get("tool_calls"):
-            raise data_error(f"message {n}: tool_calls are not written by any template here; put the call into content, as text")
+        for name in ("tool_calls", "function_call"):
+            if entry.get(name):
+                raise data_error(f"message {n}: {name}: no template here writes it; put the call into content, as text")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        if not isinstance(parts, list) or not all(map(readable, parts)):
+        if not isinstance(parts, list) or not parts or not all(map(readable, parts)):
             raise data_error(
                 f'message {n}: content is {content!r}; expected a text, or a list of {{"type": "text", "text": ...}}'
             )
@@ -165,7 +166,8 @@ def _pairs(name: str, messages: Sequence[Message]) -> tuple[str, list[Message]]:
     for n, m in enumerate(turns):
         expected = "assistant" if n % 2 else "user"
         if m.role != expected:
-            raise data_error(f"chat template {name}: turn {n} is of role {m.role}, expected {expected}: the two must alternate")
+            at = f"message {n + given}"
+            raise data_error(f"chat template {name}: {at} is of role {m.role}, expected {expected}: the two must alternate")
     return system, turns
 
 
@@ -227,7 +229,7 @@ def _olmo2(messages: Sequence[Message], reply: bool) -> Rendered:
     out: Rendered = [(BOS, False)]
     for n, m in enumerate(messages):
         if m.role == "tool":
-            raise data_error(f"chat template olmo2: turn {n} is of role tool, expected system, user or assistant")
+            raise data_error(f"chat template olmo2: message {n} is of role tool, expected system, user or assistant")
         answer, last = m.role == "assistant", n == len(messages) - 1
         out += [(Text(f"<|{m.role}|>\n"), False), *((part, answer) for part in m.content)]
         out += [(EOS, True)] * answer + [(Text("\n"), False)] * (not (answer and last))
@@ -293,7 +295,7 @@ def template(name: str, knob: str = KNOB) -> Template:
     """The template of that name. Raises RunError where there is none. knob: where it is set, for messages."""
     if name not in TEMPLATES:
         known = ", ".join(TEMPLATES)
-        raise data_error(f"chat template {name!r}{did_you_mean(name, TEMPLATES)}; expected {knob}=one of {known}")
+        raise RunError(f"chat template {name!r}{did_you_mean(name, TEMPLATES)}; expected {knob}=one of {known}")
     return TEMPLATES[name]
 
 

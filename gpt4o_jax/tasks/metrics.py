@@ -23,13 +23,15 @@ from gpt4o_jax.tasks.item import Item
 class Metric:
     """counts: (predictions, items) -> counts_NK. value: their sum over items -> the score.
 
-    needs: what an item must have to be scored. of_slices: whether one slice alone can be scored.
+    needs: what an item must have to be scored. of_slices: whether one slice alone can be scored. one_must: what at least one
+    of the items has to be, for a score that says anything, and the question whether an item is.
     """
 
     counts: Callable[[Sequence[str], Sequence[Item]], np.ndarray]
     value: Callable[[np.ndarray], float]
     needs: str = "references"
     of_slices: bool = True
+    one_must: tuple[str, Callable[[Item], bool]] = ("", lambda item: True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,8 @@ def score(name: str, predictions: Sequence[str], items: Sequence[Item], resample
             raise data_error(
                 f"metric {name}: item {n} (slice {item.slice}) has no {metric.needs}; leave the metric or the item out"
             )
+    if not tells(name, items):
+        raise data_error(f"metric {name}: none of {len(items)} items is {metric.one_must[0]}; leave the metric out")
     counts_NK = metric.counts(predictions, items)
     rng = np.random.default_rng(0)
     drawn = [metric.value(counts_NK[rng.integers(len(items), size=len(items))].sum(axis=0)) for _ in range(resamples)]
@@ -83,6 +87,11 @@ def each(name: str, predictions: Sequence[str], items: Sequence[Item]) -> list[f
 def can_score(name: str, item: Item) -> bool:
     """Whether an item has what the metric needs."""
     return _has(item, lookup(name).needs)
+
+
+def tells(name: str, items: Sequence[Item]) -> bool:
+    """Whether the score of all these items together says anything."""
+    return any(map(lookup(name).one_must[1], items))
 
 
 def table(
@@ -199,7 +208,7 @@ def _error_rate(unit: str) -> Metric:
 
 def _refusals(predictions: Sequence[str], items: Sequence[Item]) -> np.ndarray:
     """Per item: rightly refused, refused or to be refused."""
-    pairs = [(squad.refuses(p), squad.unanswerable(i)) for p, i in zip(predictions, items, strict=True)]
+    pairs = [(squad.refused(p, i), squad.unanswerable(i)) for p, i in zip(predictions, items, strict=True)]
     return np.array([(said and true, said + true) for said, true in pairs], float)
 
 
@@ -222,8 +231,12 @@ METRICS = {
     "rouge_lsum": _rouge("rougeLsum"),  # of summaries with a sentence a line
     "squad_em": _mean(squad.exact_match),
     "squad_f1": _mean(squad.f1),
-    # F1 in telling which questions have no answer; 100 where there are none and none is refused
-    "unanswerable_f1": Metric(_refusals, lambda s: 200 * s[0] / s[1] if s[1] else 100.0, of_slices=False),
+    "unanswerable_f1": Metric(  # F1 in telling which questions have no answer
+        _refusals,
+        lambda s: 200 * s[0] / s[1] if s[1] else 100.0,  # none drawn and none refused: no mistake
+        of_slices=False,
+        one_must=("an unanswerable question", squad.unanswerable),
+    ),
     "wer": _error_rate("words"),
     "cer": _error_rate("characters"),
     "json_valid": _mean(lambda prediction, _: float(_json(prediction)[0]), "json"),

@@ -7,6 +7,7 @@
     xsum              xsum                     document, summary
     samsum            samsum                   dialogue, summary
     billsum           billsum                  text, summary
+    conversations     chat datasets            messages [{role, content}, ...], and maybe references, slice
 
 Each reader raises RunError that names the field, what it holds, and what is expected.
 """
@@ -15,7 +16,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gpt4o_jax.errors import data_error
+from gpt4o_jax.errors import RunError, data_error
+from gpt4o_jax.tasks.chat import read_messages
 from gpt4o_jax.tasks.item import LANGUAGES, NO_ANSWER, Item, ask_about, ask_to_summarise, ask_to_translate, exchange
 
 Record = Mapping[str, Any]
@@ -32,7 +34,9 @@ def _squad(record: Record) -> Item:
         raise data_error(f"answers.text: got {texts!r:.40}, expected a list of texts")
     answers = tuple(dict.fromkeys(t.strip() for t in texts if t.strip()))
     asked = ask_about(passage, question)
-    return exchange(asked, answers or (NO_ANSWER,), "answerable" if answers else "unanswerable")
+    return (
+        exchange(asked, answers, "answerable", {"answerable": True}) if answers else exchange(asked, (NO_ANSWER,), "unanswerable")
+    )
 
 
 def _translate(record: Record, source: str, target: str) -> Item:
@@ -52,6 +56,40 @@ def _into_english(record: Record) -> Item:
 
 def _summarise(record: Record, name: str, document: str, summary: str) -> Item:
     return exchange(ask_to_summarise(_text(record, document)), (_text(record, summary),), name)
+
+
+def _conversation(record: Record) -> Item:
+    """{"messages": [{"role": ..., "content": ...}, ...]}, and where there are: "references", a list of acceptable answers in
+    the place of the last message, and "slice". Raises RunError that names the field.
+    """
+    stored = record.get("messages")
+    if isinstance(stored, Mapping):  # as TFDS stores a sequence of turns
+        columns = {name: list(column) for name, column in stored.items()}
+        if len(set(map(len, columns.values()))) > 1:
+            raise data_error(f"messages: got columns of lengths {', '.join(f'{len(c)} ({n})' for n, c in columns.items())}")
+        stored = [dict(zip(columns, turn, strict=True)) for turn in zip(*columns.values(), strict=True)]
+    for name in ("tools", "functions"):
+        if record.get(name):
+            raise data_error(f"{name}: no template here writes them; put them into a system message, as text")
+    if not isinstance(stored, list) or not stored:
+        keys = ", ".join(map(repr, list(record)[:8])) or "no keys"
+        raise data_error(f"messages: expected a list of turns, got {stored!r:.40} (there are {keys})")
+    try:
+        messages = tuple(read_messages(stored))
+    except RunError as e:
+        raise data_error(f"messages: {e}") from None
+    last = messages[-1]
+    if last.role != "assistant":
+        pair = "; chosen and rejected make preference pairs, for training by DPO alone" if "chosen" in record else ""
+        raise data_error(f"messages: the last is of role {last.role}, expected assistant: its words are what is learned{pair}")
+    references, row = record.get("references", [last.text]), record.get("slice", "")
+    if not isinstance(references, list) or not references or not all(isinstance(r, str) for r in references):
+        raise data_error(f"references: expected a list of texts, got {references!r:.40}")
+    if not isinstance(row, str):
+        raise data_error(f"slice: expected a text, got {row!r:.40}")
+    if row == "all":
+        raise data_error("slice: 'all' is the row of all items in tables of scores; expected another name")
+    return Item(messages, tuple(references), row)
 
 
 def _field(record: Any, name: str, where: str = "") -> Any:
@@ -79,6 +117,7 @@ _SUMMARIES = {
     "billsum": ("text", "summary"),
 }
 READERS: dict[str, Callable[[Record], Item]] = {
+    "conversations": _conversation,
     "squad": _squad,
     "translation": _into_english,
     **{f"{a}-{b}": functools.partial(_translate, source=a, target=b) for a, b in _PAIRS},
@@ -87,6 +126,7 @@ READERS: dict[str, Callable[[Record], Item]] = {
 
 # How well the items of a reader are answered (tasks/metrics.py); the first counts.
 METRICS = {
+    "conversations": ("exact_match", "chrf"),
     "squad": ("squad_f1", "squad_em", "unanswerable_f1"),
     **{name: ("bleu", "chrf") for name in ("translation", *(f"{a}-{b}" for a, b in _PAIRS))},
     **{name: ("rouge_l", "rouge_1", "rouge_2") for name in ("xsum", "samsum", "billsum")},

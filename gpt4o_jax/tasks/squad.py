@@ -1,7 +1,8 @@
 """Exact match and F1 of SQuAD 2.0, by the rules of its official script (arXiv:1806.03822).
 
 Texts are compared in lower case, without ASCII punctuation and without a, an and the; F1 counts common words. Refusing
-(NO_ANSWER, or an empty answer) is right exactly where the question has no answer.
+(NO_ANSWER, or an empty answer) is right exactly where the question has no answer. An item that is known to have one (checks
+"answerable") may have the word NO_ANSWER among its answers; there it is no refusal.
 """
 
 import collections
@@ -18,30 +19,36 @@ def normalize(text: str) -> str:
 
 
 def unanswerable(item: Item) -> bool:
-    return refuses(item.answer)
+    return not item.checks.get("answerable") and _empty(item.answer)
 
 
-def refuses(text: str) -> bool:
-    return normalize(text) in ("", normalize(NO_ANSWER))
+def refused(prediction: str, item: Item) -> bool:
+    return _empty(prediction) and normalize(prediction) not in _answers(item) - {""}
 
 
 def exact_match(prediction: str, item: Item) -> float:
     """1.0 where the prediction is one of the answers."""
-    return max(float(_said(prediction) == gold) for gold in _answers(item))
+    return float(_said(prediction, item) in _answers(item))
 
 
 def f1(prediction: str, item: Item) -> float:
     """Of common words, the best over the answers."""
-    return max(_f1(_said(prediction).split(), gold.split()) for gold in _answers(item))
+    return max(_f1(_said(prediction, item).split(), gold.split()) for gold in _answers(item))
 
 
-def _said(text: str) -> str:
-    return "" if refuses(text) else normalize(text)
+def _empty(text: str) -> bool:
+    return normalize(text) in ("", normalize(NO_ANSWER))
+
+
+def _said(prediction: str, item: Item) -> str:
+    """Normalized, a refusal as the empty text."""
+    return "" if refused(prediction, item) else normalize(prediction)
 
 
 def _answers(item: Item) -> set[str]:
-    """As the official script: answers of which nothing is left count only where there are no others."""
-    return {_said(r) for r in item.references if not refuses(r)} or {""}
+    """Normalized. As the official script: answers of which nothing is left count only where there are no others."""
+    word = set() if item.checks.get("answerable") else {normalize(NO_ANSWER)}
+    return {normalize(r) for r in item.references} - {""} - word or {""}
 
 
 def _f1(said: list[str], gold: list[str]) -> float:

@@ -65,6 +65,10 @@ def train_args(text):
         flags |= dict(arg.split("=", 1) for arg in more)
         idle = ["data.separator"] if flags["--config.data.source"] not in ("text", "mixture") else []
         idle += ["data.holdout_fraction"] if flags.get("--config.data.holdout_path") else []
+        endless = (
+            flags["--config.data.source"] == "world" and flags.get("--config.objective.method", "next_token") != "next_token"
+        )
+        idle += ["data.holdout_fraction"] if endless and flags["--config.data.holdout_fraction"] == 0.2 else []
         of_run = ":" in str(flags["--config"])  # from_run.py:RUN and the like, whose tokenizer is the run's
         idle += ["tokenizer.kind"] if of_run or flags.get("--config.tokenizer.path") else []
         for name in idle:  # does nothing with what took the place of the text or its tokenizer

@@ -11,6 +11,7 @@ from gpt4o_jax.__main__ import main
 from gpt4o_jax.checkpoint import manifest
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.errors import ExitCode
+from gpt4o_jax.finetuning import preference
 from gpt4o_jax.run import open_run
 from tests.commands.conftest import FROM_RUN
 
@@ -22,7 +23,7 @@ WORLD = (
     "--config.data.path=numbers",
     "--config.data.world_items=400",
 )  # all letters of the numbers
-WORLD += ("--config.data.rows=first_fit", "--config.model.context_length=256", "--config.sample.prompts=('a',)")
+WORLD += ("--config.model.context_length=256", "--config.sample.prompts=('a',)")
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +31,7 @@ def taught(train_args, as_on_a_laptop, tmp_path_factory):
     """A run of conversations, which are what the others start from."""
     workdir = tmp_path_factory.mktemp("taught") / "run"
     with as_on_a_laptop():
-        assert main(train_args(workdir, *WORLD)) == 0
+        assert main(train_args(workdir, *WORLD, "--config.data.rows=first_fit")) == 0
     return workdir
 
 
@@ -66,7 +67,7 @@ def newest(workdir) -> list:
 
 
 @pytest.mark.parametrize(("method", "more"), [("dpo", ()), ("grpo", ("--config.lora.rank=2",)), ("grpo", ())])
-def test_a_run_is_one_like_any_other(taught, tuned_args, tmp_path, command, refused, method, more):
+def test_a_run_is_one_like_any_other(taught, tuned_args, tmp_path, command, refused, monkeypatch, method, more):
     workdir = tmp_path / "tuned"
     made, err = command(*tuned_args(workdir, method, *more))
     assert f"weights from {taught} at step 20" in err and made["step"] == 20
@@ -96,7 +97,9 @@ def test_a_run_is_one_like_any_other(taught, tuned_args, tmp_path, command, refu
         refused(DATA, "weights have no hold-out, nor have those merged of a run of preferences or rewards", "evaluate", merged)
         assert "numbers" in command("evaluate", merged, "--tasks=numbers", "--limit=1")[0]["tasks"], "as the line says"
     shutil.rmtree(workdir / "checkpoints" / "20")
-    wanted = newest_of(command, tuned_args, workdir, method, more)
+    with monkeypatch.context() as patch:  # what the reference says is kept, and not asked for again
+        patch.setattr(preference, "_said", None)
+        wanted = newest_of(command, tuned_args, workdir, method, more)
     again = newest_of(command, tuned_args, tmp_path / "again", method, more)
     for a, b in zip(wanted, again, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -149,9 +152,20 @@ MISTAKES = [
         "train.mtp_weight=0.3: config.objective.method=grpo trains no heads of multi-token prediction; set mtp_weight=0",
         ("--config.model.mtp_heads=1", "--config.train.mtp_weight=0.3"),
     ),
+    ("data.rows='first_fit' does nothing with objective.method=grpo", ("--config.data.rows=first_fit",)),
+    ("eval.stride=8 does nothing with objective.method=grpo; set objective.method=next_token", ("--config.eval.stride=8",)),
+    (
+        "data.holdout_fraction=0.3 does nothing with data.path=numbers, which never ends; set objective.held_out",
+        ("--config.data.holdout_fraction=0.3",),
+    ),
     ("there are reward, reward/en-de, reward/de-en,", ("--config.checkpoint.best=reward/en-xx",)),
     ("world 'nmbers' does not exist (did you mean numbers?)", ("--config.data.path=nmbers",)),
 ]
+
+
+def test_preferences_need_a_beta(tuned_args, tmp_path, refused):
+    told = "config.objective.beta=0.0: config.objective.method=dpo learns nothing with it; expected above 0, such as 0.1"
+    refused(USAGE, told, *tuned_args(tmp_path / "new", "dpo", "--config.objective.beta=0"))
 
 
 @pytest.mark.parametrize(("fragment", "more"), MISTAKES)

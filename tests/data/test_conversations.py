@@ -1,5 +1,6 @@
 """The loss counts what the assistant says and what ends it, in every kind of row; broken conversations are told by place."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -20,6 +21,8 @@ from gpt4o_jax.tasks import chat
 from gpt4o_jax.tasks.item import Item
 from gpt4o_jax.tasks.readers import READERS
 from gpt4o_jax.tasks.worlds import WORLDS
+from tests.data import numbered_squad
+from tests.data.numbered_squad import SQUAD
 
 T = 96
 BYTES = byte_tokenizer()
@@ -78,7 +81,7 @@ said = st.lists(st.one_of(LOOK_ALIKES, st.characters(exclude_categories=["Cs"]))
 def test_turns_come_back_whatever_is_said_in_them(tokenizer, turns):
     messages = tuple(chat.say(role, text) for role, text in turns)
     encode = conversations.encoder(DataConfig(source="conversations", path="x"), tokenizer)
-    ids, counts = encode(conversations.Conversation(Item(messages, (), "")))
+    ids, counts = encode(conversations.Conversation(Item(messages, (), ""), "x.jsonl:1"))
     opens = {tokenizer.special(f"<|{role}|>"): role for role in chat.ROLES}
     end, found = tokenizer.special("<|end_of_turn|>"), []
     assert ids[0] == tokenizer.symbols.bos and not counts[0]
@@ -227,7 +230,7 @@ def test_worlds_are_named_by_their_items(made):
 
 
 def test_text_that_repeats_held_out_items_is_dropped_but_no_items_for_their_form(made, tmp_path):
-    held = [conversations.Conversation(WORLDS["numbers"].item(0, i, True)) for i in range(10)]
+    held = [conversations.Conversation(WORLDS["numbers"].item(0, i, True), f"item {i}") for i in range(10)]
     texts = [str(d) for d in held if len(d) > 60] + [" ".join(str(i * i * j) for j in range(20)) for i in range(3, 43)]
     (tmp_path / "x.txt").write_text("\n\n".join(texts))
     _, found = made(
@@ -242,46 +245,10 @@ def test_text_that_repeats_held_out_items_is_dropped_but_no_items_for_their_form
 
 # ---------------------------------------------------------------- datasets, by a reader
 
-SQUAD = [
-    {
-        "id": str(i), "title": "t", "context": f"Passage {i} tells of {i * i} things.", "question": f"How many, in {i}?",
-        "answers": {"text": [f"{i * i}", f"{i * i} things"] if i % 4 else [], "answer_start": [17, 17] if i % 4 else []},
-    }
-    for i in range(40)
-]  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def squad(tmp_path_factory):
-    """x.jsonl, x.parquet and, as TFDS prepares it, numbered_squad: records of SQuAD's features."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    class NumberedSquad(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            f = tfds.features
-            features = {name: f.Text() for name in ("id", "title", "context", "question")}
-            features["answers"] = f.Sequence({"text": f.Text(), "answer_start": np.int32})
-            return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, features=f.FeaturesDict(features))
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples(0, 30), "validation": self._generate_examples(30, 40)}
-
-        def _generate_examples(self, first, end):
-            for i in range(first, end):
-                yield i, SQUAD[i]
-
-    path = tmp_path_factory.mktemp("squad")
-    (path / "x.jsonl").write_text("".join(json.dumps(r) + "\n" for r in SQUAD[:30]))
-    (path / "v.jsonl").write_text("".join(json.dumps(r) + "\n" for r in SQUAD[30:]))
-    pq.write_table(pa.Table.from_pylist(SQUAD[:30]), path / "x.parquet", row_group_size=7)
-    pq.write_table(pa.Table.from_pylist(SQUAD[30:]), path / "v.parquet")
-    tfds.disable_progress_bar()
-    NumberedSquad(data_dir=path, file_format="array_record").download_and_prepare()
-    return path
+    return numbered_squad.write(tmp_path_factory.mktemp("squad"))
 
 
 @pytest.mark.parametrize("source", ["jsonl", "parquet", "tfds"])
@@ -346,12 +313,20 @@ def test_an_empty_line_at_the_end_is_no_conversation(made, tmp_path):
     assert made(holdout_path=str(path))[1].members[0].holdout.documents == 5
 
 
-def test_what_a_template_cannot_say_is_told_with_its_document(made, tmp_path):
-    bad = [("user", "a"), ("assistant", "b"), ("assistant", "two in a row")]
-    path = write(tmp_path / "x.jsonl", [[("user", f"{i}"), ("assistant", "b")] for i in range(9)] + [bad])
-    held = write(tmp_path / "validation.jsonl", [[("user", "v"), ("assistant", "w")]])
-    told = refusal(lambda: made(path=str(path), template="mistral", holdout_path=str(held)))
-    assert "document 10 of " in told and "two in a row" in told
+def test_what_a_template_cannot_say_is_told_by_file_and_line(made, tmp_path):
+    bad = [("system", "s"), ("user", "a"), ("assistant", "b"), ("assistant", "two in a row")]
+    path = write(tmp_path / "x.jsonl", [[("user", f"{i}"), ("assistant", "b")] for i in range(30)] + [bad])
+    path.write_text("\n" + path.read_text())  # an empty line counts as one
+    told = refusal(lambda: made(path=str(path), template="mistral", holdout_fraction=0.3))
+    assert f"{path}:32: chat template mistral: message 3 is of role assistant, expected user" in told
+
+
+def test_where_no_conversation_is_held_out_what_mends_it_is_told(made, tmp_path):
+    path = write(tmp_path / "x.jsonl", [[("user", "a"), ("assistant", "b")]] * 9)
+    place = int.from_bytes(hashlib.sha256(b"a\nb").digest()[:8], "big") / 2**64  # all nine fall on the same side
+    for share, told in ((place - 0.01, "hold-out is empty"), (place + 0.01, "hold-out took every one")):
+        message = refusal(lambda share=share: made(path=str(path), holdout_fraction=share))
+        assert told in message and "data.holdout_path" in message and "separator" not in message and "tail" not in message
 
 
 def test_a_cache_is_opened_again_as_it_was_and_damage_is_told(made, tmp_path):
@@ -383,8 +358,12 @@ BROKEN = [
     (json.dumps({"messages": GOOD, "references": [1]}), ":2: references: expected a list of texts"),
     (json.dumps({"messages": GOOD, "slice": 1}), ":2: slice: expected a text, got 1"),
     (json.dumps({"messages": GOOD, "slice": "all"}), ":2: slice: 'all' is the row of all items"),
-    ('{"messages": [{"role": "assistant", "content": "\\ud800"}]}', ":2: not valid Unicode: lone surrogate U+D800"),
-    ('{"messages": [{"role": "assistant", "content": "a"}], "references": ["\\ud800"]}', ":2: not valid Unicode: lone surr"),
+    ('{"messages": [{"role": "assistant", "content": "\\ud800"}]}', ":2: message 0: content: not valid Unicode: lone surr"),
+    (
+        '{"messages": [{"role": "assistant", "content": "a"}], "references": ["\\ud800"]}',
+        ":2: references: not valid Unicode: lone surr",
+    ),
+    (json.dumps({"messages": GOOD, "tools": [{"name": "f"}]}), ":2: tools: no template here writes them; put them into a system"),
 ]
 
 
@@ -452,7 +431,7 @@ def test_a_run_talks_as_it_was_trained():
 def test_a_template_that_the_tokenizer_cannot_write(made):
     told = refusal(lambda: made(template="llama3"))
     assert "chat template llama3 writes <|start_header_id|>" in told and "take --config.data.template=own or llama2" in told
-    assert "chat template 'lama3' (did you mean llama3?)" in refusal(lambda: made(template="lama3"))
+    assert "chat template 'lama3' (did you mean llama3?)" in refusal(lambda: made(template="lama3"), code=ExitCode.USAGE)
 
 
 def test_tokens_are_named_by_the_turns_of_the_tokenizers_model(made):

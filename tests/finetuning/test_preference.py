@@ -3,6 +3,7 @@
 B rows, T positions, V vocabulary
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 
 from gpt4o_jax import parallel
-from gpt4o_jax.config import MeshConfig, ModelConfig, RunConfig, TrainConfig
-from gpt4o_jax.data.tokenizer import Symbols
+from gpt4o_jax.config import DataConfig, MeshConfig, ModelConfig, RunConfig, TrainConfig
+from gpt4o_jax.data.tokenizer import Symbols, byte_tokenizer
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.finetuning.logprobs import token_logprobs
-from gpt4o_jax.finetuning.pairs import Encoded, PairRows, of_world, read
+from gpt4o_jax.finetuning.pairs import Encoded, PairRows, of_world, prepare, read
 from gpt4o_jax.finetuning.preference import dpo_loss, in_order
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
@@ -159,6 +160,17 @@ def test_a_broken_file_is_told_by_line_and_field(line, fragment):
     with pytest.raises(RunError) as e:
         list(read(f"{good}\n{line}\n", "f"))
     assert fragment in str(e.value) and e.value.code == ExitCode.DATA and "\n" not in str(e.value)
+
+
+def test_what_a_template_cannot_write_is_told_by_line(tmp_path):
+    turns = '{"messages": [{"role": "system", "content": "s"}, {"role": "tool", "content": "a"}], "chosen": "b", "rejected": "c"}'
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(f'{ASK}"chosen": "b", "rejected": "c"}}\n{turns}\n')
+    data = DataConfig(source="conversations", path=str(file), holdout_path=str(file), template="mistral")
+    with pytest.raises(RunError) as e:
+        prepare(dataclasses.replace(CONFIG, data=data), byte_tokenizer())
+    told = f"{file}:2: chat template mistral: message 1 is of role tool, expected user: the two must alternate"
+    assert str(e.value) == told and e.value.code == ExitCode.DATA
 
 
 @pytest.mark.parametrize("name", WORLDS)

@@ -254,15 +254,15 @@ def test_parts_of_a_message_are_joined_and_other_kinds_wait():
             lambda: chat.read_messages([{"role": "user", "content": [{"type": "image", "text": "x"}]}]),
             "expected a text, or a list",
         ),
+        (lambda: chat.read_messages([{"role": "user", "content": []}]), "content is []; expected a text, or a list"),
         (lambda: chat.read_messages(["hello"]), "message 0: role None"),
         (
             lambda: chat.read_messages([{"role": "assistant", "content": "", "tool_calls": [{"function": {}}]}]),
-            "message 0: tool_calls are not written",
+            "message 0: tool_calls: no template here writes it",
         ),
-        (lambda: chat.template("lama3"), "(did you mean llama3?); expected --config.data.template=one of own,"),
-        (lambda: render("gemma", [ASK, AGAIN]), "turn 1 is of role user, expected assistant"),
-        (lambda: render("llama2", [ASK, SYSTEM]), "turn 1 is of role system, expected assistant"),
-        (lambda: render("olmo2", [ASK, TOOL]), "turn 1 is of role tool, expected system, user or assistant"),
+        (lambda: render("gemma", [ASK, AGAIN]), "message 1 is of role user, expected assistant"),
+        (lambda: render("llama2", [ASK, SYSTEM]), "message 1 is of role system, expected assistant"),
+        (lambda: render("olmo2", [ASK, TOOL]), "message 1 is of role tool, expected system, user or assistant"),
         (lambda: chat.encode(render("chatml", [ASK]), tokenizers.byte_tokenizer()), "no symbol <|im_start|>"),
     ],
 )
@@ -270,3 +270,9 @@ def test_mistakes_are_told(call, fragment):
     with pytest.raises(RunError) as e:
         call()
     assert e.value.code == ExitCode.DATA and fragment in str(e.value)
+
+
+def test_a_template_that_is_misspelt_is_a_mistake_of_usage():
+    with pytest.raises(RunError, match=r"\(did you mean llama3\?\); expected --config.data.template=one of own,") as e:
+        chat.template("lama3")
+    assert e.value.code == ExitCode.USAGE

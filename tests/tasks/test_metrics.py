@@ -15,7 +15,7 @@ import sacrebleu
 from rouge_score import rouge_scorer
 
 from gpt4o_jax.errors import RunError
-from gpt4o_jax.tasks import metrics, squad
+from gpt4o_jax.tasks import metrics
 from gpt4o_jax.tasks.item import NO_ANSWER, Item, exchange
 
 WORDS = [
@@ -160,10 +160,27 @@ def test_f1_of_refusals_counts_both_mistakes():
     rng = random.Random(0)
     items = [exchange("?", (rng.choice([NO_ANSWER, "cat"]),), "s") for _ in range(1000)]
     predictions = [rng.choice([NO_ANSWER, "dog", "", "cat"]) for _ in items]
-    said, true = ([squad.refuses(t) for t in column] for column in (predictions, [i.answer for i in items]))
+    said, true = ([t in ("", NO_ANSWER) for t in column] for column in (predictions, [i.answer for i in items]))
     hits = sum(s and t for s, t in zip(said, true, strict=True))
     precision, recall = hits / sum(said), hits / sum(true)
     assert value("unanswerable_f1", predictions, items) == pytest.approx(200 * precision * recall / (precision + recall))
+
+
+def test_the_word_of_refusals_may_be_an_answer_where_there_is_one():
+    """As the official script, which knows no such word: only an item that has no answer is unanswerable."""
+    answerable = lambda *answers: exchange("?", answers, "answerable", {"answerable": True})
+    rng = random.Random(2)
+    words = [NO_ANSWER, f"the {NO_ANSWER}!", "John", "cat", f"an {NO_ANSWER} cat"]
+    items = [answerable(*rng.choices(words, k=rng.randint(1, 3))) for _ in range(1000)]
+    predictions = [rng.choice(i.references) if rng.random() < 0.5 else rng.choice(words[2:]) for i in items]
+    expected = [squad_reference(p, i.references) for p, i in zip(predictions, items, strict=True)]
+    for name, column in zip(("squad_em", "squad_f1"), zip(*expected, strict=True), strict=True):
+        assert metrics.each(name, predictions, items) == pytest.approx(column, abs=1e-9)
+    assert value("squad_f1", [NO_ANSWER], [answerable(f"an {NO_ANSWER} cat")]) == 0, "a refusal, which shares a word by chance"
+    with pytest.raises(RunError, match="metric unanswerable_f1: none of 1000 items is an unanswerable question; leave the me"):
+        value("unanswerable_f1", predictions, items)
+    mixed = [answerable(NO_ANSWER), exchange("?", (NO_ANSWER,), "unanswerable")]
+    assert value("unanswerable_f1", [NO_ANSWER] * 2, mixed) == 100
 
 
 # ---------------------------------------------------------------- exact scores
@@ -224,12 +241,12 @@ def test_corpus_scores_are_resampled_as_a_whole(name):
 
 
 def test_a_table_has_a_row_for_each_slice_and_one_for_all():
-    json_items = [exchange("?", ("{}",), "call", {"json": {}}), exchange("?", ("done",), "answer")]
+    json_items = [exchange("?", ("{}",), "call", {"json": {}}), exchange("?", (NO_ANSWER,), "answer")]
     rows = metrics.table(["exact_match", "json_right", "unanswerable_f1"], ["{}", "x"], json_items)
     assert {r: {m: s.value for m, s in row.items()} for r, row in rows.items()} == {
         "call": {"exact_match": 100, "json_right": 100},
         "answer": {"exact_match": 0},
-        "all": {"exact_match": 50, "json_right": 100, "unanswerable_f1": 100},
+        "all": {"exact_match": 50, "json_right": 100, "unanswerable_f1": pytest.approx(200 / 3)},  # of "{}" no word is left
     }
 
 
