@@ -72,6 +72,21 @@ def test_readers_take_what_the_feature_specs_of_tfds_decode_to(dataset, reader, 
     assert "text of" in item.prompt[0].text and "text of" in item.answer
 
 
+def test_conversations_are_the_same_from_tfds_and_from_json():
+    """TFDS stores a sequence of turns as a column of roles and one of texts."""
+    import tensorflow_datasets as tfds
+
+    f = tfds.features
+    features = f.FeaturesDict({"messages": f.Sequence({"role": f.Text(), "content": f.Text()}), "slice": f.Text()})
+    turns = [("system", "Be brief."), ("user", "Ja?"), ("assistant", "Ja.")]
+    record = {"messages": [{"role": role, "content": text} for role, text in turns], "slice": "talk"}
+    decoded = plain(features.deserialize_example_np(features.serialize_example(record)))
+    assert decoded["messages"] == dict(role=[r for r, _ in turns], content=[t for _, t in turns])
+    item = READERS["conversations"](decoded)
+    assert item == READERS["conversations"](record) and [(m.role, m.text) for m in item.messages] == turns
+    assert (item.references, item.slice) == (("Ja.",), "talk")
+
+
 def example(feature, name=""):
     """Something of every feature."""
     if type(feature).__name__ == "Sequence":
@@ -102,6 +117,7 @@ def plain(value):
         ("translation", {"text": "Ja."}, "got the fields text, expected en and one of cs, de"),
         ("translation", {"translation": "Ja."}, "expected en and one of"),
         ("xsum", {"document": "x", "summary": None}, "summary: got None, expected a text"),
+        ("conversations", {"messages": {"role": ["user"], "content": []}}, "columns of lengths 1 (role), 0 (content)"),
         ("billsum", ["x"], "record: got ['x'], expected an object with the field 'text'"),
     ],
 )
