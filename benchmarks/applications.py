@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import task_curves
 from commits import current_commit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +38,10 @@ JOINT_MINUTES = 90
 
 def measure_world(world: str, folder: Path) -> dict:
     """Name -> (the worse of two seeds, details), for results.jsonl."""
-    return _worst(world, side_by_side(lambda seed: world_run(world, seed, folder)), BARS[world][0], {world: BARS[world][1]})
+    bars = {world: BARS[world][1]}
+    found = _worst(world, side_by_side(lambda seed: world_run(world, seed, folder)), BARS[world][0], bars)
+    found[f"{world}_minutes"][1]["curves"] = [task_curves.of_run(folder / world / str(seed), bars) for seed in SEEDS]
+    return found
 
 
 def world_run(world: str, seed: int, folder: Path) -> dict:
@@ -57,7 +61,8 @@ def measure_joint(folder: Path) -> dict:
     """configs/applications.py: pre-training and fine-tuning, on all worlds at once."""
     runs = side_by_side(lambda seed: joint_run(seed, folder))
     without = without_text_run(SEEDS[0], folder)["text_bits_per_byte"]
-    found = _worst("joint", runs, JOINT_MINUTES, {world: bars for world, (_, bars) in BARS.items()})
+    found = _worst("joint", runs, JOINT_MINUTES, bars := {world: bars for world, (_, bars) in BARS.items()})
+    found["joint_minutes"][1]["curves"] = [task_curves.of_run(folder / f"tuned{seed}", bars) for seed in SEEDS]
     text = [r["text_bits_per_byte"] for r in runs]
     changes = [100 * (after / before - 1) for before, after in text]
     details = {"percent": changes, "without_text": 100 * (without / text[0][0] - 1)} | commits(runs)

@@ -30,6 +30,7 @@ import generation_speed
 import mesh_table
 import plan_table
 import request_speed
+import task_curves
 import training_speed
 from commits import current_commit
 from targets import BOUNDS, TARGETS
@@ -374,6 +375,9 @@ def report() -> str:
     for name, section in SECTIONS.items():
         if name in newest:
             lines += ["", *section(newest[name])]
+    bars = {world: wanted for world, (_, wanted) in applications.BARS.items()}
+    if curves := task_curves.section(newest, bars):
+        lines += ["", *curves]
     if mesh_table.RESULTS.exists():
         lines += ["", *mesh_table.table()]
     lines += ["", *plan_table.table()]
