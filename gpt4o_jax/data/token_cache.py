@@ -89,10 +89,9 @@ def _write(folder: Path, documents: Sequence[str], tokenizer: Tokenizer, encode)
             try:
                 ids, counts = encode(text) if encode else (tokenizer.document(text), [])
             except RunError as e:
-                place = (
-                    f"document {n} of {len(documents)} ({text[:60]!r}): " if encode is None else ""
-                )  # conversations know theirs
-                raise RunError(f"{place}{e}", e.code) from None
+                if encode:
+                    raise  # which says already where the document stands
+                raise RunError(f"document {n} of {len(documents)} ({text[:60]!r}): {e}", e.code) from None
             f.write(np.array(ids, dtype).tobytes())
             f_counts.write(bytes(counts))
             offsets.append(offsets[-1] + len(ids))

@@ -34,9 +34,9 @@ def _squad(record: Record) -> Item:
         raise data_error(f"answers.text: got {texts!r:.40}, expected a list of texts")
     answers = tuple(dict.fromkeys(t.strip() for t in texts if t.strip()))
     asked = ask_about(passage, question)
-    return (
-        exchange(asked, answers, "answerable", {"answerable": True}) if answers else exchange(asked, (NO_ANSWER,), "unanswerable")
-    )
+    if not answers:
+        return exchange(asked, (NO_ANSWER,), "unanswerable")
+    return exchange(asked, answers, "answerable", {"answerable": True})
 
 
 def _translate(record: Record, source: str, target: str) -> Item:
