@@ -43,6 +43,11 @@ class ObjectiveConfig:
     beta: float = knob(
         0.1, "dpo: multiplier of the log-probability margins; grpo: weight of the KL divergence from init.from.", low=0.0
     )
+    nll: float = knob(
+        0.0,
+        "dpo: weight of the cross-entropy of the preferred answers, per token, without which they too may grow unlikely.",
+        low=0.0,
+    )
     group: int = knob(8, "grpo: answers sampled per question, whose rewards are compared; divides train.batch_size.", low=2)
     clip: float = knob(0.2, "grpo: the ratio of new to old probability is clipped to 1 - clip and 1 + clip.", low=0.0, high=1.0)
     answer_tokens: int = knob(64, "grpo: maximum length of an answer, in tokens.", low=1)

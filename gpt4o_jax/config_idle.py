@@ -27,6 +27,7 @@ _CHOICES = {
     "data.workers": ("objective.method", ("next_token", "dpo")),
     "eval.max_tokens": ("objective.method", ("next_token", "dpo")),
     "objective.beta": ("objective.method", ("dpo", "grpo")),
+    "objective.nll": ("objective.method", ("dpo",)),
     "objective.group": ("objective.method", ("grpo",)),
     "objective.clip": ("objective.method", ("grpo",)),
     "objective.answer_tokens": ("objective.method", ("grpo",)),

@@ -1,6 +1,7 @@
 """Learning from preferences: direct preference optimisation against cached log-probabilities of a reference.
 
-Source: Rafailov et al. 2023, arXiv:2305.18290, equation 7.
+Source: Rafailov et al. 2023, arXiv:2305.18290, equation 7. The loss only asks for a distance of the two answers, so that both may
+grow unlikely; a share of the preferred answer's cross-entropy keeps it (Pang et al. 2024, arXiv:2404.19733, equation 1).
 
 B rows, T positions, P pairs in a row, S = 2P segments
 """
@@ -27,10 +28,10 @@ from gpt4o_jax.training.objective import Objective
 __all__ = ["begin", "prepare"]
 
 
-def dpo_loss(beta: float, pairs: int, model: GPT, params, batch: Batch, t, key):
-    """As Objective.loss: -log sigmoid(margin), a sum over pairs. pairs: the most in a row."""
+def dpo_loss(beta: float, nll: float, pairs: int, model: GPT, params, batch: Batch, t, key):
+    """As Objective.loss: -log sigmoid(margin) + nll * chosen_nll, a sum over pairs. pairs: the most in a row."""
     logp_BT, more, of_experts = learned_logprobs(model, params, batch, t, key)
-    total, parts = sums(*margins(beta, pairs, logp_BT, batch))
+    total, parts = sums(beta, nll, pairs, logp_BT, batch)
     return total + more, parts | of_experts
 
 
@@ -40,16 +41,30 @@ def margins(beta: float, pairs: int, logp_BT: jax.Array, batch: Batch) -> tuple[
     The margin is beta times what log p(chosen) - log p(rejected) has gained over the reference.
     """
     gain_BT = jnp.where(batch.weights > 0, logp_BT - batch.beside["reference"], 0.0)
-    is_of_BTS = (batch.segments[..., None] == 1 + jnp.arange(2 * pairs)).astype(jnp.float32)
-    gain_BS, weight_BS = (jnp.einsum("BT,BTS->BS", x_BT, is_of_BTS) for x_BT in (gain_BT, batch.weights))
+    gain_BS, weight_BS = _by_answer(pairs, batch, gain_BT), _by_answer(pairs, batch, batch.weights)
     return beta * (gain_BS[:, 0::2] - gain_BS[:, 1::2]), weight_BS[:, 0::2] + weight_BS[:, 1::2]
 
 
-def sums(margin_BP: jax.Array, weight_BP: jax.Array) -> tuple[jax.Array, dict]:
+def chosen_nll(pairs: int, logp_BT: jax.Array, batch: Batch) -> jax.Array:
+    """-log p of each preferred answer, per token, [B, P]; 0 where there is none."""
+    learned_BT = (batch.weights > 0).astype(jnp.float32)
+    logp_BS, tokens_BS = _by_answer(pairs, batch, learned_BT * logp_BT), _by_answer(pairs, batch, learned_BT)
+    return -logp_BS[:, 0::2] / jnp.maximum(tokens_BS[:, 0::2], 1)
+
+
+def _by_answer(pairs: int, batch: Batch, x_BT: jax.Array) -> jax.Array:
+    """Sums over the answers of a row, [B, S]: chosen, rejected, chosen, ..."""
+    is_of_BTS = (batch.segments[..., None] == 1 + jnp.arange(2 * pairs)).astype(jnp.float32)
+    return jnp.einsum("BT,BTS->BS", x_BT, is_of_BTS)
+
+
+def sums(beta: float, nll: float, pairs: int, logp_BT: jax.Array, batch: Batch) -> tuple[jax.Array, dict]:
     """(the loss, its parts by name), sums over pairs by weight."""
-    total = -jnp.sum(weight_BP * jax.nn.log_sigmoid(margin_BP))
-    right = jnp.sum(weight_BP * (margin_BP > 0))
-    return total, {"loss": total, "preference_accuracy": right, "preference_margin": jnp.sum(weight_BP * margin_BP)}
+    margin_BP, weight_BP = margins(beta, pairs, logp_BT, batch)
+    of_chosen = jnp.sum(weight_BP * chosen_nll(pairs, logp_BT, batch))
+    total = nll * of_chosen - jnp.sum(weight_BP * jax.nn.log_sigmoid(margin_BP))
+    parts = {"preference_accuracy": margin_BP > 0, "preference_margin": margin_BP}
+    return total, {"loss": total, "chosen_nll": of_chosen} | {name: jnp.sum(weight_BP * x) for name, x in parts.items()}
 
 
 def begin(config: RunConfig, corpus: PairCorpus, folder: epath.Path, mesh: jax.sharding.Mesh, reference: Callable):
@@ -67,13 +82,13 @@ def begin(config: RunConfig, corpus: PairCorpus, folder: epath.Path, mesh: jax.s
         return dispatches(corpus.training, start, last_step, *sizes, *feed, make=pair_batch)
 
     evaluate = functools.partial(scores, config, corpus.held_out, symbols)
-    return Objective(functools.partial(dpo_loss, c.beta, corpus.training.most), ("reference",), batches), evaluate
+    return Objective(functools.partial(dpo_loss, c.beta, c.nll, corpus.training.most), ("reference",), batches), evaluate
 
 
 def scores(config: RunConfig, rows: PairRows, symbols: Symbols, model: GPT, params, whole: bool) -> dict:
     """What a model prefers of pairs whose reference is known, by name. whole: of all of them."""
     most = None if whole else max(1, config.eval.max_tokens // rows.T)
-    score = _scorer(config.objective.beta, rows.most, model, config.train.loss_chunk)
+    score = _scorer(config.objective.beta, config.objective.nll, rows.most, model, config.train.loss_chunk)
     found = [jax.device_get(score(params, batch)) for batch in in_order(rows, config.eval.batch_size, symbols, most)]
     total = {name: float(sum(part[name] for part in found)) for name in found[0]}
     pairs = total.pop("pairs")
@@ -81,10 +96,10 @@ def scores(config: RunConfig, rows: PairRows, symbols: Symbols, model: GPT, para
 
 
 @functools.lru_cache(maxsize=4)
-def _scorer(beta: float, pairs: int, model: GPT, chunk: int):
+def _scorer(beta: float, nll: float, pairs: int, model: GPT, chunk: int):
     def of_batch(params, batch):
         logp_BT = token_logprobs(model, params, batch, chunk)
-        return sums(*margins(beta, pairs, logp_BT, batch))[1] | {"pairs": jnp.sum(batch.weights)}
+        return sums(beta, nll, pairs, logp_BT, batch)[1] | {"pairs": jnp.sum(batch.weights)}
 
     return jax.jit(of_batch)
 

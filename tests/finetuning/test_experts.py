@@ -20,7 +20,7 @@ SIZES = ModelConfig(
     experts_per_token=2, d_ff=12,
 )  # fmt: skip
 MODEL = gpt.GPT(SIZES, Compute("cpu", "float32"))
-LOSSES = {"dpo": functools.partial(dpo_loss, 0.5, 1), "grpo": functools.partial(grpo_loss, 0.2, 0.1)}
+LOSSES = {"dpo": functools.partial(dpo_loss, 0.5, 0.2, 1), "grpo": functools.partial(grpo_loss, 0.2, 0.1)}
 
 
 @pytest.mark.parametrize("method", LOSSES)

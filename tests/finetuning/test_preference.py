@@ -24,7 +24,7 @@ from gpt4o_jax.tasks.worlds import WORLDS
 from gpt4o_jax.training.step import gradients
 from tests.parallel.meshes import batch as random_batch
 
-T, V, BETA = 24, 48, 0.7
+T, V, BETA, NLL = 24, 48, 0.7, 0.3
 SIZES = ModelConfig(
     vocab_size=V, context_length=T, n_layers=2, d_model=16, n_heads=4, init_std=0.3, output_init="scaled", logit_softcap=9.0
 )
@@ -61,8 +61,10 @@ def logprobs(params, texts: list[tuple[list[int], list[bool]]]):
 
 def brute_force(params, reference):
     gain = lambda texts: logprobs(params, texts) - logprobs(reference, texts)
-    margins = BETA * (gain([pair.chosen for pair in pairs()]) - gain([pair.rejected for pair in pairs()]))
-    return jnp.mean(jnp.log(1 + jnp.exp(-margins))), margins
+    chosen = [pair.chosen for pair in pairs()]
+    margins = BETA * (gain(chosen) - gain([pair.rejected for pair in pairs()]))
+    nll = -logprobs(params, chosen) / np.array([sum(counts) for _, counts in chosen])
+    return jnp.mean(jnp.log(1 + jnp.exp(-margins)) + NLL * nll), (margins, nll)
 
 
 @pytest.fixture(scope="module")
@@ -77,16 +79,17 @@ def rows():
 
 
 def test_packed_pairs_have_the_loss_of_each_alone(one_device, rows):
-    """Loss, margin and accuracy, and the gradient, in one batch and accumulated."""
+    """Loss, its parts, and the gradient, in one batch and accumulated."""
     batch, most = rows
     assert most > 1 and len(batch.tokens) > 1 and np.isclose(batch.weights.sum(), len(pairs()))
     params, reference = parameters(2), parameters(1)
-    (loss, margins), wanted = jax.jit(jax.value_and_grad(brute_force, has_aux=True))(params, reference)
-    step = lambda p: gradients(MODEL, p, batch, CONFIG, jax.random.key(0), loss=functools.partial(dpo_loss, BETA, most))
+    (loss, (margins, nll)), wanted = jax.jit(jax.value_and_grad(brute_force, has_aux=True))(params, reference)
+    step = lambda p: gradients(MODEL, p, batch, CONFIG, jax.random.key(0), loss=functools.partial(dpo_loss, BETA, NLL, most))
     parts, got, weight = jax.jit(step)(params)
     assert np.isclose(weight, len(pairs()))
     np.testing.assert_allclose(parts["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(parts["preference_margin"], np.mean(margins), rtol=1e-4)
+    np.testing.assert_allclose(parts["chosen_nll"], np.mean(nll), rtol=1e-5)
     np.testing.assert_allclose(parts["preference_accuracy"], np.mean(margins > 0), rtol=1e-6)
     assert 0 < parts["preference_accuracy"] < 1
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=2e-5 * np.abs(a).max(), rtol=0), wanted, got)
@@ -95,7 +98,7 @@ def test_packed_pairs_have_the_loss_of_each_alone(one_device, rows):
 def test_at_the_start_nothing_is_preferred(one_device, rows):
     batch, most = rows
     parts, _, _ = jax.jit(
-        lambda p: gradients(MODEL, p, batch, CONFIG, jax.random.key(0), loss=functools.partial(dpo_loss, BETA, most))
+        lambda p: gradients(MODEL, p, batch, CONFIG, jax.random.key(0), loss=functools.partial(dpo_loss, BETA, 0.0, most))
     )(parameters(1))
     np.testing.assert_allclose(parts["loss"], np.log(2), rtol=1e-6)
     np.testing.assert_allclose(parts["preference_margin"], 0, atol=1e-5)

@@ -7,11 +7,9 @@ so that names do not tell the kinds apart and copying is learned early. In train
 conversation, so that a passage teaches more than one answer; a third of the passages are easy ones, over known names and with
 things of one kind, for a model that cannot tell yet whose a thing is.
 
-Held out: passages. Each holds a link (person, kind of link, person), and a tenth of all links, by a hash, are in no training
+Held out: passages. Each holds one link (person, kind of link, person), and a tenth of all links, by a hash, are in no training
 passage and in all held-out ones. What else a passage says is drawn anew in each; were facts held out ("Ben has a parrot"),
 training would teach that they are never true, and not to read. Names of random letters are held out by a hash of their own.
-In training every third passage tells a second link, of the same person and of another kind, and what is not told is asked for
-more often of things and links. With one link its kind need not be read: models said who Ann's cousin is, asked for her rival.
 
 A passage tells one to three kinds of things, so that often several persons have one of a kind. Were they all different, the
 only animal of a passage would nearly always answer "Which animal does Ben have?", and whose it is would be learned late. Each
@@ -23,6 +21,11 @@ as things ("A jdbkb belongs to Oscar."). Without both, one seed of two never use
 person with an animal. Tried with that seed, without help: "Who has abc?" in the world of copying (to step 1,600), eight heads (to
 step 800), and to step 600 more persons asked for alone, few things, all facts of a passage asked for in both directions.
 
+Asked for another kind of link than the one that is told ("Who is the rival of Ann?"), models said whom it leads to (F1 84 and 83
+at b85803f): a passage tells one link, so its kind need not be read. In training half of the questions about links therefore name
+the kind alone ("Who has a rival?"). Tried before that: a second link in every third passage, by which models refused more where a
+link is told, and hardly more where it is not (F1 72 and 73.5 at 6384fdb).
+
 Bars: exact match of at least 90 % (one_hop), 75 % (two_hop), 70 % (unseen_names); F1 of at least 85 % in telling which
 questions have no answer.
 """
@@ -31,7 +34,7 @@ import random
 
 from gpt4o_jax.tasks.item import NO_ANSWER, Item, conversation
 from gpt4o_jax.tasks.worlds.words import ANIMALS, CITIES, FOODS, JOBS, NAMES
-from gpt4o_jax.tasks.worlds.world import World, draw, generator, letters, withheld
+from gpt4o_jax.tasks.worlds.world import World, draw, generator, letters
 
 _SLICES = ("one_hop", "two_hop", "unseen_names", "unanswerable")
 
@@ -54,30 +57,26 @@ def _item(seed: int, index: int, held_out: bool) -> Item:
     known = easy or (held_out and wanted in ("one_hop", "two_hop"))
     strange = wanted == "unseen_names" or (not known and rng.random() < 0.5)
     names, link = draw(held_out, lambda: _persons(rng, strange, held_out), lambda drawn: drawn[1])
-    links = [link, *([] if held_out or easy or rng.random() < 0.5 else _second_link(rng, names, link))]
     facts = _facts(rng, names, 1 if easy else rng.randint(1, 3), strange=not held_out)
     sentences = [rng.choice(_RELATIONS[relation][1]).format(p=person, v=value) for person, relation, value in facts]
-    sentences += [rng.choice(("{0}'s {1} is {2}.", "{2} is the {1} of {0}.")).format(*told) for told in links]
+    sentences.append(rng.choice(("{0}'s {1} is {2}.", "{2} is the {1} of {0}.")).format(*link))
     rng.shuffle(sentences)
     asked: dict[str, str] = {}
     for kind in [*([] if held_out else rng.choices(("one_hop",) if easy else _SLICES, k=rng.randint(2, 5))), wanted]:
-        question, answer = _question(rng, kind, names, facts, links, 0.5 if held_out else 0.75)
+        question, answer = _question(rng, kind, names, facts, link, 0.5 if held_out else 0.75)
         asked.pop(question, None)  # once, and the last one last
         asked[question] = answer
     return conversation(" ".join(sentences), asked, wanted)
 
 
-def _question(
-    rng: random.Random, kind: str, names: list[str], facts: list[_Fact], links: list[_Fact], who: float
-) -> tuple[str, str]:
+def _question(rng: random.Random, kind: str, names: list[str], facts: list[_Fact], link: _Fact, who: float) -> tuple[str, str]:
     """(a question of that kind, its answer). who: how often the person of a fact is asked for, or whose a thing is."""
     if kind == "unanswerable":
-        return _silent(rng, names, facts, links, who), NO_ANSWER
+        return _silent(rng, names, facts, link, who), NO_ANSWER
     if kind == "two_hop":
-        link = links[0]
         _, relation, answer = rng.choice([f for f in facts if f[0] == link[2]])
         return _RELATIONS[relation][2].format(p=f"{link[0]}'s {link[1]}"), answer
-    return _stated(rng, facts, links, who)
+    return _stated(rng, facts, link, who)
 
 
 def _persons(rng: random.Random, strange: bool, held_out: bool) -> tuple[list[str], _Fact]:
@@ -85,12 +84,6 @@ def _persons(rng: random.Random, strange: bool, held_out: bool) -> tuple[list[st
     names = [letters(rng, held_out) for _ in range(3)] if strange else rng.sample(NAMES, 3)
     to = rng.randrange(2)
     return names, (names[rng.choice((1 - to, 2))], rng.choice(_LINKS), names[to])
-
-
-def _second_link(rng: random.Random, names: list[str], link: _Fact) -> list[_Fact]:
-    """From the same person to the third one, of another kind; none where all such links are held out."""
-    others = [(link[0], kind, to) for to in names if to not in link for kind in _LINKS if kind != link[1]]
-    return [rng.choice(free)] if (free := [other for other in others if not withheld(*other)]) else []
 
 
 def _facts(rng: random.Random, names: list[str], kinds: int, strange: bool) -> list[_Fact]:
@@ -113,28 +106,28 @@ def _strange_words(rng: random.Random, n: int) -> list[str]:
     return [letters(rng, held_out=False).lower() for _ in range(n)]
 
 
-def _stated(rng: random.Random, facts: list[_Fact], links: list[_Fact], who: float) -> tuple[str, str]:
-    """(a question that one sentence answers, the answer)."""
-    person, relation, value = rng.choice([*facts, *links])
+def _stated(rng: random.Random, facts: list[_Fact], link: _Fact, who: float) -> tuple[str, str]:
+    """(a question that one sentence answers, the answer). In training half of those about links name the kind alone."""
+    person, relation, value = rng.choice([*facts, link])
     if relation in _LINKS:
-        return f"Who is the {relation} of {person}?", value
+        by_kind = rng.random() < 2 * who - 1
+        return (f"Who has a {relation}?", person) if by_kind else (f"Who is the {relation} of {person}?", value)
     _, _, of_value, of_person = _RELATIONS[relation]
     return (of_person.format(v=value), person) if rng.random() < who else (of_value.format(p=person), value)
 
 
-def _silent(rng: random.Random, names: list[str], facts: list[_Fact], links: list[_Fact], who: float) -> str:
+def _silent(rng: random.Random, names: list[str], facts: list[_Fact], link: _Fact, who: float) -> str:
     """A question that nothing in the passage answers, about somebody or something of a kind that it speaks of."""
     told = {f[:2] for f in facts}
-    link = links[0]
-    (kind,) = rng.choices(range(4), (who, who, 0.5, 0.5))
+    kind = 0 if rng.random() < who / 2 else rng.randrange(1, 4)
     if kind == 0:  # a value that is nobody's
         _, relation, value = rng.choice(facts)
         words = _RELATIONS[relation][0]
         words = words if value in words else _strange_words(rng, len(facts) + 1)
         return _RELATIONS[relation][3].format(v=rng.choice([w for w in words if w not in {f[2] for f in facts}]))
     if kind == 1:  # a link that is not told
-        other = rng.choice([name for name in _LINKS if name not in [told[1] for told in links]])
-        return f"Who is the {other} of {link[0]}?"
+        other = rng.choice([name for name in _LINKS if name != link[1]])
+        return f"Who has a {other}?" if rng.random() < 2 * who - 1 else f"Who is the {other} of {link[0]}?"
     person = link[2] if kind == 2 else rng.choice(names)  # a person of whom that is not told, named or by the link
     silent = [r for r in _RELATIONS if (person, r) not in told]
     relation = rng.choice([r for r in silent if r in {f[1] for f in facts}] or silent)

@@ -195,6 +195,8 @@ def answer(passage, question):
     told, links = read(passage)
     if asked := re.fullmatch(r"Who is the (\w+) of (\w+)\?", question):
         return links.get((asked[2], asked[1]), NO_ANSWER)
+    if owners := [person for person, kind in links if question == f"Who has a {kind}?"]:
+        return owners[0]
     for relation, (of_value, of_person) in ASKED.items():
         if asked := re.fullmatch(of_value, question):
             owner, _, link = asked[1].partition("'s ")
