@@ -377,7 +377,7 @@ def report() -> str:
             lines += ["", *section(newest[name])]
     bars = {world: wanted for world, (_, wanted) in applications.BARS.items()}
     if curves := task_curves.section(newest, bars):
-        lines += ["", *curves]
+        lines += ["", *curves, "", BOUNDS["worlds"]]
     if mesh_table.RESULTS.exists():
         lines += ["", *mesh_table.table()]
     lines += ["", *plan_table.table()]

@@ -1,8 +1,9 @@
 """DPO: trains a fine-tuned run on pairs of preferred and rejected answers, from a world or a JSONL file.
 
 Hardware: 2 CPU cores, for models of configs/finetune.py.
-Time: not measured yet.
-Expected: not measured yet. Learning rate and beta are starting points.
+Time: half a CPU minute on two cores for 4,000 pairs of numbers (one epoch).
+Expected: 95 to 97 % of held-out pairs of numbers preferred rightly, and no better answers: 4 and 5 points fewer right of a run
+    that knew them already (98 %). See BENCHMARKS.md for what was tried.
 Command: python -m gpt4o_jax train --config=configs/preference.py:runs/numbers --workdir=runs/preferred
     With pairs of your own, one JSON object per line, {"messages": [turns up to the question], "chosen": text, "rejected": text}:
     --config.data.source=conversations --config.data.path=pairs.jsonl --config.data.holdout_path=held_out_pairs.jsonl
