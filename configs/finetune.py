@@ -8,7 +8,7 @@ TFDS datasets, after `data prepare --tfds=NAME`, or the same fields in JSONL (--
     squad, wmt14_translate/de-en, wmt16_translate/ro-en, cnn_dailymail, xsum, samsum, billsum
 
 Hardware: worlds: 2 CPU cores; datasets: depends on the model, not tested.
-Time: worlds: 3 to 8 CPU minutes on two cores (target 15), questions 16 to 24 (target 30).
+Time: worlds: 3 to 8 CPU minutes on two cores (target 15), questions 15 (target 30).
 Expected: the target that each world's file names; measured scores are in BENCHMARKS.md (benchmarks/measure.py world_NAME).
     Datasets: not run; their learning rates are starting points.
 Command: python -m gpt4o_jax train --config=configs/finetune.py:numbers --workdir=runs/numbers
