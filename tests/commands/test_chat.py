@@ -159,4 +159,4 @@ def test_templates_that_do_not_fit_are_refused_at_once(run, refused):
         ExitCode.DATA, "template chatml writes <|im_start|>, <|im_end|>,", "chat", f"--workdir={run}", "--template=chatml"
     )
     assert "take --template=own or llama2 or mistral or olmo2 or plain, or a model trained or imported with" in told
-    refused(ExitCode.DATA, "did you mean plain?", "chat", f"--workdir={run}", "--template=plane")
+    refused(ExitCode.USAGE, "did you mean plain?", "chat", f"--workdir={run}", "--template=plane")
