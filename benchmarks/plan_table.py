@@ -139,7 +139,7 @@ def compile_cell(cell: Cell) -> dict:
 
 
 def main(words: list[str]) -> None:
-    import measure  # which imports this file too
+    import report  # which imports this file too
 
     cells = sorted(CELLS, key=lambda cell: (cell.config, cell.slices) not in MAXTEXT)
     for number, cell in enumerate(cells, 1):
@@ -153,8 +153,8 @@ def main(words: list[str]) -> None:
         print(result.get("error") or f"fits: {result['fits']}", file=sys.stderr)
         with RESULTS.open("a") as f:
             f.write(json.dumps(entry) + "\n")
-        measure.write_report()
-    measure.write_report()
+        report.write()
+    report.write()
 
 
 def table() -> list[str]:

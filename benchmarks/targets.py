@@ -274,7 +274,7 @@ BOUNDS = {
         "What misses: questions in the joint model (23 % of the rows of pretrain, 29 % of tune). It was measured with a"
         " second link in every third passage (bc3ad41), by which questions alone lost 10 points of F1 too; that was taken"
         " back after it. DPO (6384fdb): its start knew the world already (98.7 and 97.8 % right), and pairs that differ in"
-        " one word made both answers unlikely. From a start of 100 steps (86 % of 240 items right), beta 0.1 and 1, rates"
-        " from 2e-5 to 5e-4, and objective.nll=1 led to 78 to 85 %."
+        " one word made both answers unlikely. By hand, from a start of 100 steps (86 % of 240 items right), beta 0.1 and 1,"
+        " rates from 2e-5 to 5e-4, and objective.nll=1 led to 78 to 85 %."
     ),
 }

@@ -168,7 +168,7 @@ def pretended(tmp_path):
     program.write_text(
         "#!/usr/bin/env bash\n"
         'for a in "$@"; do case $a in --process_id=*) i=${a#*=} ;; esac; done\n'
-        f'echo "$*" >> {tmp_path}/told\necho "${{CUDA_VISIBLE_DEVICES-unset}}" > {tmp_path}/gpus.${{i:-0}}\n'
+        f'echo "$*" >> "{tmp_path}/told"\necho "${{CUDA_VISIBLE_DEVICES-unset}}" > "{tmp_path}/gpus.${{i:-0}}"\n'
         'codes=($CODES)\nexit "${codes[${i:-0}]}"\n'
     )
     program.chmod(0o755)
@@ -261,7 +261,7 @@ def cloud(tmp_path):
     bin = tmp_path / "bin"
     bin.mkdir()
     (bin / "gcloud").write_text(f"""#!/usr/bin/env bash
-cd {tmp_path}
+cd "{tmp_path}"
 case $4 in
   describe) cat state 2>/dev/null; exit ;;
   delete) rm -f state ;;
@@ -396,7 +396,7 @@ def test_skypilot_trains_under_restart_with_the_flags_of_gpus(tmp_path, gpus):
     """Run with a pretended python, which ends as if a peer were lost, then well."""
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     program = tmp_path / ".venv" / "bin" / "python"
-    program.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/told\n[ "$(wc -l < {tmp_path}/told)" -ge 2 ] || exit 76\n')
+    program.write_text(f'#!/bin/sh\necho "$*" >> "{tmp_path}/told"\n[ "$(wc -l < "{tmp_path}/told")" -ge 2 ] || exit 76\n')
     program.chmod(0o755)
     (tmp_path / "launch").symlink_to(LAUNCH)
     task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
@@ -413,7 +413,7 @@ def test_local_takes_the_flags_of_gpus(alone, tmp_path, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     program = tmp_path / "python"
     program.write_text(
-        '#!/bin/sh\n[ "$2" != cuda ] || { echo --a=1; exit 0; }\necho "${XLA_FLAGS-unset}" >> ' + f"{tmp_path}/told\n"
+        '#!/bin/sh\n[ "$2" != cuda ] || { echo --a=1; exit 0; }\necho "${XLA_FLAGS-unset}" >> ' + f'"{tmp_path}/told"\n'
     )
     program.chmod(0o755)
     how = {"PYTHON": str(program), "PORT": "1234", "CUDA_VISIBLE_DEVICES": "0,1"}

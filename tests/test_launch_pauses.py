@@ -27,8 +27,10 @@ def pretended(tmp_path):
     bin.mkdir()
     real = "$(PATH=${PATH#*:} command -v sleep)"
     for name in ("sleep", "scontrol", "scancel"):
-        program(bin, name, f'echo "{name} $*" >> {tmp_path}/told')
-    take = f'read -r code < {tmp_path}/codes; sed -i.old 1d {tmp_path}/codes\n[[ "$code" != 4s ]] || {{ "{real}" 4; code=76; }}'
+        program(bin, name, f'echo "{name} $*" >> "{tmp_path}/told"')
+    take = (
+        f'read -r code < "{tmp_path}/codes"; sed -i.old 1d "{tmp_path}/codes"\n[[ "$code" != 4s ]] || {{ "{real}" 4; code=76; }}'
+    )
     for name in ("srun", "train"):
         program(bin, name, f'{take}\nexit "${{code:-0}}"')
     program(bin, "gcloud", f'[[ "$4" != describe ]] || echo READY\n[[ "$*" == *train* ]] || exit 0\n{take}\nexit "${{code:-0}}"')
