@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from commits import current_commit
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "plans.jsonl"
 
@@ -145,7 +147,7 @@ def main(words: list[str]) -> None:
     for number, cell in enumerate(cells, 1):
         if cell in recorded() or not all(word in " ".join(command(cell)) for word in words):
             continue
-        commit = measure.current_commit()
+        commit = current_commit()
         print(f"{number}/{len(CELLS)}: {' '.join(command(cell))}", file=sys.stderr)
         result = compile_cell(cell)
         versions = {name: version(name) for name in ("jax", "libtpu")}
