@@ -156,5 +156,5 @@ def evaluate(
         *slices, (_, whole) = metrics.table(task.metrics, said, task.items, resamples=1).items()
         found |= {f"{task.name}/{name}": score.value for name, score in whole.items()}
         first = leading(task)
-        found |= {f"{task.name}/{row}/{first[row]}": scores[first[row]].value for row, scores in slices if row}
+        found |= {f"{task.name}/{row}/{first[row]}": scores[first[row]].value for row, scores in slices}
     return found

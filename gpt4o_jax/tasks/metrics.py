@@ -97,11 +97,11 @@ def tells(name: str, items: Sequence[Item]) -> bool:
 def table(
     names: Sequence[str], predictions: Sequence[str], items: Sequence[Item], resamples: int = 1000
 ) -> dict[str, dict[str, Score]]:
-    """Slice -> metric -> score; last the row "all". A metric stands where items have what it needs.
+    """Slice -> metric -> score, of items that are of one; last the row "all". A metric stands where items have what it needs.
 
     Raises RunError where there is no item, or none that a metric can score.
     """
-    rows: dict[str, dict[str, Score]] = {item.slice: {} for item in items} | {"all": {}}
+    rows: dict[str, dict[str, Score]] = {item.slice: {} for item in items if item.slice} | {"all": {}}
     for name in names:
         metric = lookup(name)
         able = [(p, i) for p, i in zip(predictions, items, strict=True) if _has(i, metric.needs)]

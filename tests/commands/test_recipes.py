@@ -73,7 +73,5 @@ def test_chats_of_ones_own_from_an_imported_run(train_args, tmp_path, command):
     seen = evaluations(workdir)
     best = min(seen, key=lambda r: (r["bits_per_byte"], -r["step"]))["step"]
     assert Store(workdir / "checkpoints").chosen() == best and {"holdout/exact_match", "holdout/chrf"} < seen[-1].keys()
-    assert command("evaluate", f"--workdir={workdir}", "--tasks=holdout")[0]["tasks"]["holdout"]["all"].keys() == {
-        "exact_match",
-        "chrf",
-    }
+    table = command("evaluate", f"--workdir={workdir}", "--tasks=holdout")[0]["tasks"]["holdout"]
+    assert table.keys() == {"all"} and table["all"].keys() == {"exact_match", "chrf"}, "no row for items without a slice"
