@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from gpt4o_jax.errors import RunError, data_error, did_you_mean
 
 ROLES = ("system", "user", "assistant", "tool")
+_UNWRITTEN = ("tool_calls", "function_call", "tool_call_id", "name", "reasoning_content")  # of others' files; more than a text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +58,14 @@ def read_messages(stored: Sequence[dict]) -> list[Message]:
         role, content = (entry.get("role"), entry.get("content")) if isinstance(entry, dict) else (None, None)
         if role not in ROLES:
             raise data_error(f"message {n}: role {role!r}{did_you_mean(str(role), ROLES)}; expected one of {', '.join(ROLES)}")
-        for name in ("tool_calls", "function_call"):
+        for name in _UNWRITTEN:
             if entry.get(name):
-                raise data_error(f"message {n}: {name}: no template here writes it; put the call into content, as text")
+                raise data_error(f"message {n}: {name}: no template here writes it; put what it says into content, as text")
+        if entry.get("weight") not in (None, 1):
+            raise data_error(
+                f"message {n}: weight is {entry['weight']!r}; the loss counts every answer alike: leave weight out, or end the"
+                " conversation before the turn"
+            )
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list) or not parts or not all(map(readable, parts)):
             raise data_error(

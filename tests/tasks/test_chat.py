@@ -260,6 +260,18 @@ def test_parts_of_a_message_are_joined_and_other_kinds_wait():
             lambda: chat.read_messages([{"role": "assistant", "content": "", "tool_calls": [{"function": {}}]}]),
             "message 0: tool_calls: no template here writes it",
         ),
+        (
+            lambda: chat.read_messages([{"role": "tool", "content": "3", "tool_call_id": "c1"}]),
+            "message 0: tool_call_id: no template here writes it",
+        ),
+        (
+            lambda: chat.read_messages([{"role": "user", "content": "a", "name": "Ann"}]),
+            "message 0: name: no template here writes",
+        ),
+        (
+            lambda: chat.read_messages([{"role": "assistant", "content": "a", "weight": 0}]),
+            "message 0: weight is 0; the loss counts every answer alike",
+        ),
         (lambda: render("gemma", [ASK, AGAIN]), "message 1 is of role user, expected assistant"),
         (lambda: render("llama2", [ASK, SYSTEM]), "message 1 is of role system, expected assistant"),
         (lambda: render("olmo2", [ASK, TOOL]), "message 1 is of role tool, expected system, user or assistant"),
