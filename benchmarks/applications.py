@@ -167,14 +167,16 @@ def _program(seed: int, args: tuple[str, ...]) -> list[str]:
     return [*core, sys.executable, "-m", "gpt4o_jax", *args]
 
 
-def scores(workdir: Path) -> dict:
+def scores(workdir: Path, temperature: float = 0) -> dict:
     """task -> slice -> metric -> {"value": ..., "low": ..., "high": ..., "items": ...} of the newest evaluation."""
-    return json.loads((newest_evaluation(workdir) / "scores.json").read_text())
+    return json.loads((newest_evaluation(workdir, temperature) / "scores.json").read_text())
 
 
-def newest_evaluation(workdir: Path) -> Path:
-    """Its folder, of `evaluate --tasks`."""
-    return max((workdir / "evaluations").iterdir(), key=lambda p: int(p.name))
+def newest_evaluation(workdir: Path, temperature: float = 0) -> Path | None:
+    """Its folder, of `evaluate --tasks` at a temperature; None where there is none."""
+    behind = f"_temperature_{temperature:g}" if temperature else ""
+    found = [p for p in workdir.glob(f"evaluations/*{behind}") if p.name.removesuffix(behind).isdigit()]
+    return max(found, key=lambda p: int(p.name.removesuffix(behind)), default=None)
 
 
 def last_eval(workdir: Path) -> dict:

@@ -1,6 +1,6 @@
 """What adapters, preferences and rewards do to models that were trained on worlds: LoRA beside full fine-tuning, DPO, GRPO.
 
-Each with two seeds, side by side, a core each; scores are of `evaluate`: 200 held-out items of each slice, greedily.
+Each with two seeds, side by side, a core each; scores are of `evaluate`: 200 held-out items of each slice, greedily unless said.
 """
 
 import json
@@ -11,15 +11,17 @@ import numpy as np
 from applications import base_run, command, commits, kept, newest_evaluation, scores, side_by_side, told
 
 from gpt4o_jax import parallel
+from gpt4o_jax.finetuning import pairs
 from gpt4o_jax.run import open_run
-from gpt4o_jax.tasks.worlds import arithmetic
+from gpt4o_jax.tasks.worlds import WORLDS, arithmetic
 from gpt4o_jax.training import program
 
 ADAPTERS = ("--config.lora.rank=16", "--config.lora.targets=('*/query','*/key','*/value')", "--config.optimizer.peak_lr=3e-3")
 TUNED = {"full": (), "lora": (*ADAPTERS, "--config.optimizer.name=adamw")}
 LORA_WORLD, LORA_STEPS = "numbers", 400
-# of the runs that preferences and rewards start from: neither knows its world yet
-DPO_WORLD, DPO_START = "numbers", ("--config.train.length=300 steps", "--config.eval.every=300")
+# Of the runs that preferences and rewards start from. Neither answers well yet: one has learned from answers of which half have a
+# wrong word (a run that knows the world has nothing to learn from pairs), one was stopped early.
+DPO_WORLD, DPO_PAIRS, DPO_START = "numbers", 20_000, ("--config.train.length=400 steps", "--config.eval.every=400")
 GRPO_START = ("--config.train.length=120 steps", "--config.eval.every=120")
 
 
@@ -49,23 +51,44 @@ def measure_lora(folder: Path) -> dict:
 
 
 def measure_preferences(folder: Path) -> dict:
-    """From a run of one world that was stopped early, by pairs of that world."""
+    """From a run of one world that has learned right and wrong answers alike, by pairs of that world."""
+    data = [f"--config.data.path={mixed_answers(folder)}", "--config.data.source=conversations"]
+    data.append("--config.data.shingle_bytes=0")  # questions are alike, and held-out ones of the world are others anyway
 
     def run(seed: int) -> dict:
-        start, workdir = start_run(seed, DPO_WORLD, DPO_START, folder), folder / f"preferred{seed}"
+        start, workdir = start_run(seed, DPO_WORLD, (*DPO_START, *data), folder), folder / f"preferred{seed}"
         flags = [f"--config=configs/preference.py:{start}", f"--config.seed={seed}", f"--workdir={workdir}"]
         minutes = kept(workdir, lambda: {"minutes": command(seed, "train", *flags)})
         accuracy = told(seed, "evaluate", f"--workdir={workdir}")["preference_accuracy"]  # of pairs that chose no checkpoint
-        before, after = (evaluated(seed, run, DPO_WORLD) for run in (start, workdir))
-        return minutes | {"accuracy": 100 * accuracy, "before": before, "after": after}
+        found = minutes | {"accuracy": 100 * accuracy}
+        for temperature in (0, 1):
+            of_runs = [evaluated(seed, run, DPO_WORLD, temperature) for run in (start, workdir)]
+            found[f"temperature_{temperature}"] = dict(zip(("before", "after"), of_runs, strict=True))
+        return found
 
     runs = side_by_side(run)
     accuracy = [r["accuracy"] for r in runs]
-    gains = [mean(r["after"]) - mean(r["before"]) for r in runs]
-    return {
-        "dpo_accuracy": (min(accuracy), {"seeds": accuracy, "runs": runs} | commits(runs)),
-        "dpo_exact_match_gain": (min(gains), {"seeds": gains} | commits(runs)),
-    }
+    found = {"dpo_accuracy": (min(accuracy), {"seeds": accuracy, "runs": runs} | commits(runs))}
+    for name, temperature in (("dpo_exact_match_gain", 0), ("dpo_samples_gain", 1)):
+        scored = [r[f"temperature_{temperature}"] for r in runs]
+        exact = [{when: mean(scores) for when, scores in each.items()} for each in scored]
+        gains = [each["after"] - each["before"] for each in exact]
+        found[name] = (min(gains), {"seeds": gains, "exact_match": exact} | commits(runs))
+    return found
+
+
+def mixed_answers(folder: Path) -> Path:
+    """A file of conversations: of each preference pair of the world both answers."""
+    path = folder / "mixed_answers.jsonl"
+    if not path.exists():
+        lines = []
+        for pair in pairs.of_world(WORLDS[DPO_WORLD], DPO_PAIRS, held_out=False):
+            question = [{"role": m.role, "content": m.text} for m in pair.prompt]
+            for answer in (pair.chosen, pair.rejected):
+                lines.append(json.dumps({"messages": [*question, {"role": "assistant", "content": answer}]}) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(lines))
+    return path
 
 
 def measure_rewards(folder: Path) -> dict:
@@ -93,11 +116,11 @@ def start_run(seed: int, world: str, flags: tuple[str, ...], folder: Path) -> Pa
     return workdir
 
 
-def evaluated(seed: int, workdir: Path, world: str) -> dict:
+def evaluated(seed: int, workdir: Path, world: str, temperature: float = 0) -> dict:
     """slice -> metric -> score; asked once, the answers stay in the run folder."""
-    if not (workdir / "evaluations").exists():
-        command(seed, "evaluate", f"--workdir={workdir}", f"--tasks={world}")
-    return scores(workdir)[world]
+    if not newest_evaluation(workdir, temperature):
+        command(seed, "evaluate", f"--workdir={workdir}", f"--tasks={world}", f"--temperature={temperature:g}")
+    return scores(workdir, temperature)[world]
 
 
 def mean(scored: dict) -> float:

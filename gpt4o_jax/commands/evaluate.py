@@ -28,6 +28,14 @@ FLAGS = (
         "for --choice and --tasks: questions per task, or per slice of our own tasks (default 200)",
         low=1,
     ),
+    Flag(
+        "temperature",
+        float,
+        None,
+        "for our own tasks: draw each answer at this temperature, with the run's seed; default: 0, greedily",
+        low=0.0,
+        high=100.0,
+    ),
 )
 _FOR = {
     "stride": ("text", ""),
@@ -36,6 +44,7 @@ _FOR = {
     "task_dir": ("tasks",),
     "num_fewshot": ("choice", "tasks"),
     "limit": ("choice", "tasks"),
+    "temperature": ("tasks",),
 }
 
 
@@ -161,12 +170,17 @@ def _tasks(flags: dict):
     for name in () if others else ("task_dir", "num_fewshot"):
         if flags[name] not in (None, ""):
             raise RunError(f"evaluate: --{name}={flags[name]} is for tasks of lm-evaluation-harness; leave it out")
+    temperature = flags["temperature"] or 0.0
+    if temperature and len(others) == len(names):
+        raise RunError(
+            f"evaluate: --temperature={temperature:g} is for our own tasks, and {', '.join(names)} are not; leave it out"
+        )
     data = runs.read_config(flags["workdir"]).data
     asked = generation.tasks([name for name in names if name not in others], data, flags["limit"] or conversations.SCORED)
     manager = harness.find(others, flags["task_dir"], generation.names()) if others else None  # before any is answered
 
     def score(run) -> dict:
-        scores = _answered(run, asked) if asked else {}
+        scores = _answered(run, asked, temperature) if asked else {}
         if others:
             scores |= harness.evaluate(run, others, manager, flags["num_fewshot"], flags["limit"])
         return {"tasks": scores}
@@ -174,25 +188,27 @@ def _tasks(flags: dict):
     return score
 
 
-def _answered(run, asked) -> dict:
+def _answered(run, asked, temperature: float) -> dict:
     """Scores of our own tasks; told as a table, and saved in the run folder with every answer."""
     import sys
 
     from gpt4o_jax import task_report
     from gpt4o_jax.data import conversations
     from gpt4o_jax.evaluation import generation
+    from gpt4o_jax.sampling.settings import Sampling
     from gpt4o_jax.tasks import metrics
 
-    template = conversations.template_of(run.config.data, run.tokenizer)
+    how = (run.model, run.params, run.tokenizer, conversations.template_of(run.config.data, run.tokenizer))
+    sampling, size = Sampling(temperature=temperature), run.config.eval.batch_size
     found = []
     for task in asked:
-        said = generation.answer(run.model, run.params, run.tokenizer, template, task.items, run.config.eval.batch_size)
+        said = generation.answer(*how, task.items, size, sampling, run.config.seed)
         scores = metrics.table(task.metrics, said, task.items)
         if task.baseline:
             alone = [task.baseline(item) for item in task.items]
             scores = {"baseline": metrics.table(task.metrics, alone, task.items)["all"]} | scores
         found.append(task_report.Answered(task, said, scores))
-    folder = run.workdir / "evaluations" / str(run.step)
+    folder = run.workdir / "evaluations" / (str(run.step) + (f"_temperature_{temperature:g}" if temperature else ""))
     task_report.save(folder, found)
     print(f"{task_report.text_table(found)}\nanswers and scores.png in {folder}", file=sys.stderr)
     return {a.task.name: a.numbers for a in found}

@@ -111,8 +111,17 @@ def _holdout(data: DataConfig, limit: int, choosing: bool) -> Task:
 # ---------------------------------------------------------------- answers
 
 
-def answer(model: GPT, params, tokenizer: Tokenizer, template: Template, items: Sequence[Item], batch_size: int) -> list[str]:
-    """What the model says to the prompt of each item, greedily; TOO_LONG where that does not fit. Needs the mesh in force.
+def answer(
+    model: GPT,
+    params,
+    tokenizer: Tokenizer,
+    template: Template,
+    items: Sequence[Item],
+    batch_size: int,
+    sampling: Sampling = Sampling(temperature=0.0),
+    seed: int = 0,
+) -> list[str]:
+    """What the model says to the prompt of each item; TOO_LONG where that does not fit. Needs the mesh in force.
 
     Twice the tokens of the longest reference, and 8, are the most: what is longer is wrong.
     """
@@ -133,7 +142,8 @@ def answer(model: GPT, params, tokenizer: Tokenizer, template: Template, items: 
             params,
             [prompts[i] for i in rows],
             max(most[i] for i in rows),
-            Sampling(temperature=0.0),
+            sampling,
+            (seed + begin) % 2**31,  # rows of other batches draw for themselves
             should_stop=lambda row, ids: len(ids) if len(ids) >= most[rows[row]] else None,
             vocab_size=tokenizer.vocab_size,
             symbols=symbols,

@@ -48,6 +48,9 @@ def test_multiple_choice_is_scored(byte_run, questions, command):
         (ExitCode.USAGE, "--tasks=,: no task in it", ("--tasks=,",)),
         (ExitCode.USAGE, "--task_dir=nowhere: no such folder", ("--tasks=a", "--task_dir=nowhere")),
         (ExitCode.USAGE, "--num_fewshot=2 is for tasks of lm-evaluation-harness", ("--tasks=numbers", "--num_fewshot=2")),
+        (ExitCode.USAGE, "--temperature=1.0 is for --tasks; give that too, or leave it out", ("--temperature=1",)),
+        (ExitCode.USAGE, "--temperature=1 is for our own tasks, and arc are not", ("--tasks=arc", "--temperature=1")),
+        (ExitCode.USAGE, "--temperature=-1: expected a number from 0.0 to 100.0", ("--tasks=numbers", "--temperature=-1")),
         (ExitCode.USAGE, "task holdout: the run was trained on no conversations of files", ("--tasks=holdout",)),
     ],
 )
@@ -73,6 +76,8 @@ def test_worlds_are_scored_and_every_answer_is_kept(byte_run, command):
     assert "| numbers | all | 6 | exact_match | 0.0 [0.0, 0.0] |" in told
     lines = (byte_run / "evaluations" / "10" / "numbers.jsonl").read_text().splitlines()
     assert len(lines) == 6 and json.loads(lines[0])["prompt"][0]["content"].startswith("Translate into German")
+    command("evaluate", f"--workdir={byte_run}", "--tasks=numbers", "--limit=1", "--temperature=0.5")
+    assert (byte_run / "evaluations" / "10_temperature_0.5" / "scores.json").exists()
 
 
 WORLD = (

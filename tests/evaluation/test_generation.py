@@ -17,6 +17,7 @@ from gpt4o_jax.evaluation.generation import Task
 from gpt4o_jax.finetuning.pairs import of_world
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.sampling.settings import Sampling
 from gpt4o_jax.tasks import metrics
 from gpt4o_jax.tasks.chat import say, template
 from gpt4o_jax.tasks.item import Item, exchange
@@ -77,6 +78,12 @@ def test_answers_are_those_of_each_prompt_alone(params, batch_size):
     said = generation.answer(MODEL, params, TOKENIZER, OWN, ITEMS, batch_size)
     assert said == [*(alone(params, item) for item in ITEMS[:-1]), generation.TOO_LONG]
     assert all(said)
+
+
+def test_drawn_answers_are_a_function_of_the_seed(params):
+    drawn = lambda seed: generation.answer(MODEL, params, TOKENIZER, OWN, ITEMS, 2, Sampling(temperature=3.0), seed)
+    assert drawn(0) == drawn(0) != drawn(1)
+    assert drawn(0)[-1] == generation.TOO_LONG
 
 
 # ---------------------------------------------------------------- scores
