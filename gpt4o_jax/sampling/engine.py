@@ -7,7 +7,8 @@
 
 A batch that waits for its longest row leaves the others' places empty. Here a free place is given to the next request
 between two calls of the decode loop: its prompt is prefilled on its own and copied into the row. What a request draws depends on
-its own prompt, seed and position alone: the tokens are those of generate() for this prompt alone.
+its own prompt, seed and position alone: the tokens are those of generate() for this prompt alone. Where few requests are left,
+the batch is cut to a quarter of its rows, and again; it grows when more come.
 
 R rows of the batch, P prompts that are prefilled together, T prompt positions, S cache slots, V vocabulary,
 n tokens in one decode call
@@ -24,7 +25,7 @@ import numpy as np
 
 from gpt4o_jax.data.tokenizer import Symbols
 from gpt4o_jax.errors import RunError
-from gpt4o_jax.model.cache import empty_cache, shrink
+from gpt4o_jax.model.cache import empty_cache, shrink, take_rows
 from gpt4o_jax.model.gpt import GPT
 from gpt4o_jax.parallel import replicated
 from gpt4o_jax.sampling import decode as plain
@@ -57,7 +58,7 @@ class Request:
 
 
 class Engine:
-    """A batch of `rows` rows that runs on. Needs the mesh in force, in every call. The queue has no end."""
+    """A batch of at most `rows` rows that runs on. Needs the mesh in force, in every call. The queue has no end."""
 
     def __init__(self, model: GPT, params, rows: int = 8, vocab_size: int | None = None, symbols: Symbols = Symbols()):
         """vocab_size, symbols: as for generate(). Raises RunError where rows < 1."""
@@ -65,6 +66,7 @@ class Engine:
             raise RunError(f"engine: rows={rows}: expected at least 1")
         self._model, self._params, self._how = model, params, (vocab_size, symbols)
         self._waiting: collections.deque[Request] = collections.deque()
+        self._most = rows
         self._rows: list[Request | None] = [None] * rows
         self._slots = bucket(1, model.config.context_length)
         nobody = jnp.zeros(rows, jnp.int32)
@@ -93,6 +95,7 @@ class Engine:
 
     def step(self) -> bool:
         """Gives free rows to waiting requests and decodes some tokens. Returns whether there is anything left to do."""
+        self._fit_rows()
         self._admit()
         if any(self._rows):
             self._decode()
@@ -102,6 +105,19 @@ class Engine:
         """Steps until all requests are done."""
         while self.step():
             pass
+
+    def _fit_rows(self) -> None:
+        """As many rows as are needed, by quarters: each number of them is compiled once."""
+        busy = [row for row, request in enumerate(self._rows) if request]
+        wanted, width = len(busy) + len(self._waiting), self._most
+        while width >= 4 and 0 < wanted <= width // 4:
+            width //= 4
+        if width == len(self._rows):
+            return
+        rows_R = np.array((busy + [0] * width)[:width])  # what an empty row holds is never read
+        cache, *others = self._state
+        self._state = State(take_rows(cache, rows_R), *jax.tree.map(lambda x: x[rows_R], others))
+        self._rows = [self._rows[row] for row in busy] + [None] * (width - len(busy))
 
     def _admit(self) -> None:
         free = [row for row, request in enumerate(self._rows) if request is None]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import pytest
@@ -112,6 +113,18 @@ def test_the_cache_shrinks_when_its_longest_row_has_left(layers):
         for request, wanted, (_, new) in zip(requests, alone, asked, strict=True):
             assert request.completion.ids == wanted.ids[:new]
             assert request.completion.logprobs == pytest.approx(wanted.logprobs[:new], rel=1e-4, abs=1e-5)
+
+
+def test_few_requests_run_in_few_rows_and_more_bring_the_others_back(params, alone):
+    engine, widths = Engine(MODEL, params, rows=8), []
+    requests = [engine.submit(*asked) for asked in REQUESTS[:6]]
+    while engine.step():
+        widths.append(len(engine._rows))
+        if widths[-1] == 2 and len(requests) == 6:
+            requests += [engine.submit(*asked) for asked in REQUESTS[6:]]
+    assert [width for width, _ in itertools.groupby(widths)][:3] == [8, 2, 8]
+    for request, wanted in zip(requests, alone, strict=True):
+        check(request, wanted)
 
 
 def test_what_cannot_be_done_is_refused_at_once(params):
