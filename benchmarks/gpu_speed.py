@@ -4,13 +4,14 @@ python benchmarks/gpu_speed.py [SHAPE ...]          (default: every shape); `tin
 
 Needs jax, flax, optax and numpy only (the package from its sources: run in the root of the repository). Prints one
 JSON object a line and appends results.jsonl's records, which `measure.py --report` turns into BENCHMARKS.md.
-Ours and torch run in processes of their own, one after the other: JAX takes most of a GPU's memory until it ends.
+Ours and torch run in processes of their own, one after the other: JAX takes most of a GPU's memory until it ends. Where a batch
+does not run, half of it is tried, and a quarter; torch, in this environment or that of PEERS_PYTHON, gets the batch that ran.
 Floating-point operations are 6N + 12LdT a token; the denominator is the datasheet's dense bfloat16 rate.
 """
 
 import datetime
-import importlib.util
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from gpt4o_jax.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from gpt4o_jax.training.throughput import measure
 
 ROOT = Path(__file__).resolve().parent.parent
+PEERS = os.environ.get("PEERS_PYTHON", sys.executable)
 
 # name: (layers, heads, width, T, B, vocabulary, remat, steps in a dispatch, dispatches timed)
 SHAPES = {
@@ -32,8 +34,8 @@ SHAPES = {
 }
 
 
-def ours(shape: str) -> dict:
-    layers, heads, width, T, B, vocabulary, remat, K, dispatches = SHAPES[shape]
+def ours(shape: str, B: int) -> dict:
+    layers, heads, width, T, _, vocabulary, remat, K, dispatches = SHAPES[shape]
     model = ModelConfig(
         vocab_size=vocabulary,
         context_length=T,
@@ -58,36 +60,48 @@ def ours(shape: str) -> dict:
     return measure(config, parallel.make_mesh(), dispatches)
 
 
-def torch_compiled(shape: str) -> dict:
-    *numbers, _, K, dispatches = SHAPES[shape]
-    return last_line("benchmarks/torch_gpt2.py", *map(str, numbers), str(K * dispatches), "bfloat16-compiled")
+def torch_compiled(shape: str, B: int) -> dict:
+    layers, heads, width, T, _, vocabulary, _, K, dispatches = SHAPES[shape]
+    numbers = map(str, (layers, heads, width, T, B, vocabulary, K * dispatches))
+    return last_line(PEERS, "benchmarks/torch_gpt2.py", *numbers, "bfloat16-compiled")
 
 
 def last_line(*command: str) -> dict:
     """The JSON that a script prints last, or {"error": its exit code}: what others have measured is not lost."""
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE)
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"error": f"exit code {done.returncode}"}
+
+
+def has_torch() -> bool:
+    """Whether PEERS can run the other side."""
+    return subprocess.run([PEERS, "-c", "import torch, transformers"], cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def main(names: list[str]) -> None:
     if names[:1] == ["ours"]:
-        print(json.dumps(ours(names[1])))
+        print(json.dumps(ours(names[1], int(names[2]))))
         return
     unknown = set(names) - set(SHAPES)
     if unknown:
         sys.exit(f"gpu_speed.py: no shape {', '.join(sorted(unknown))}; shapes: {', '.join(SHAPES)}")
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    failed = []
     for shape in names or [s for s in SHAPES if s != "tiny"]:
-        details = last_line("benchmarks/gpu_speed.py", "ours", shape)
-        if "error" in details:
-            sys.exit(f"gpu_speed.py: {shape}: {details['error']}")
-        if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
-            theirs = torch_compiled(shape)
-            details["torch_compiled_tokens_per_second"] = theirs.get("tokens_per_second") or theirs["error"]
+        whole = SHAPES[shape][4]
+        for B in sorted({whole, max(whole // 2, 1), max(whole // 4, 1)}, reverse=True):
+            details = last_line(sys.executable, "benchmarks/gpu_speed.py", "ours", shape, str(B))
+            if "error" not in details:
+                break
+        else:
+            failed.append(f"{shape}: {details['error']}")
+            continue
+        theirs = torch_compiled(shape, B) if has_torch() else {"error": "not measured: no torch and transformers there"}
+        details["torch_compiled_tokens_per_second"] = theirs.get("tokens_per_second") or theirs["error"]
+        K, dispatches = SHAPES[shape][-2:]
         entry = {
             "name": f"{shape}_mfu",
             "value": details["mfu"],
-            "details": {"batch": SHAPES[shape][4], **details},
+            "details": {"batch": B, "steps": K * dispatches, **details},
             "date": datetime.date.today().isoformat(),
             "commit": git.stdout.strip() or "unknown",
             "machine": f"{details['device']}, Python {platform.python_version()}",
@@ -96,6 +110,8 @@ def main(names: list[str]) -> None:
         if shape != "tiny":
             with (ROOT / "benchmarks" / "results.jsonl").open("a") as f:
                 f.write(json.dumps(entry) + "\n")
+    if failed:
+        sys.exit(f"gpu_speed.py: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -19,13 +19,15 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.jsonl"
 
 
+def records() -> dict[str, dict]:
+    """name -> its newest record."""
+    entries = map(json.loads, RESULTS.read_text().splitlines() if RESULTS.exists() else ())
+    return {entry["name"]: entry for entry in entries}
+
+
 def report() -> str:
     """BENCHMARKS.md: the newest record of every target, met or not."""
-    newest = {}
-    if RESULTS.exists():
-        for line in RESULTS.read_text().splitlines():
-            entry = json.loads(line)
-            newest[entry["name"]] = entry
+    newest = records()
     lines = [
         "# Benchmarks",
         "",
@@ -54,8 +56,7 @@ def report() -> str:
     for name, section in SECTIONS.items():
         if name in newest:
             lines += ["", *section(newest[name])]
-    bars = {world: wanted for world, (_, wanted) in applications.BARS.items()}
-    if curves := task_curves.section(newest, bars):
+    if curves := task_curves.section(newest):
         lines += ["", *curves, "", BOUNDS["worlds"]]
     if mesh_table.RESULTS.exists():
         lines += ["", *mesh_table.table()]
@@ -64,7 +65,9 @@ def report() -> str:
 
 
 def write() -> None:
+    """BENCHMARKS.md and its picture."""
     (ROOT / "BENCHMARKS.md").write_text(report())
+    task_curves.draw(records(), {world: wanted for world, (_, wanted) in applications.BARS.items()})
 
 
 def _speed_table(shape: str, entry: dict) -> list[str]:
@@ -83,6 +86,21 @@ def _speed_table(shape: str, entry: dict) -> list[str]:
         f" processes: products {products['float32']:.0f} GFLOP/s in float32 and {products['bfloat16']:.0f} in bfloat16, reads"
         f" {d['read_gigabytes_per_second']:.0f} GB/s. {entry['date']}, {entry['commit']}, {entry['machine']}.",
         *(["", BOUNDS[shape]] if shape in BOUNDS else []),
+    ]
+
+
+def _gpu_table(shape: str, entry: dict) -> list[str]:
+    d, theirs = entry["details"], entry["details"]["torch_compiled_tokens_per_second"]
+    return [
+        f"## {shape}: training on a GPU in bfloat16, batch {d['batch']}, {d['steps']} steps",
+        "",
+        "| | tokens/s | share of the datasheet's rate | peak memory, GB |",
+        "|---|---|---|---|",
+        f"| gpt4o_jax, attention by {d['attention']} | {d['tokens_per_second']:,.0f} | {entry['value']:.1%} |"
+        f" {d['peak_bytes'] / 1e9:.1f} |",
+        f"| torch, compiled | {theirs if isinstance(theirs, str) else f'{theirs:,.0f}'} | | |",
+        "",
+        f"{entry['date']}, {entry['commit']}, {entry['machine']}.",
     ]
 
 
@@ -152,6 +170,7 @@ def _products_table(entry: dict) -> list[str]:
 
 
 SECTIONS = {
+    **{f"{shape}_mfu": functools.partial(_gpu_table, shape) for shape in ("gpu_124m", "gpu_1300m")},
     **{f"generate_b{batch}_over_torch": functools.partial(_generation_table, batch) for batch in generation_speed.BATCHES},
     "continuous_over_static": _batching_table,
     "speculation_gain": _speculation_table,

@@ -25,13 +25,10 @@ def _score(record: dict, world: str, bar: str) -> float:
     return record[f"{world}/{metric}" if row == "all" else f"{world}/{row}/{metric}"]
 
 
-def section(newest: dict, bars: dict[str, dict]) -> list[str]:
-    """Of BENCHMARKS.md; draws the picture. newest: name -> newest record."""
-    alone = {world: newest.get(f"{world}_minutes", {}).get("details", {}).get("curves", []) for world in bars}
-    joint = newest.get("joint_minutes", {}).get("details", {}).get("curves", [])
-    if not joint and not any(alone.values()):
+def section(newest: dict) -> list[str]:
+    """Of BENCHMARKS.md. newest: name -> newest record."""
+    if not any(_curves(newest, name.removesuffix("_minutes")) for name in newest if name.endswith("_minutes")):
         return []
-    _draw(alone, joint, bars)
     return [
         "## Learning curves of the worlds",
         "",
@@ -43,12 +40,18 @@ def section(newest: dict, bars: dict[str, dict]) -> list[str]:
     ]
 
 
-def _draw(alone: dict, joint: list, bars: dict[str, dict]) -> None:
+def _curves(newest: dict, name: str) -> list:
+    return newest.get(f"{name}_minutes", {}).get("details", {}).get("curves", [])
+
+
+def draw(newest: dict, bars: dict[str, dict]) -> None:
+    """Writes PICTURE."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    alone, joint = {world: _curves(newest, world) for world in bars}, _curves(newest, "joint")
     panels = [(world, bar) for world in bars for bar in bars[world]]
     figure, axes = plt.subplots(-(-len(panels) // 3), 3, figsize=(11, 2.4 * -(-len(panels) // 3)), layout="constrained")
     for axis, (world, bar) in zip(axes.flat, panels, strict=False):

@@ -79,7 +79,9 @@ def _ours(shape: str) -> dict:
 def _torch(shape: str, mode: str) -> dict:
     *numbers, dispatches, K = SHAPES[shape]
     python = os.environ.get("PEERS_PYTHON", sys.executable)
-    return _last_line([python, "benchmarks/torch_gpt2.py", *map(str, numbers), str(dispatches * K), mode])
+    # With huge pages, as our own process has them (gpt4o_jax/__main__.py).
+    command = ["env", "GLIBC_TUNABLES=glibc.malloc.hugetlb=1", python, "benchmarks/torch_gpt2.py"]
+    return _last_line([*command, *map(str, numbers), str(dispatches * K), mode])
 
 
 def _last_line(command: list[str]) -> dict:

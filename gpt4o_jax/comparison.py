@@ -121,6 +121,7 @@ def describe(run: Summary) -> dict:
         "step": run.step,
         "parameters": flops.parameter_count(run.config.model),
         "bits_per_byte": run.held_out("bits_per_byte"),
+        run.config.objective.measure: run.held_out(run.config.objective.measure),
         "loss": run.held_out("loss"),
         "tokens": run.last("tokens"),
         "tokens_per_second": run.tokens_per_second,
@@ -141,10 +142,12 @@ COLUMNS: dict[str, Callable[[float], str]] = {
 def table(runs: Sequence[Summary]) -> str:
     """One line a run: how far, results, speed, and the config keys that differ."""
     differ = differing(runs)
-    rows = [["run", "state", *(c.replace("_", " ") for c in COLUMNS), *differ]]
+    measures = dict.fromkeys(run.config.objective.measure for run in runs)
+    columns = {name: "{:.4f}".format for name in measures} | COLUMNS
+    rows = [["run", "state", *(c.replace("_", " ") for c in columns), *differ]]
     for i, (name, run) in enumerate(zip(names(runs), runs, strict=True)):
         numbers = describe(run)
-        cells = ["-" if numbers[c] is None else text(numbers[c]) for c, text in COLUMNS.items()]
+        cells = ["-" if numbers.get(c) is None else text(numbers[c]) for c, text in columns.items()]
         rows.append([name, run.state, *cells, *(_one_line(values[i]) for values in differ.values())])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)

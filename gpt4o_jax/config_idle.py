@@ -44,6 +44,7 @@ _NEXT_TOKEN = (
 # Knob: what others must be, all of them, for it to have no effect, and what would give it one.
 _TOGETHER = {
     "optimizer.end_lr_fraction": ({"optimizer.schedule": "wsd", "optimizer.decay_fraction": 0.0}, "optimizer.decay_fraction=0.2"),
+    "model.rope_scaling": ({"model.rope_factor": 1.0}, "model.rope_factor=4"),
     "checkpoint.keep_every": ({"checkpoint.every": 0, "checkpoint.best": ""}, "checkpoint.every=500"),
 }
 
@@ -60,6 +61,7 @@ _SWITCHES = {
     "data.shingle_share": ("data.shingle_bytes", "50"),
     "data.prefetch": ("data.workers", "1"),
     "eval.task_items": ("eval.tasks", "numbers"),
+    "eval.max_tokens": ("eval.every", "500"),
     "lora.alpha": ("lora.rank", "16"),
     "lora.targets": ("lora.rank", "16"),
     "init.model": ("init.from", "RUN"),

@@ -58,6 +58,8 @@ IDLE = [
     ("data.shingle_share=0 data.source=mixture data.mixture=('world:memory=1',)", "source=mixture", "data.mixture=('text:x=1',)"),
     ("data.shingle_bytes=20 objective.method=dpo init.from=x data.source=conversations data.path=x", "method=next_token", None),
     ("data.prefetch=4 data.workers=0", "does nothing with data.workers=0; set data.workers, such as 1", "data.workers=2"),
+    ("model.rope_scaling=linear", "does nothing with model.rope_factor=1.0; set model.rope_factor=4", "model.rope_factor=2"),
+    ("eval.max_tokens=90 eval.every=0", "does nothing with eval.every=0; set eval.every, such as 500", "eval.every=10"),
     ("eval.task_items=5", "does nothing with eval.tasks=(); set eval.tasks, such as numbers", "eval.tasks=('numbers',)"),
     ("tokenizer.kind=char tokenizer.path=runs/x", "with tokenizer.path='runs/x'; set tokenizer.path=''", "tokenizer.path="),
     ("tokenizer.vocab_size=512 tokenizer.path=x", "does nothing with tokenizer.path=x", "tokenizer.path="),

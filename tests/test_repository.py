@@ -74,6 +74,14 @@ def test_requirements_parse_and_say_what_they_are_for(path):
             Requirement(line)
 
 
+def test_benchmarks_are_those_of_the_newest_records(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import report
+
+    why = "benchmarks/results.jsonl or targets.py has changed; run `python benchmarks/measure.py --report`"
+    assert (ROOT / "BENCHMARKS.md").read_text() == report.report(), why
+
+
 def test_the_readme_names_every_chat_template():
     listed = re.search(r"`--template`: ([^;]*);", (ROOT / "README.md").read_text())[1]
     assert re.split(r",\s+", listed) == [*TEMPLATES]

@@ -1,5 +1,6 @@
 """compares all runs under some folders: settings that differ, progress, held-out loss, speed"""
 
+import math
 import sys
 
 from gpt4o_jax.commands.flags import Flag
@@ -19,8 +20,7 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     from gpt4o_jax.paths import of_user
 
     runs = comparison.find(flags["dir"])
-    best_first = lambda run: (not run.evals, run.held_out("bits_per_byte") or 0.0, str(run.workdir))
-    runs.sort(key=best_first)
+    runs.sort(key=_best_first)
     print(comparison.table(runs), file=sys.stderr)
     out = of_user(flags["out"] or of_user(flags["dir"][0]) / "runs.png")
     out.write_bytes(comparison.plot({name: [run] for name, run in zip(comparison.names(runs), runs, strict=True)}))
@@ -32,3 +32,10 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
         ],
         "plot": str(out),
     }
+
+
+def _best_first(run) -> tuple:
+    """By bits per byte; then those that are not measured by it, or diverged, and those without any evaluation."""
+    bits = run.held_out("bits_per_byte")
+    known = bits is not None and math.isfinite(bits)
+    return not run.evals, not known, bits if known else 0.0, str(run.workdir)

@@ -21,7 +21,7 @@ FLAGS = (
     ),
     Flag("workdir", str, "", "folder of the sweep: runs in NAME/SEED/, report.md", required=True),
     Flag("seeds", int, 3, "runs per variant, with consecutive seeds from the baseline's", low=1, high=1000),
-    Flag("print", bool, False, "print the training commands, one per line, and run nothing"),
+    Flag("print", bool, False, "print the commands of runs that are not finished, one per line, and run nothing"),
 )
 
 
@@ -44,12 +44,12 @@ def main(flags: dict, overrides: dict[str, str]) -> dict | None:
 
     workdir = local("--workdir", flags["workdir"])
     jobs = plan(flags["sweep"], workdir, flags["seeds"], overrides)
-    if flags["print"]:
-        print("\n".join(shlex.join(job.command) for job in jobs))
-        return None
-
     from gpt4o_jax import sweep_report
     from gpt4o_jax.console import say
+
+    if flags["print"]:
+        print("\n".join(shlex.join(job.command) for job in jobs if not sweep_report.complete(job.workdir)))
+        return None
 
     _open(workdir, flags["sweep"], jobs)
     failures: dict[str, str] = {}
@@ -136,7 +136,8 @@ def _open(workdir: Path, spec: str, jobs: list[Job]) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise RunError(f"--workdir={workdir}: a file, expected a folder")
     note = workdir / sweep_report.NOTE
-    if not note.exists() and workdir.exists() and any(workdir.iterdir()):
+    known = {job.variant for job in jobs}  # there already where the commands that --print gave have run
+    if not note.exists() and workdir.exists() and any(path.name not in known for path in workdir.iterdir()):
         raise RunError(f"--workdir={workdir}: not empty and no sweep's folder (no {note.name}); give a new or empty folder")
     for job in jobs:
         if (job.workdir / "config.json").exists():

@@ -133,6 +133,7 @@ def choose(
             (compute.platform != "gpu", f"is for GPUs, not for a {compute.platform}"),
             (compute.dtype != "bfloat16", f"needs compute_dtype bfloat16, not {compute.dtype}"),
             (H % 8 or H > 128, f"needs heads of a multiple of 8 up to 128, not {H}"),
+            (T % 2 and compute.packed, f"needs an even context_length for rows of several documents, not {T}"),
             (softcap, "has no soft-cap"),
             (sinks, "has no sinks"),
             (dropout, "has no dropout on attention weights here"),

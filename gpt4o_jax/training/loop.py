@@ -72,6 +72,9 @@ def train(
         if warmup >= last_step:  # a message, not an error: short trials use the config of a longer run
             reached = f"reaches {last_step / (warmup + 1):.0%} of its peak"
             say(f"the learning rate {reached}: optimizer.warmup_steps={warmup} is not less than the {last_step} steps of the run")
+        if config.train.batch_warmup_steps >= last_step:
+            warming = f"train.batch_warmup_steps={config.train.batch_warmup_steps}"
+            say(f"no batch is whole: {warming} is not less than the {last_step} steps of the run")
 
         # ------------------------------------------------------------ state: restored or initialised, already sharded
         store = Store(workdir / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_every)

@@ -131,7 +131,10 @@ def _schedule_free(config, axes, dtype, width_ratio):
     return optax.GradientTransformationExtraArgs(at(config.peak_lr).init, update)
 
 
-_schedule_free_average = jax.jit(optax.contrib.schedule_free_eval_params)
+@jax.jit
+def _schedule_free_average(state, params):
+    state = jax.device_put(state, jax.memory.Space.Device)  # optimizer.offload keeps it elsewhere
+    return optax.contrib.schedule_free_eval_params(state, params)
 
 
 def _muon(config, axes, dtype, width_ratio):

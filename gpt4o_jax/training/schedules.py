@@ -27,4 +27,4 @@ def schedule_factor(config: OptimizerConfig, total_steps: int, step: jax.Array) 
         after = jax.lax.rsqrt(jnp.maximum(rise, 1.0))
     else:
         after = jnp.ones_like(step)
-    return jnp.where(step < warmup, jnp.minimum(rise, 1.0), after)
+    return jnp.minimum(rise, after)  # in the warm-up the others are at 1, but for a decay that begins in it

@@ -39,6 +39,7 @@ def measure(config: RunConfig, mesh: jax.sharding.Mesh, dispatches: int) -> dict
             state, metrics = compiled(state, batch)
             loss = np.asarray(metrics["loss"])  # waits
             seconds.append((time.perf_counter() - begin) / K)
+        peak = _peak_bytes(device)  # before the probes below use memory of their own
     step = statistics.median(seconds[1:])
     achieved = flops.train_flops_per_token(config.model, config.lora.rank > 0) * B * T / step
     ceilings = {dtype: peak_flops(device, dtype) for dtype in ("float32", "bfloat16")}
@@ -54,7 +55,7 @@ def measure(config: RunConfig, mesh: jax.sharding.Mesh, dispatches: int) -> dict
         "compute_dtype": config.model.compute_dtype,
         "parameters": flops.parameter_count(config.model),
         "compile_seconds": compile_seconds,
-        "peak_bytes": _peak_bytes(device),
+        "peak_bytes": peak,
         "loss": float(loss.mean()),
         "device": f"{mesh.devices.size} x {device.device_kind}",
     }

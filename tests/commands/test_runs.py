@@ -49,6 +49,24 @@ def test_runs_are_found_and_compared_best_first(folder, command, run):
     assert result["plot"] == str(folder / "runs.png") and (folder / "runs.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_runs_that_diverged_or_are_measured_by_another_number_come_behind(folder, command):
+    shutil.copytree(folder / "a/finished", folder / "a/diverged")
+    shutil.copytree(folder / "a/finished", folder / "a/rewarded")
+    of_a_world = {"source": "world", "path": "numbers"}
+    change(folder / "a/rewarded", objective={"method": "grpo", "group": 4}, init={"from": "x"}, data=of_a_world)
+    for name, of in (("diverged", {"bits_per_byte": float("nan")}), ("rewarded", {"reward": 0.25})):
+        path = folder / "a" / name / "metrics.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        kept = [r | of if r["kind"] == "eval" else r for r in records]
+        if name == "rewarded":
+            kept = [{k: v for k, v in r.items() if k != "bits_per_byte"} | of for r in kept]
+        path.write_text("".join(json.dumps(r) + "\n" for r in kept))
+    result, table = command("runs", folder / "a")
+    names = [r["workdir"].split("/")[-1] for r in result["runs"]]
+    assert names == ["finished", "diverged", "rewarded", "stopped"] and result["runs"][2]["reward"] == 0.25
+    assert "reward" in table.splitlines()[0].split()
+
+
 def test_a_knob_that_is_a_newline_stays_in_its_line(folder, command):
     change(folder / "b", data={"separator": "\n\n"})
     _, table = command("runs", folder)

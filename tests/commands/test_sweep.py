@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -171,6 +172,19 @@ def test_real_runs_are_trained_once(sweep_file, command, tmp_path):
     assert "Not finished" not in report and (tmp_path / "w/report.png").exists()
     again, err = command(*args)
     assert again == result and "] run " not in err
+
+
+def test_runs_of_printed_commands_are_skipped_and_reported(sweep_file, trainer, command, tmp_path, capsys):
+    path, workdir = sweep_file(), tmp_path / "w"
+    args = ("sweep", f"--sweep={path}", f"--workdir={workdir}", "--seeds=1")
+    plain, _ = sweep.plan(str(path), workdir, 1, {})
+    subprocess.run(plain.command, check=True)  # as a launcher would
+    assert main([*args, "--print"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"--workdir={workdir}/fast/5" in line, "what is finished is not printed again"
+    result, err = command(*args)
+    assert err.count("] run ") == 1 and {v["n"] for v in result["variants"].values()} == {1}
+    assert (workdir / "report.md").exists()
 
 
 def test_a_failure_does_not_end_the_sweep(sweep_file, trainer, command, tmp_path, capsys):

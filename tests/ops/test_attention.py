@@ -3,6 +3,7 @@
 B batch, T query positions, S key positions, N query heads, K key/value heads, H head width
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -182,7 +183,7 @@ def test_blocks_equal_the_reference(name, T, K):
 @pytest.mark.parametrize("K", [4, 2])
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_splash_equals_the_reference(name, K):
-    """The kernel is interpreted here; tests/gpu and `plan` see compiled ones."""
+    """The kernel is interpreted here; `plan` compiles it."""
 
     def splash(q, k, v, segments, sinks, scale=None, **kwargs):
         return splash_attention(q, k, v, segments, sinks, FLOAT32, scale or q.shape[-1] ** -0.5, interpret=True, **kwargs)
@@ -197,7 +198,8 @@ def test_the_table_of_implementations():
     assert [choose("auto", c, 256, 64) for c in (cpu, gpu, tpu)] == ["blocks", "cudnn", "splash"]
     assert choose("auto", cpu, 256, 64, dropout=True) == "reference"
     assert [choose("auto", gpu, 256, H) for H in (64, 128, 60, 256)] == ["cudnn", "cudnn", "reference", "reference"]
-    assert choose("auto", Compute("gpu", "float32"), 256, 64) == "reference"
+    assert choose("auto", Compute("gpu", "float32"), 256, 64) == choose("auto", gpu, 255, 64) == "reference"
+    assert choose("auto", dataclasses.replace(gpu, packed=False), 255, 64) == "cudnn"
     assert choose("auto", gpu, 256, 64, softcap=True) == choose("auto", gpu, 256, 64, sinks=True) == "reference"
     assert choose("auto", tpu, 200, 64) == "reference"
     assert [choose(n, cpu, 256, 64) for n in names if n not in ("cudnn", "splash")] == ["blocks", "blocks", "reference"]

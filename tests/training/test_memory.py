@@ -18,6 +18,7 @@ from gpt4o_jax.model import gpt
 from gpt4o_jax.model.block import REMAT_POLICIES
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.training import program
+from gpt4o_jax.training.optimizer import eval_params
 from gpt4o_jax.training.step import loss_sum
 
 B, T, V, STEPS = 8, 8, 48, 20
@@ -133,11 +134,16 @@ def test_moments_in_bfloat16_take_half_the_bytes_and_train_as_well(name):
     assert losses[-1] < losses[0] - 0.5 and np.max(np.abs(narrow_losses - losses)) < 0.02 * (losses[0] - losses[-1])
 
 
-def test_a_state_in_the_hosts_memory_trains_to_the_same_bits():
-    _, after, losses = trained(OPTIMIZERS["adamw"])
-    away_before, away_after, away_losses = trained(dataclasses.replace(OPTIMIZERS["adamw"], offload=True))
+@pytest.mark.parametrize(
+    "optimizer", [OPTIMIZERS["adamw"], OptimizerConfig(name="schedule_free", peak_lr=3e-3)], ids=lambda optimizer: optimizer.name
+)
+def test_a_state_in_the_hosts_memory_trains_to_the_same_bits(optimizer):
+    _, after, losses = trained(optimizer)
+    away_before, away_after, away_losses = trained(dataclasses.replace(optimizer, offload=True))
     np.testing.assert_array_equal(losses, away_losses)
     jax.tree.map(np.testing.assert_array_equal, after.params, away_after.params)
+    evaluated = (eval_params(optimizer, state) for state in (after, away_after))
+    jax.tree.map(np.testing.assert_array_equal, *evaluated)
     for state in (away_before, away_after):
         assert {x.sharding.memory_kind for x in jax.tree.leaves(state.opt_state) if x.ndim} == {"pinned_host"}
         assert {x.sharding.memory_kind for x in jax.tree.leaves(state.params)} == {"device"}
