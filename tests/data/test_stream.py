@@ -15,7 +15,7 @@ from gpt4o_jax.errors import RunError
 T, K, B = 32, 2, 4
 
 
-SOURCES = ("text", "jsonl", "parquet", "tfds", "conversations", "mixture")
+SOURCES = ("text", "jsonl", "parquet", "tfds", "conversations", "mixture", "world", "python_docs")
 PATHS = {"text": "*.txt", "jsonl": "x.jsonl", "parquet": "x.parquet", "conversations": "chats.jsonl"}
 
 
@@ -28,6 +28,10 @@ def rows_of(folder):
         if source == "mixture":
             members = (f"text:{folder}/*.txt=0.3", f"parquet:{folder}/x.parquet=0.5", f"conversations:{folder}/chats.jsonl=0.2")
             data |= {"path": "", "mixture": members}
+        if source == "world":
+            data |= {"path": "numbers", "world_items": 300}
+        if source == "python_docs":
+            data["path"] = ""
         data |= {"separator": "\n", "rows": kind, "shingle_bytes": 0, "cache_dir": str(folder / "cache")}
         config = freeze({"seed": 5, "model": {"context_length": T}, "tokenizer": {"kind": "byte"}, "data": data})
         return corpus.training_rows(config, corpus.prepare(config))
