@@ -20,7 +20,8 @@ _GPT2 = dict(positions="learned", norm="layer", norm_eps=1e-5, mlp="gelu", qk_no
 _MODERN = dict(positions="rope", norm="rms", norm_eps=1e-6, mlp="relu2", qk_norm=True, tied=False, output_init="zero")
 _ADAMW = dict(name="adamw", schedule="cosine", peak_lr=1e-3, warmup_steps=100, end_lr_fraction=0.1)
 # So few tokens per step need low learning rates and decay over the whole run: before rows were made longer, muon_lr 0.02 decaying
-# in the last 40 % gave a loss of 1.62, this 1.56 to 1.57. The narrower feed-forward offsets the parameters of the untied head.
+# in the last 40 % gave a loss of 1.62, this 1.56 to 1.57 (tried by hand, not recorded). The narrower feed-forward offsets the
+# parameters of the untied head.
 # Rows are twice as long and half as many: the same tokens, with more context.
 _MUON = dict(name="muon", schedule="wsd", peak_lr=8e-3, muon_lr=8e-3, warmup_steps=20, decay_fraction=1.0)
 _MUON |= dict(end_lr_fraction=0.0, weight_decay=0.05)

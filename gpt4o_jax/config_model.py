@@ -27,7 +27,7 @@ class ModelConfig:
 
     vocab_size: int | None = knob(None, "Rows of the embedding; None takes the tokenizer's size.", low=2)
     context_length: int = knob(256, "Length T of training rows, in tokens.", low=2)
-    n_layers: int = knob(4, "Number of decoder blocks L.", low=1)
+    n_layers: int = knob(4, "Number of decoder blocks L.", low=1, high=10_000)
     d_model: int = knob(256, "Width D of the residual stream.", low=1)
     n_heads: int = knob(4, "Number of query heads N.", low=1)
     n_kv_heads: int | None = knob(None, "Number of key/value heads K (grouped-query attention); None: n_heads.", low=1)

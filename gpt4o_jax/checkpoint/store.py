@@ -119,10 +119,11 @@ class Store:
 
     # ------------------------------------------------------------ writing
 
-    def save(self, step: int, items: dict, meta: dict) -> None:
+    def save(self, step: int, items: dict, meta: dict, copy: bool = True) -> None:
         """Starts writing; returns once the arrays are copied. Failures appear at the next call or at `finish`.
 
-        meta: kept with it; "best" in it is the step of a checkpoint that stays when newer ones come.
+        meta: kept with it; "best" in it is the step of a checkpoint that stays when newer ones come. copy: whether a donated step
+        may overwrite the arrays before `finish`.
         """
         self.finish()
         try:
@@ -134,7 +135,7 @@ class Store:
                 jax.process_index() == 0 and target.exists()
             ):  # without a manifest: a save that was cut off, and nothing refers to it
                 target.rmtree()
-            if jax.default_backend() == "cpu":
+            if copy and jax.default_backend() == "cpu":
                 # On CPU the host copy is the device buffer itself, which the next donated step overwrites.
                 items = jax.tree.map(jnp.copy, items)
             saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}

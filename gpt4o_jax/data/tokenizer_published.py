@@ -51,7 +51,8 @@ _TEMPLATE_MARKS = (
     ("llama3", "<|start_header_id|>"),
     ("gemma", "<start_of_turn>"),
     ("llama2", "<<SYS>>"),
-    ("mistral", " [/INST]' }}{% elif"),
+    ("mistral", "'[INST] ' + message['content'] + ' [/INST]' }}{% elif"),
+    ("mistral0.2", "{{- ' [INST] ' + message['content'] + ' [/INST]' }}", "{{- ' ' + message['content'] + eos_token}}"),
     ("mistral0.3", '"[INST] " + message["content"] + "[/INST]"'),
     ("olmo2", "{{ bos_token }}{% for", "'<|assistant|>", "message['content'] + eos_token + '"),
 )

@@ -23,6 +23,7 @@ class Harness:
 
     def __init__(self, run: Run, batch_size: int = 16):
         self.run, self.batch_size = run, batch_size
+        self._batches = 0  # generated so far: each draws with a seed of its own
 
     def loglikelihood(self, requests: Sequence, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """args (context, continuation) -> (log-probability of the continuation, whether greedy decoding gives it)."""
@@ -61,7 +62,9 @@ class Harness:
             )
         prompts = [run.tokenizer.prompt(c)[-room:] for c in contexts]
         prompts += [prompts[-1]] * (self.batch_size - len(prompts))  # one shape, one compilation
-        done = complete(run.model, run.params, run.tokenizer, prompts, max_new_tokens, sampling, stop=until)
+        seed = (run.config.seed + self._batches) % 2**31
+        self._batches += 1
+        done = complete(run.model, run.params, run.tokenizer, prompts, max_new_tokens, sampling, seed, until)
         return [text for text, _ in done[: len(contexts)]]
 
 

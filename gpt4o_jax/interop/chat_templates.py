@@ -187,6 +187,7 @@ _BODIES = {
         bos_each=True,
     ),
     "mistral": _pairs(asked="'[INST] ' + head + message.content + ' [/INST]'", answer="message.content + eos_token"),
+    "mistral0.2": _pairs(asked="' [INST] ' + head + message.content + ' [/INST]'", answer="' ' + message.content + eos_token"),
     "mistral0.3": _pairs(
         asked="'[INST] ' + head + message.content + '[/INST]'",
         answer="' ' + message.content.strip() + eos_token",

@@ -21,7 +21,7 @@ def read(folder: Path) -> tuple[Family, ModelConfig]:
         values = json.loads(path.read_text())
     except FileNotFoundError:
         raise data_error(f"{folder}: no config.json; --from takes a folder as the Hugging Face Hub lays it out") from None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise data_error(f"{path}: not readable as JSON ({e})") from None
     if not isinstance(values, dict):
         raise data_error(f"{path}: expected one JSON object")

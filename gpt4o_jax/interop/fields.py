@@ -8,6 +8,8 @@ from gpt4o_jax.config import ModelConfig
 from gpt4o_jax.errors import data_error, did_you_mean
 
 REQUIRED = object()
+LARGEST = 2**63  # of a number; more overflows what reads it
+MOST_LAYERS = 10_000
 
 
 class Values:
@@ -30,7 +32,9 @@ class Values:
             kinds += (int,)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds and object not in kinds):
             expected = " or ".join(k.__name__ for k in kinds)
-            raise data_error(f"{self.where}: {key}={value!r}, expected {expected}")
+            raise data_error(f"{self.where}: {key}={value!r:.60}, expected {expected}")
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise data_error(f"{self.where}: {key}={value}, expected a number of at most 63 bits")
         return value
 
     def refuse(self, key: str, expected: str):
@@ -224,12 +228,13 @@ def read_rope(v: Values, key: str, given: dict, theta: float, context: int) -> d
 def _contradicts(v: Values, newer: dict, older: dict) -> bool:
     """Whether rope_parameters says otherwise than those of the older keys that are there."""
     said = [k for key, k in (("rope_theta", "rope_theta"), ("rope_local_base_freq", "rope_local_theta")) if v.values.get(key)]
-    return any(newer[k] != older[k] for k in said) or (bool(v.values.get("rope_scaling")) and newer != older)
+    return any(newer.get(k) != older.get(k) for k in said) or (bool(v.values.get("rope_scaling")) and newer != older)
 
 
 def _number(v: Values, key: str, given: dict, name: str, default: float | None = None) -> float:
     value = given.pop(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not known or not -LARGEST <= value <= LARGEST:
         v.refuse(key, f"a number under {name}")
     return value
 
@@ -251,7 +256,7 @@ KINDS = {"sliding_attention": "local", "full_attention": "global"}
 
 def _pattern(v: Values, types: list[str], window: int | None) -> dict:
     """Knobs from one type a layer: the shortest pattern that repeats over them."""
-    n = v.get("num_hidden_layers", int)
+    n = _layers(v)
     if len(types) != n or not all(isinstance(t, str) and t in KINDS for t in types):
         v.refuse("layer_types", f"{n} of {', '.join(KINDS)}")
     kinds = tuple(KINDS[t] for t in types)
@@ -259,6 +264,13 @@ def _pattern(v: Values, types: list[str], window: int | None) -> dict:
         v.refuse("sliding_window", "a number of tokens, for some layers are of sliding_attention")
     period = next(p for p in range(1, n + 1) if all(kinds[i] == kinds[i % p] for i in range(n)))
     return {"layer_pattern": kinds[:period], "window": window if "local" in kinds else None}
+
+
+def _layers(v: Values) -> int:
+    n = v.get("num_hidden_layers", int)
+    if not 1 <= n <= MOST_LAYERS:
+        v.refuse("num_hidden_layers", f"1 to {MOST_LAYERS}")
+    return n
 
 
 def _window(v: Values, default: int | None) -> int | None:
@@ -286,7 +298,7 @@ def one_window(default: int | None = None, switch: bool = False) -> Field:
         if switch and v.get("max_window_layers", int, 0) > 0 and window is not None:
             v.refuse("max_window_layers", "0, or none, where use_sliding_window is true")
         kind = "full_attention" if window is None else "sliding_attention"
-        types = [kind] * v.get("num_hidden_layers", int)
+        types = [kind] * _layers(v)
         if v.values.get("layer_types") not in (None, types):
             v.refuse("layer_types", f"{kind} in all layers")
         return _pattern(v, types, window)
@@ -304,7 +316,7 @@ def windows_from(first: int) -> Field:
         window, start = _window(v, 4096), v.get("max_window_layers", int, first)
         if not v.get("use_sliding_window", bool, False):
             window = None
-        n = v.get("num_hidden_layers", int)
+        n = _layers(v)
         types = ["full_attention" if window is None or i < start else "sliding_attention" for i in range(n)]
         return _pattern(v, v.get("layer_types", list, types), window)
 
@@ -332,7 +344,7 @@ def windows_in_turn(period: int, default: int) -> Field:
         if v.get("sliding_window_size", int, window) != window:
             v.refuse("sliding_window_size", f"{window}, as sliding_window has it, or none")
         every = v.get("sliding_window_pattern", int, v.get("_sliding_window_pattern", int, period))
-        n = v.get("num_hidden_layers", int)
+        n = _layers(v)
         types = ["full_attention" if (i + 1) % max(every, 1) == 0 else "sliding_attention" for i in range(n)]
         types = v.get("layer_types", list, types)
         return _pattern(v, types, window)

@@ -96,7 +96,7 @@ def _read_index(folder: Path) -> dict[str, str] | None:
         index = json.loads(path.read_text())["weight_map"]
         if not index or not all(isinstance(x, str) for item in index.items() for x in item):
             raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
         raise data_error(f"{path}: damaged; expected a JSON object with weight_map, from tensors to files") from None
     return index
 
@@ -112,8 +112,12 @@ def _inside(folder: Path, file: str) -> Path:
     allowed = [folder.resolve()]
     if folder.resolve().parent.name == "snapshots":
         allowed.append(folder.resolve().parent.parent / "blobs")
-    if path.resolve().parent not in allowed:
-        raise data_error(f"{path}: a link to {path.resolve()}, outside the folder; copy the file here if it is meant")
+    try:
+        place = path.resolve()
+    except (OSError, ValueError, RuntimeError) as e:  # of characters that no file name has, or a link to itself
+        raise data_error(f"{folder / INDEX}: {file!r} is no file ({e})") from None
+    if place.parent not in allowed:
+        raise data_error(f"{path}: a link to {place}, outside the folder; copy the file here if it is meant")
     return path
 
 
@@ -123,7 +127,7 @@ def _refuse_twice(path: Path) -> None:
         with path.open("rb") as f:
             size = int.from_bytes(f.read(8), "little")
             names = [name for name, _ in json.loads(f.read(min(size, path.stat().st_size)), object_pairs_hook=list)]
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return  # no safetensors file: the library says so
     again = sorted(name for name, n in collections.Counter(names).items() if n > 1)
     if again:

@@ -50,7 +50,7 @@ def import_folder(source: Path, workdir: Path, compute_dtype: str = "auto") -> d
         params = weights.load(opened, family, model, mesh)
         with Store(epath.Path(beside) / "checkpoints") as store:
             # No corpus: nothing was trained here.
-            store.save(0, {"params": params}, {"step": 0, "corpus": None, "tokenizer": tokenizer.digest})
+            store.save(0, {"params": params}, {"step": 0, "corpus": None, "tokenizer": tokenizer.digest}, copy=False)
         tokenizer.save_in(beside)
         write_config(epath.Path(beside), config_json.run_config(model_config, mesh_config, compute_dtype))
     if tokenizer_published.is_unknown(tokenizer):

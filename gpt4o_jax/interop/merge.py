@@ -27,7 +27,7 @@ def merge_folder(run: Run, target: Path) -> dict:
     meta = {"step": stored["step"], "corpus": corpus, "tokenizer": stored["tokenizer"]}
     with built_beside(target, "--to") as beside:
         with Store(epath.Path(beside) / "checkpoints") as store:
-            store.save(run.step, {"params": run.params}, meta)
+            store.save(run.step, {"params": run.params}, meta, copy=False)
         run.tokenizer.save_in(beside)
         # It has no other run beside it any more, which an objective of preferences or rewards would want.
         plain = dataclasses.replace(run.config, lora=LoraConfig(), init=InitConfig(), objective=ObjectiveConfig())

@@ -1,6 +1,7 @@
 """A model as generation wants it: each layer's parameters in arrays of their own, and its matrices in fewer bits."""
 
 import dataclasses
+import functools
 
 import jax
 
@@ -34,31 +35,34 @@ def for_generation(model: GPT, params, weights: str = "float32", kv_cache: str =
     int4: one for each 128 inputs of an output, and int8 for embedding and head; norms, biases, positions and routers stay
     float32.
     """
-    model, params = _unstacked(GPT(model.config, dataclasses.replace(model.compute, kv_cache=kv_cache)), params)
-    if weights == "float32":
-        return model, params
-    # Only products of bfloat16 read it as such.
-    return model, jax.jit(_rounded, static_argnums=(1, 2))(params, weights, rows if model.compute.dtype == "bfloat16" else 1)
+    model = GPT(model.config, dataclasses.replace(model.compute, kv_cache=kv_cache))
+    rows = rows if model.compute.dtype == "bfloat16" else 1  # only products of bfloat16 read weights of bfloat16 as such
+    convert = lambda tree: tree if weights == "float32" else _converted(tree, weights, rows)
+    return _unstacked(model, params, convert)
 
 
-def _unstacked(model: GPT, params) -> tuple[GPT, dict]:
-    """The same model whose layer pattern is its whole depth: a single period."""
+def _unstacked(model: GPT, params, convert) -> tuple[GPT, dict]:
+    """The same model whose layer pattern is its whole depth: a single period.
+
+    convert(parameters): of one layer at a time, so that no second copy of all of them exists before it.
+    """
     c = model.config
     if c.n_layers == 1:
-        return model, params
+        return model, convert(params)
     P, whole = len(c.period), c.periods * len(c.period)
     blocks = {}
     for layer in range(c.n_layers):
         stack, at = (params["layers"], layer // P) if layer < whole else (params["last_layers"], 0)
         block = stack if P == 1 else stack[f"block_{layer % P}"]
-        blocks[f"block_{layer}"] = jax.tree.map(lambda leaf, at=at: leaf[at : at + 1], block)
+        blocks[f"block_{layer}"] = convert(jax.tree.map(lambda leaf, at=at: leaf[at : at + 1], block))
     rest = {name: value for name, value in params.items() if name not in ("layers", "last_layers")}
     pattern = (c.layer_pattern * c.n_layers)[: c.n_layers]
     config = dataclasses.replace(c, layer_pattern=pattern, scan_unroll=1)
-    return GPT(config, model.compute), rest | {"layers": blocks}
+    return GPT(config, model.compute), convert(rest) | {"layers": blocks}
 
 
-def _rounded(params, weights: str, rows: int) -> dict:
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _converted(params, weights: str, rows: int) -> dict:
     def convert(path, leaf):
         names = tuple(key.key for key in path)
         if names[-2:] in MATRICES:  # leads with an axis of layers

@@ -190,16 +190,17 @@ def _llama2(messages: Sequence[Message], reply: bool) -> Rendered:
     return out
 
 
-def _mistral(messages: Sequence[Message], reply: bool) -> Rendered:
-    """Mistral 7B Instruct v0.2's [INST]. It refuses a system text; here that stands before the first question, as in v0.3."""
-    system, turns = _pairs("mistral", messages)
+def _mistral(messages: Sequence[Message], reply: bool, name: str = "mistral", space: str = "") -> Rendered:
+    """Mistral 7B Instruct v0.2's and Mixtral's [INST]. As first published they refuse a system text; here that stands before the
+    first question, as in what was published later, which has a space before every turn too."""
+    system, turns = _pairs(name, messages)
     out: Rendered = [(BOS, False)]
     for n, m in enumerate(turns):
         if m.role == "user":
             head = f"{system}\n\n" if n == 0 and system else ""
-            out += [(Text(f"[INST] {head}{m.text} [/INST]"), False)]
+            out += [(Text(f"{space}[INST] {head}{m.text} [/INST]"), False)]
         else:
-            out += [(Text(m.text), True), (EOS, True)]
+            out += [(Text(space + m.text), True), (EOS, True)]
     return out
 
 
@@ -286,6 +287,7 @@ TEMPLATES = {
     "llama3.1": Template(lambda messages, reply: _llama3(messages, reply, LLAMA31), Symbol("<|eot_id|>")),
     "llama2": Template(_llama2, EOS, " "),
     "mistral": Template(_mistral, EOS),
+    "mistral0.2": Template(lambda messages, reply: _mistral(messages, reply, "mistral0.2", " "), EOS, " "),
     "mistral0.3": Template(_mistral3, EOS, " "),
     "gemma": Template(_gemma, Symbol("<end_of_turn>")),
     "olmo2": Template(_olmo2, EOS),

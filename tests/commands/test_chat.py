@@ -158,5 +158,5 @@ def test_templates_that_do_not_fit_are_refused_at_once(run, refused):
     told = refused(
         ExitCode.DATA, "template chatml writes <|im_start|>, <|im_end|>,", "chat", f"--workdir={run}", "--template=chatml"
     )
-    assert "take --template=own or llama2 or mistral or olmo2 or plain, or a model trained or imported with" in told
+    assert "take --template=own or llama2 or mistral or mistral0.2 or olmo2 or plain, or a model trained or imported with" in told
     refused(ExitCode.USAGE, "did you mean plain?", "chat", f"--workdir={run}", "--template=plane")

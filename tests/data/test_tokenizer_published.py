@@ -184,6 +184,22 @@ TEMPLATES = {
         " + '\n' }}{% elif message['role'] == 'assistant' %}{% if not loop.last %}{{ '<|assistant|>\n'  + message['content'] +"
         " eos_token + '\n' }}",
     ),
+    "Mistral-7B-Instruct-v0.2, first": (
+        "mistral",
+        "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] =="
+        " 'assistant' %}{{ message['content'] + eos_token}}",
+    ),
+    "Mixtral-8x7B-Instruct-v0.1": (  # and Mistral-7B-Instruct-v0.2, today
+        "mistral0.2",
+        "{{- ' [INST] ' + system_message + '\\n\\n' + message['content'] + ' [/INST]' }}\n        {%- else %}\n"
+        "            {{- ' [INST] ' + message['content'] + ' [/INST]' }}\n        {%- endif %}\n"
+        "    {%- elif message['role'] == 'assistant' %}\n        {{- ' ' + message['content'] + eos_token}}\n",
+    ),
+    "Mixtral-8x22B-Instruct-v0.1": (  # a space before eos, for which there is no template here
+        "",
+        "{{ ' [INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] +"
+        " ' ' + eos_token}}",
+    ),
     "Llama-3.1-Tulu-3-8B": (  # OLMo 2's without bos, for which there is no template here
         "",
         "{% for message in messages %}{% if message['role'] == 'system' %}{{ '<|system|>\n' + message['content'] + '\n' }}"

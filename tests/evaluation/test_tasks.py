@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpt4o_jax import parallel
-from gpt4o_jax.config import ModelConfig
+from gpt4o_jax.config import ModelConfig, RunConfig
 from gpt4o_jax.data.tokenizer import BOS, EOS, byte_tokenizer
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.evaluation import choice
@@ -80,7 +80,7 @@ def requests(*args):
 
 @pytest.fixture(scope="module")
 def harness(params):
-    run = types.SimpleNamespace(model=MODEL, params=params, tokenizer=TOKENIZER)
+    run = types.SimpleNamespace(model=MODEL, params=params, tokenizer=TOKENIZER, config=RunConfig(model=MODEL.config))
     return Harness(run, batch_size=3)
 
 
@@ -150,6 +150,14 @@ def test_the_harness_generates_what_greedy_decoding_gives_up_to_a_stop(harness, 
         harness.generate_until(requests(("x", {"max_gen_toks": 48})))
     with pytest.raises(RunError, match=r"generation_kwargs\.num_beams=4"):
         harness.generate_until(requests(("x", {"num_beams": 4})))
+
+
+def test_the_harness_draws_anew_in_every_batch(harness):
+    """A task that repeats a question would otherwise get the same answers again."""
+    asked = requests(*[("go", {"do_sample": True, "temperature": 5.0, "max_gen_toks": 8})] * 12)
+    begin = lambda: Harness(harness.run, 3)
+    texts = begin().generate_until(asked)
+    assert len(set(texts)) > 9 and texts == begin().generate_until(asked)
 
 
 # ---------------------------------------------------------------- multiple choice

@@ -21,8 +21,8 @@ LONG = 96  # tokens of a row; the windows' rings have 32 slots and turn twice
 PROMPTS = np.array([40, 17], np.int32)  # longer and shorter than a ring
 # Windows in some or all layers, soft-caps, norms on both sides and behind, QK-norm per head and over the projection, experts.
 FAMILIES = (
-    "mistral-window", "qwen2-window", "qwen3-window", "olmo2-gqa", "gemma2-four", "gemma3_text-plain", "mixtral-window",
-    "qwen3_moe-window",
+    "gpt2-plain", "llama-gqa", "mistral-window", "qwen2-window", "qwen3-window", "olmo2-gqa", "gemma2-four", "gemma3_text-plain",
+    "mixtral-window", "qwen3_moe-window",
 )  # fmt: skip
 
 

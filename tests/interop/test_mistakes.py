@@ -11,8 +11,9 @@ from safetensors.numpy import load_file, save_file
 from gpt4o_jax.data.tokenizer import char_tokenizer
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.interop import config_json, huggingface
+from gpt4o_jax.interop.families import FAMILIES
 from gpt4o_jax.interop.files import INDEX, SINGLE
-from tests.interop.conftest import load
+from tests.interop.conftest import FIXTURES, load
 
 QUERY, NORM = "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"
 
@@ -77,6 +78,21 @@ def linked(folder, index):
     os.symlink(outside, folder / second(index))
 
 
+def circular(folder, index):
+    name = second(index)
+    (folder / name).unlink()
+    os.symlink(folder / name, folder / name)
+
+
+def deep_index(folder):
+    sharded()(folder)
+    (folder / INDEX).write_text("[" * 200_000)
+
+
+def deep_header(folder):
+    (folder / SINGLE).write_bytes((200_000).to_bytes(8, "little") + b"[" * 200_000)
+
+
 def pickled(folder):
     (folder / SINGLE).rename(folder / "pytorch_model.bin")
 
@@ -130,6 +146,12 @@ MISTAKES = {
     "twice in one file": (repeated(other=True), f"tensor {NORM} is twice, both times in {SINGLE}"),
     "twice in one file, the same": (repeated(other=False), f"tensor {NORM} is twice, both times in {SINGLE}"),
     "in two shards": (sharded(twice), f"tensor {NORM} is twice"),
+    "no name of a file": (sharded(renamed("a\0.safetensors")), "'a\\x00.safetensors' is no file (embedded null"),
+    "half a character": (sharded(renamed("\ud800.safetensors")), "'\\ud800.safetensors' is no file"),
+    "link to itself": (sharded(circular), "is no file ("),
+    "index too deep": (deep_index, "damaged; expected a JSON object with weight_map"),
+    "config too deep": (lambda folder: (folder / "config.json").write_text("[" * 200_000), "not readable as JSON"),
+    "header too deep": (deep_header, "not a whole safetensors file"),
     "file not there": (sharded(renamed("model-00009.safetensors")), "names model-00009.safetensors, which is not there"),
     "tensor not there": (sharded(lambda f, i: i["weight_map"].update({"odd": second(i)})), "holds odd, which it does not"),
     "tensor not in index": (sharded(lambda f, i: i["weight_map"].pop(NORM)), f"holds {NORM}, of which"),
@@ -209,6 +231,45 @@ def test_a_value_that_no_model_of_the_family_has_is_told(hf, name, values, says)
     with pytest.raises(RunError) as e:
         config_json.read(source)
     assert says in str(e.value) and e.value.code == ExitCode.DATA
+
+
+VALUES = (
+    0,
+    -1,
+    3,
+    10**12,
+    10**400,
+    0.5,
+    -0.5,
+    1e300,
+    float("inf"),
+    float("nan"),
+    "x",
+    True,
+    None,
+    [],
+    [1],
+    {},
+    {"a": 1},
+    "absent",
+)
+OTHERS = ("rope_local_base_freq", "rope_scaling", "sliding_window", "layer_types", "num_local_experts", "quantization_config")
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FIXTURES.glob("*-plain")))
+def test_whatever_stands_in_a_config_is_read_or_told_in_one_line(name):
+    """Every key of every family, and keys of others, with every kind of value."""
+    stored, told = json.loads((FIXTURES / name / "config.json").read_text()), set()
+    for key in (*stored, *OTHERS):
+        for value in VALUES:
+            changed = {k: v for k, v in (stored | {key: value}).items() if v != "absent"}
+            family = FAMILIES[stored["model_type"]]
+            try:
+                config_json.to_model(family, changed, "config.json")
+            except RunError as e:
+                assert e.code == ExitCode.DATA and "\n" not in str(e) and len(str(e)) < 600, (key, value)
+                told.add(key)
+    assert {"hidden_size", "vocab_size", "quantization_config"} & stored.keys() <= told
 
 
 @pytest.mark.parametrize(("name", "window"), [("qwen2-plain", None), ("qwen2-plain", "absent"), ("gemma2-plain", None)])

@@ -76,6 +76,7 @@ PUBLISHED = [
     ("llama2", [SYSTEM, ASK, ANSWER, AGAIN],
      "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n Hi! [/INST] Hello. </s><s>[INST] 2+2? [/INST]"),
     ("mistral", [ASK, ANSWER, AGAIN], "<s>[INST]  Hi!  [/INST]Hello.\n</s>[INST] 2+2? [/INST]"),
+    ("mistral0.2", [ASK, ANSWER, AGAIN], "<s> [INST]  Hi!  [/INST] Hello.\n</s> [INST] 2+2? [/INST]"),
     ("mistral0.3", [SYSTEM, ASK, ANSWER, AGAIN], "<s>[INST]  Hi! [/INST] Hello.</s>[INST] Be brief.\n\n2+2?[/INST]"),
     ("mistral0.3", [ASK, ANSWER], "<s>[INST]  Hi! [/INST] Hello.</s>"),
     ("gemma", [ASK, ANSWER, AGAIN],
@@ -104,6 +105,7 @@ def test_conversations_are_written_as_published(name, turns, wanted):
 
 def test_families_without_a_system_turn_read_it_before_the_first_question():
     text = lambda name: "".join(i.text for i, _ in render(name, [SYSTEM, ASK]) if isinstance(i, chat.Text))
+    assert " [INST] Be brief.\n\n Hi! " in text("mistral0.2")
     assert "Be brief.\n\n Hi! " in text("mistral") and "Be brief.\n\nHi!" in text("gemma")
 
 
@@ -173,7 +175,8 @@ def test_the_loss_counts_answers_and_their_ends(pair, name):
     assert [ours.decode(a[:-1]).strip() for a in answers] == ["Hello.", "4 üñ"]
 
 
-@pytest.mark.parametrize("name", sorted(chat.TEMPLATES.keys() - {"mistral", "mistral0.3"}))  # one token may lie across the border
+# one token may lie across the border of the others
+@pytest.mark.parametrize("name", sorted(chat.TEMPLATES.keys() - {"mistral", "mistral0.2", "mistral0.3"}))
 @pytest.mark.parametrize("answer", ["Hello.", "<think>\nhm\n</think>\n\nHello."], ids=["answer", "thoughts"])
 def test_what_is_given_to_be_answered_is_what_stands_before_an_answer_in_training(pair, name, answer):
     ours = tokenizers.byte_tokenizer() if name in ("own", "plain") else pair(name)[1]
