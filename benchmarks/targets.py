@@ -274,9 +274,10 @@ BOUNDS = {
         " on two cores; a copy of the values of every layer's cache, transposed for XLA's product of one row, takes a tenth."
     ),
     "worlds": (
-        "What misses: questions in the joint model (23 % of the rows of pretrain, 29 % of tune). It was measured with a"
-        " second link in every third passage (bc3ad41), by which questions alone lost 10 points of F1 too; that was taken"
-        " back after it. DPO (6384fdb): its start knew the world already (98.7 and 97.8 % right), and pairs that differ in"
+        "What misses: questions in the joint model (34 % of the rows of pretrain, 44 % of tune, at 9c77d1b). Seed 1 has learned all"
+        ' but one kind: of 49 "Who is the rival of Ann?" where her cousin is told it answers 48 with the cousin. Seed 0 is behind'
+        " everywhere (scores rose to the last step). With 23 and 29 % of the rows, and a second link in every third passage"
+        " (bc3ad41), one hop was 80 %, two hops 67 %, unseen names 74.5 %, F1 57. DPO (6384fdb): its start knew the world already (98.7 and 97.8 % right), and pairs that differ in"
         " one word made both answers unlikely. By hand, from a start of 100 steps (86 % of 240 items right), beta 0.1 and 1,"
         " rates from 2e-5 to 5e-4, and objective.nll=1 led to 78 to 85 %."
     ),
