@@ -274,11 +274,12 @@ BOUNDS = {
         " on two cores; a copy of the values of every layer's cache, transposed for XLA's product of one row, takes a tenth."
     ),
     "worlds": (
-        "What misses: questions in the joint model (34 % of the rows of pretrain, 44 % of tune, at 9c77d1b). Seed 1 has learned all"
-        ' but one kind: of 49 "Who is the rival of Ann?" where her cousin is told it answers 48 with the cousin. Seed 0 is behind'
-        " everywhere (scores rose to the last step). With 23 and 29 % of the rows, and a second link in every third passage"
-        " (bc3ad41), one hop was 80 %, two hops 67 %, unseen names 74.5 %, F1 57. DPO (6384fdb): its start knew the world already (98.7 and 97.8 % right), and pairs that differ in"
-        " one word made both answers unlikely. By hand, from a start of 100 steps (86 % of 240 items right), beta 0.1 and 1,"
-        " rates from 2e-5 to 5e-4, and objective.nll=1 led to 78 to 85 %."
+        "What misses: questions in the joint model (34 % of the rows of pretrain, 44 % of tune, at 9c77d1b). Seed 1 has learned"
+        ' all but one kind: of 49 "Who is the rival of Ann?" where her cousin is told it answers 48 with the cousin. Seed 0 is'
+        " behind everywhere; scores rose to the last step. With 23 and 29 % of the rows, and a second link in every third"
+        " passage (bc3ad41), one hop was 80 %, two hops 67 %, unseen names 74.5 %, F1 57. DPO (6384fdb): its start knew the"
+        " world already (98.7 and 97.8 % right), and pairs that differ in one word made both answers unlikely. By hand, from a"
+        " start of 100 steps (86 % of 240 items right), beta 0.1 and 1, rates from 2e-5 to 5e-4, and objective.nll=1 led to 78"
+        " to 85 %; 265 pairs of the start's own wrong samples brought 60 % of 15 held-out pairs right."
     ),
 }
