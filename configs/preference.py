@@ -1,9 +1,9 @@
 """DPO: trains a fine-tuned run on pairs of preferred and rejected answers, from a world or a JSONL file.
 
 Hardware: 2 CPU cores, for models of configs/finetune.py.
-Time: half a CPU minute on two cores for 4,000 pairs of numbers (one epoch).
-Expected: 95 to 97 % of held-out pairs of numbers preferred rightly, and no better answers: 4 and 5 points fewer right of a run
-    that knew them already (98 %). See BENCHMARKS.md for what was tried.
+Time: a CPU minute on two cores for 4,000 pairs of numbers (three epochs).
+Expected: from a run that learned right and wrong answers alike, see BENCHMARKS.md (benchmarks/measure.py preferences). The learning
+    rate is for models of a few million parameters; larger ones are trained with 1e-6 or so (arXiv:2305.18290).
 Command: python -m gpt4o_jax train --config=configs/preference.py:runs/numbers --workdir=runs/preferred
     With pairs of your own, one JSON object per line, {"messages": [turns up to the question], "chosen": text, "rejected": text}:
     --config.data.source=conversations --config.data.path=pairs.jsonl --config.data.holdout_path=held_out_pairs.jsonl
@@ -20,11 +20,11 @@ def get_config(folder=""):
         raise RunError("--config=configs/preference.py: expected the folder of a run after a colon: preference.py:runs/numbers")
     c = base_config()
     c.init.update({"from": folder, "model": True})
-    c.objective.update(method="dpo", beta=0.1)
+    c.objective.update(method="dpo", beta=0.1, nll=1.0)  # without nll both answers of such pairs grow unlikely
     c.data.update(source="world", path="numbers", world_items=4000)
     c.train.mtp_weight = 0.0  # multi-token prediction heads, if the model has any, are not trained
-    c.optimizer.update(peak_lr=1e-4, warmup_steps=20, weight_decay=0.0)
-    c.train.update(length="1 epochs", batch_size=16)
-    c.eval.every = c.sample.every = c.checkpoint.every = 100
+    c.optimizer.update(peak_lr=1e-3, warmup_steps=20, weight_decay=0.0)
+    c.train.update(length="3 epochs", batch_size=16)
+    c.eval.every = c.sample.every = c.checkpoint.every = 50
     c.checkpoint.best = "preference_accuracy"
     return c
