@@ -2,8 +2,9 @@
 
 Hardware: 2 CPU cores, for models of configs/finetune.py.
 Time: a CPU minute on two cores for 4,000 pairs of numbers (three epochs).
-Expected: from a run that learned right and wrong answers alike, see BENCHMARKS.md (benchmarks/measure.py preferences). The learning
-    rate is for models of a few million parameters; larger ones are trained with 1e-6 or so (arXiv:2305.18290).
+Expected: from a run of numbers that learned right and wrong answers alike, all of 200 held-out pairs are preferred rightly; of
+    answers drawn at temperature 1 87 and 86 % are right (47 and 46 before), greedily 92 and 92 % (89 and 90); two seeds at
+    006eb25. The rate is for a few million parameters; larger models are trained with 1e-6 or so (arXiv:2305.18290).
 Command: python -m gpt4o_jax train --config=configs/preference.py:runs/numbers --workdir=runs/preferred
     With pairs of your own, one JSON object per line, {"messages": [turns up to the question], "chosen": text, "rejected": text}:
     --config.data.source=conversations --config.data.path=pairs.jsonl --config.data.holdout_path=held_out_pairs.jsonl
