@@ -267,7 +267,7 @@ BOUNDS = {
     "continuous_over_static": (
         "What bounds it: in the order they come these requests need 1,621 steps by batches and 738 by the engine, 565 if all"
         " rows were always busy: 2.20 times, were a step always as long. Of the 738, 186 have at most two requests left, and are"
-        " computed with two rows instead of eight since 006eb25; before, two runs gave 1.985 (e38b61f) and 1.89. Prefills, and a"
+        " computed with two rows instead of eight since 3581f9e; before, two runs gave 1.985 (e38b61f) and 1.89. Prefills, and a"
         " cache that is laid anew when its longest row leaves, take a part."
     ),
     "generate_b1": (
