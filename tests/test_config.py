@@ -164,7 +164,7 @@ def test_any_text_is_a_value_or_one_clear_line(name, text):
         ({"optimizer": {"peak_lr": "3e-4"}}, "got '3e-4', expected a number"),
         ({"optimizer": {"peak_lr": float("nan")}}, "got nan, expected a number at least 0.0"),
         ({"optimizer": {"b1": 1.0}}, "got 1.0, expected a number from 0.0 to 0.9999"),
-        ({"model": {"n_layers": 0}}, "got 0, expected a number at least 1"),
+        ({"model": {"n_layers": 0}}, "got 0, expected a number from 1 to 10000"),
         ({"seed": 2**31}, "config.seed: got 2147483648, expected a number from 0 to 2147483647"),
         ({"model": {"mlp": "swiglue"}}, "expected one of gelu, gelu_tanh, relu, relu2, swiglu, geglu (did you mean swiglu?)"),
         ({"sample": {"prompts": "abc"}}, "got 'abc', expected a tuple of strings"),
