@@ -106,8 +106,11 @@ class Hold(contextlib.AbstractContextManager):
         if self._fd is not None:
             os.close(self._fd)
 
-    def take(self, folder: epath.Path) -> None:
-        """Does nothing where it is taken already. Raises RunError where another process has it."""
+    def take(self, folder: os.PathLike, where: str = "") -> None:
+        """Does nothing where it is taken already. Raises RunError where another process has it.
+
+        where: what the message begins with; "": the folder, as a --workdir.
+        """
         if self._fd is not None or not is_local(folder):
             return
         fd = os.open(folder, os.O_RDONLY)
@@ -116,8 +119,7 @@ class Hold(contextlib.AbstractContextManager):
         except OSError as e:
             os.close(fd)
             if isinstance(e, BlockingIOError):
-                raise RunError(
-                    f"--workdir={folder}: in use by another training; wait for its end, or give a new folder"
-                ) from None
+                where = where or f"--workdir={folder}"
+                raise RunError(f"{where}: in use by another process; wait for its end, or give a new folder") from None
         else:
             self._fd = fd

@@ -22,6 +22,7 @@ from gpt4o_jax.errors import RunError, data_error
 from gpt4o_jax.interop import chat_templates, config_json, files, weights
 from gpt4o_jax.model import flops, gpt
 from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.paths import Hold
 from gpt4o_jax.run import Run, write_config
 from gpt4o_jax.tasks import chat
 
@@ -144,19 +145,23 @@ def check_free(target: Path, flag: str) -> None:
 def built_beside(target: Path, flag: str) -> Iterator[Path]:
     """A fresh folder beside `target`, which becomes `target` where the block ends well, and goes where it does not.
 
-    What a killed process left there is removed by the next one. Raises RunError as `check_free` does.
+    What a killed process left there is removed by the next one. Raises RunError as `check_free` does, and where another process
+    is building there.
     """
     check_free(target, flag)
     target = target.resolve()  # what a link leads to is what can be replaced, and `..` has no name
     beside = target.parent / f".{target.name}.unfinished"
     above = [folder for folder in beside.parents if not folder.exists()]  # innermost first
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        beside.replace(target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not empty: `target`, or what somebody else put there
-            for folder in above:
-                folder.rmdir()
+    beside.mkdir(parents=True, exist_ok=True)
+    with Hold() as hold:
+        hold.take(beside, f"{flag}={target}")
+        for left in beside.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        try:
+            yield beside
+            beside.replace(target)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+            with contextlib.suppress(OSError):  # not empty: `target`, or what somebody else put there
+                for folder in above:
+                    folder.rmdir()

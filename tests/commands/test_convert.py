@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from gpt4o_jax.__main__ import main
+from gpt4o_jax.errors import RunError
 from gpt4o_jax.interop.huggingface import built_beside
 from gpt4o_jax.run import open_run
 from tests.commands.conftest import FROM_RUN, TEXT
@@ -71,6 +72,19 @@ def test_a_link_to_an_empty_folder_is_a_target(tmp_path):
     with built_beside(tmp_path / "link", "--to") as beside:
         (beside / "x").touch()
     assert [p.name for p in (tmp_path / "disk").iterdir()] == ["x"] and (tmp_path / "link").is_symlink()
+
+
+def test_of_two_processes_with_one_target_the_second_is_refused(tmp_path):
+    target, left = tmp_path / "run", tmp_path / ".run.unfinished"
+    (left / "folder").mkdir(parents=True)  # of a killed process
+    (left / "file").touch()
+    with built_beside(target, "--to") as beside:
+        assert not any(beside.iterdir())
+        (beside / "x").touch()
+        with pytest.raises(RunError, match=f"--to={target}: in use by another process"), built_beside(target, "--to"):
+            pass
+        assert (beside / "x").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["run"] and (target / "x").exists()
 
 
 @pytest.mark.parametrize("action", ["export", "merge"])

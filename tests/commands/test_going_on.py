@@ -58,7 +58,7 @@ def test_a_folder_in_which_another_process_trains_is_left_alone_until_that_has_e
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", script, str(copy)], **pipes) as other:
         assert other.stdout.readline() == b"held\n"
-        refused(USAGE, f"--workdir={copy}: in use by another training", *train_args(copy))
+        refused(USAGE, f"--workdir={copy}: in use by another process", *train_args(copy))
         assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
         other.kill()
     assert command(*train_args(copy))[0]["step"] == 20
@@ -77,7 +77,7 @@ def test_two_trainings_that_both_find_no_folder(train_args, tmp_path, refused, m
             return prepare(*args)
 
         monkeypatch.setattr(corpus, "prepare", slowly)
-        refused(USAGE, "in use by another training", *train_args(workdir))
+        refused(USAGE, "in use by another process", *train_args(workdir))
     assert not any(workdir.iterdir())
 
 

@@ -24,8 +24,8 @@ step 800), and to step 600 more persons asked for alone, few things, all facts o
 Asked for another kind of link than the one that is told ("Who is the rival of Ann?"), models said whom it leads to (F1 84 and
 83 at b85803f): a passage tells one link, so its kind need not be read. In training half of the questions about links therefore
 name the kind alone ("Who has a rival?"), and half instead of a third of the questions about persons and links that have no
-answer are about a link that is not told. Tried before that: a second link in every third passage, by which models refused more where a link is told, and hardly more
-where it is not (F1 72 and 73.5 at 6384fdb).
+answer are about a link that is not told. Tried before that: a second link in every third passage, by which models refused more
+where a link is told, and hardly more where it is not (F1 72 and 73.5 at 6384fdb).
 
 Bars: exact match of at least 90 % (one_hop), 75 % (two_hop), 70 % (unseen_names); F1 of at least 85 % in telling which
 questions have no answer.
