@@ -47,7 +47,7 @@ fi
 each=$((${#gpus[@]} / n))
 if ((each > 0)); then
   XLA_FLAGS=$("$python" "$root/launch/xla_flags.py" cuda)
-  export XLA_FLAGS
+  export XLA_FLAGS JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu} # or JAX would train on the CPU where CUDA does not start
 fi
 
 pids=() ended='' heard=''

@@ -6,9 +6,10 @@
 # for example TRAIN_FLAGS: --config=configs/gpt4o.py:small --workdir=gs://BUCKET/runs/small
 # WORKDIR must be gs://: the workers have no other storage in common. A spot slice that was taken away is made again, whatever
 # was being done on it.
-# --dry-run prints each command and runs none. VERSION (default v2-alpha-tpuv5), SPOT=1, PROJECT: passed to gcloud.
+# --dry-run prints each command and runs none. VERSION (default: the one for TYPE), SPOT=1, PROJECT: passed to gcloud.
 # RESTARTS (default 20): at most so many. BACKOFF (default 10): seconds before the first, doubled each time up to 300; training
 # that lasted ten minutes begins again at the first.
+# Ctrl-C ends this script, not the training on the workers: the same command stops that, and goes on from where it saved.
 # The slice is left running, and costs money, until
 #   gcloud compute tpus tpu-vm delete NAME --zone=ZONE
 set -euo pipefail
@@ -24,7 +25,8 @@ case "${1:-}" in
 esac
 [[ $# -gt 0 && -n "${TPU:-}" && -n "${ZONE:-}" && -n "${TYPE:-}" ]] || usage 2 >&2
 case " $*" in
-  *" --workdir=gs://"*) ;;
+  *" --dry-run"*) echo 'tpu_vm.sh: --dry-run comes first, before the flags of train' >&2 && exit 2 ;;
+  *" --workdir=gs://"* | *" --workdir gs://"*) ;;
   *) echo 'tpu_vm.sh: --workdir=gs://... is missing: the workers share no other storage' >&2 && exit 2 ;;
 esac
 
@@ -47,12 +49,24 @@ run() {
 ssh_all() { run gcloud compute tpus tpu-vm ssh "${where[@]}" --worker=all --command="$1"; }
 state() { [[ -z "$dry_run" ]] && gcloud compute tpus tpu-vm describe "${where[@]}" --format='value(state)' 2>/dev/null || true; }
 
+# Of https://cloud.google.com/tpu/docs/runtimes
+version() {
+  case "$TYPE" in
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v[234]-*) echo tpu-ubuntu2204-base ;;
+  esac
+}
+VERSION=${VERSION:-$(version)}
+[[ -n "$VERSION" ]] || { echo "tpu_vm.sh: TYPE=$TYPE: set VERSION to the TPU software version for it" >&2 && exit 2; }
+
 make_slice() {
   local made
   made=$(state)
   [[ "$made" != READY ]] || return 0
   if [[ -n "$made" ]]; then run gcloud compute tpus tpu-vm delete "${where[@]}" --quiet || return; fi # preempted: of no use
-  local how=("--accelerator-type=$TYPE" "--version=${VERSION:-v2-alpha-tpuv5}")
+  local how=("--accelerator-type=$TYPE" "--version=$VERSION")
   if [[ -n "${SPOT:-}" ]]; then how+=(--spot); fi
   run gcloud compute tpus tpu-vm create "${where[@]}" "${how[@]}"
 }
@@ -64,7 +78,8 @@ copy_repository() {
     run gcloud compute tpus tpu-vm scp "$archive" "${where[@]/#$TPU/$TPU:gpt4o_jax.tar.gz}" --worker=all || code=$?
   rm -f "$archive"
   ((code == 0)) || return "$code"
-  ssh_all 'set -euo pipefail; mkdir -p gpt4o_jax; tar -xzf gpt4o_jax.tar.gz -C gpt4o_jax; cd gpt4o_jax; source launch/environment.sh; prepare_environment requirements-tpu.txt'
+  # The machines bring Python 3.10, and no uv, which fetches a newer one.
+  ssh_all 'set -euo pipefail; mkdir -p gpt4o_jax; tar -xzf gpt4o_jax.tar.gz -C gpt4o_jax; cd gpt4o_jax; export PATH="$HOME/.local/bin:$PATH"; source launch/environment.sh; find_python >/dev/null || command -v uv >/dev/null || python3 -m pip install --quiet --user uv; prepare_environment requirements-tpu.txt'
 }
 
 flags=$(printf ' %q' "$@")
@@ -74,7 +89,7 @@ attempt() {
   had=1
   copy_repository || return
   begun=$SECONDS
-  ssh_all "cd gpt4o_jax && .venv/bin/python -m gpt4o_jax train$flags"
+  ssh_all "cd gpt4o_jax && bash launch/alone.sh .venv/train.pid .venv/bin/python -m gpt4o_jax train$flags"
 }
 lost() { [[ -n "$had" && "$(state)" != READY ]]; }
 

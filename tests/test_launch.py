@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import yaml
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
 LAUNCH = Path(__file__).parents[1] / "launch"
-AGAIN, FOR_GOOD = (75, 76, 137, 143), (0, 1, 2, 3, 4, 5)
+AGAIN, FOR_GOOD = (75, 76, 137, 143), (0, 1, 2, 3, 4, 5, 127)
 
 
 def bash(script: str | Path, *args: str, **variables: str) -> subprocess.CompletedProcess:
@@ -250,7 +251,27 @@ def test_tpu_vm_prints_each_command():
     assert "requirements-tpu.txt" in prepare and "--command=set\\ -euo\\ pipefail\\;" in prepare
     (command,) = re.findall(r"--command=(.*)$", train)
     spoken = subprocess.run(["bash", "-c", f"printf %s {command}"], capture_output=True, text=True).stdout
-    assert spoken == "cd gpt4o_jax && .venv/bin/python -m gpt4o_jax train --workdir=gs://b/r --config.train.length=20\\ steps"
+    train = "bash launch/alone.sh .venv/train.pid .venv/bin/python -m gpt4o_jax train"
+    assert spoken == f"cd gpt4o_jax && {train} --workdir=gs://b/r --config.train.length=20\\ steps"
+
+
+@pytest.mark.parametrize(
+    ("type", "version"),
+    [("v6e-16", "v2-alpha-tpuv6e"), ("v5litepod-8", "v2-alpha-tpuv5-lite"), ("v4-32", "tpu-ubuntu2204-base"), ("v9-8", None)],
+)
+def test_tpu_vm_takes_the_software_of_its_type(type, version):
+    where = dict(TPU="pod", ZONE="z", TYPE=type)
+    done = bash("tpu_vm.sh", "--dry-run", "--workdir", "gs://b/r", **where)
+    if version:
+        assert f"--accelerator-type={type} --version={version}" in done.stdout
+    else:
+        assert done.returncode == 2 and done.stderr == f"tpu_vm.sh: TYPE={type}: set VERSION to the TPU software version for it\n"
+        assert "--version=new" in bash("tpu_vm.sh", "--dry-run", "--workdir=gs://b/r", VERSION="new", **where).stdout
+
+
+def test_tpu_vm_does_not_take_dry_run_for_a_flag_of_train(cloud, tmp_path):
+    done = bash("tpu_vm.sh", "--workdir=gs://b/r", "--dry-run", TPU="pod", ZONE="z", TYPE="v5p-16", PATH=cloud)
+    assert done.returncode == 2 and "--dry-run comes first" in done.stderr and not (tmp_path / "told").exists()
 
 
 @pytest.fixture
@@ -299,6 +320,31 @@ def test_tpu_vm_makes_a_lost_slice_again(cloud, tmp_path, codes, expected, told)
 def test_tpu_vm_wants_storage_that_all_workers_see():
     done = bash("tpu_vm.sh", "--dry-run", "--workdir=runs/x", TPU="pod", ZONE="z", TYPE="v5p-8")
     assert done.returncode == 2 and "--workdir=gs://" in done.stderr
+
+
+def test_alone_ends_what_an_earlier_call_left_running(tmp_path):
+    program = tmp_path / "gpt4o_jax"
+    program.write_text(
+        '#!/usr/bin/env bash\ntrap "touch saved; exit 75" TERM\necho begun >> told\nwhile :; do sleep 0.05; done\n'
+    )
+    program.chmod(0o755)
+    pid, told = tmp_path / "pid", tmp_path / "told"
+    first = subprocess.Popen(["bash", str(LAUNCH / "alone.sh"), str(pid), str(program)], cwd=tmp_path)
+    while not told.exists():
+        time.sleep(0.02)
+    assert int(pid.read_text()) == first.pid
+    command = ["bash", str(LAUNCH / "alone.sh"), str(pid), "bash", "-c", "[[ -f saved ]] && exit 3"]
+    threading.Thread(target=first.wait).start()  # as init does for what nobody waits for
+    assert subprocess.run(command, cwd=tmp_path, timeout=60).returncode == 3
+    assert first.returncode == 75
+
+
+def test_alone_leaves_other_programs_alone(tmp_path):
+    with subprocess.Popen(["sleep", "60"]) as other:
+        (tmp_path / "pid").write_text(f"{other.pid}\n")
+        assert bash("alone.sh", str(tmp_path / "pid"), "bash", "-c", "exit 4").returncode == 4
+        assert other.poll() is None
+        other.kill()
 
 
 def jobsets() -> dict[str, dict]:

@@ -18,16 +18,17 @@ def program(folder: Path, name: str, text: str) -> None:
 
 @pytest.fixture
 def pretended(tmp_path):
-    """A folder whose sleep, scontrol, scancel and gcloud append their arguments to the file told, and whose git does nothing.
+    """A folder whose sleep, scontrol and scancel append their arguments to the file told, and whose git does nothing.
 
-    The n-th srun, train or ssh of gcloud that trains ends with the n-th code in the file codes; "4s" in its place: with 76, and
-    only after four seconds. No code left: 0.
+    `scontrol show` tells that the job is in the state STATE, by default running. The n-th srun, train or ssh of gcloud that
+    trains ends with the n-th code in the file codes; "4s" in its place: with 76, and only after four seconds. No code left: 0.
     """
     bin = tmp_path / "bin"
     bin.mkdir()
     real = "$(PATH=${PATH#*:} command -v sleep)"
     for name in ("sleep", "scontrol", "scancel"):
-        program(bin, name, f'echo "{name} $*" >> "{tmp_path}/told"')
+        shows = '[[ "$*" != *show* ]] || { echo "JobId=7 JobState=${STATE:-RUNNING} Reason=None"; exit; }\n'
+        program(bin, name, f'{shows}echo "{name} $*" >> "{tmp_path}/told"')
     take = (
         f'read -r code < "{tmp_path}/codes"; sed -i.old 1d "{tmp_path}/codes"\n[[ "$code" != 4s ]] || {{ "{real}" 4; code=76; }}'
     )
@@ -89,6 +90,30 @@ def test_a_slurm_job_is_queued_again_after_a_pause_that_doubles(pretended, code)
 def test_a_slurm_job_that_made_a_mistake_is_not_queued_again(pretended, code):
     done, told = start(pretended, "slurm.sbatch", codes=[code])
     assert (done.returncode, told) == (code, [])
+
+
+def test_a_slurm_job_that_was_cancelled_is_not_queued_again(pretended):
+    done, told = start(pretended, "slurm.sbatch", codes=[75], STATE="COMPLETING")
+    assert (done.returncode, told) == (75, ["sleep 0"])
+
+
+def test_a_slurm_job_is_submitted_from_the_repository(pretended):
+    done, told = start(pretended, "slurm.sbatch", codes=[76], SLURM_SUBMIT_DIR=str(pretended))
+    assert (done.returncode, told) == (2, []) and "submit it from the root of the repository" in done.stderr
+
+
+@pytest.mark.parametrize("code", range(1, 6))
+def test_a_mistake_of_one_process_of_a_slurm_job_counts_more_than_a_lost_peer(pretended, code):
+    """This srun runs two processes, of which the last one makes it, and ends with the highest code, as Slurm's does."""
+    python = pretended / "python"
+    program(pretended, "python", f"exit $((SLURM_PROCID ? {code} : 76))")
+    program(
+        pretended / "bin",
+        "srun",
+        'shift; worst=0\nfor i in 0 1; do SLURM_PROCID=$i "$@"; code=$?; ((code <= worst)) || worst=$code; done\nexit $worst',
+    )
+    done, told = start(pretended, "slurm.sbatch", codes=[], PYTHON=str(python))
+    assert (done.returncode, told) == (code, []), done.stderr
 
 
 def test_a_slurm_job_is_queued_again_so_many_times(pretended):

@@ -5,6 +5,7 @@ folder, and end with the test.
 """
 
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -116,6 +117,66 @@ def wait_until(holds, seconds: float) -> None:
             pass  # a daemon that does not answer yet
         assert time.monotonic() < end, f"not within {seconds} s"
         time.sleep(0.5)
+
+
+@pytest.fixture
+def submitted(slurm, tmp_path):
+    """A function: the flags of sbatch and what a pretended python does as a process of the job -> (its id, state(), log())."""
+
+    def submit(*flags: str, does: str):
+        python, log = tmp_path / "python", tmp_path / "job.log"
+        python.write_text(f"#!/usr/bin/env bash\ncd {shlex.quote(str(tmp_path))}\n{does}\n")
+        python.chmod(0o755)
+        small = ["--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1", "--gpus-per-node=0", "--time=30", *flags]
+        command = ["sbatch", "--parsable", f"--chdir={ROOT}", f"--output={log}", *small, str(ROOT / "launch/slurm.sbatch")]
+        job = slurm(*command, **environment(tmp_path, PYTHON=str(python))).strip()
+        state = lambda: slurm("scontrol", "show", "job", job).split("JobState=")[1].split()[0]
+        return job, state, lambda: log.read_text() if log.exists() else ""
+
+    return submit
+
+
+LISTENS = """
+trap 'echo "saved by $SLURM_PROCID"; exit 75' TERM
+touch "ready.$SLURM_PROCID.${SLURM_RESTART_COUNT:-0}"
+while :; do sleep 0.1; done
+"""
+
+
+def test_a_job_that_is_cancelled_saves_and_does_not_come_back(submitted, slurm, tmp_path):
+    job, state, log = submitted(does=LISTENS)
+    wait_until(lambda: len(list(tmp_path.glob("ready.*"))) == 2, 60)
+    slurm("scancel", job)
+    wait_until(lambda: state() not in ("RUNNING", "COMPLETING"), 90)
+    assert state() == "CANCELLED", log()
+    assert "saved by 0" in log() and "saved by 1" in log()
+
+
+def test_a_job_whose_time_is_nearly_up_saves_and_comes_back(submitted, slurm, tmp_path):
+    job, state, log = submitted("--time=3", does=LISTENS)  # so the signal is due after one minute
+    wait_until(lambda: "exit code 75" in log(), 150)
+    assert "saved by 0" in log() and "saved by 1" in log()
+    wait_until(lambda: state() == "PENDING", 90)
+    slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+    wait_until(lambda: (tmp_path / "ready.1.1").exists(), 60)
+    assert "start number 2" in log()
+    slurm("scancel", job)
+    wait_until(lambda: state() == "CANCELLED", 90)
+
+
+def test_a_job_in_which_one_process_makes_a_mistake_is_not_queued_again(submitted):
+    _, state, log = submitted(does="sleep 1; exit $((SLURM_PROCID ? 5 : 76))")
+    wait_until(lambda: state() in ("FAILED", "PENDING") and "start number" in log(), 90)
+    assert state() == "FAILED", log()
+    assert "queued again" not in log()
+
+
+def test_a_process_has_the_cores_that_were_asked_for(submitted, tmp_path):
+    cores = os.cpu_count()
+    does = 'echo "$SLURM_CPUS_PER_TASK" > cores'
+    _, state, log = submitted("--ntasks-per-node=1", f"--cpus-per-task={cores}", does=does)
+    wait_until(lambda: state() == "COMPLETED", 90)
+    assert (tmp_path / "cores").read_text() == f"{cores}\n", log()
 
 
 def test_a_job_that_is_requeued_goes_on_to_the_same_bits(slurm, tmp_path):
