@@ -4,7 +4,10 @@ import contextlib
 import fcntl
 import logging
 import os
+import shutil
 import threading
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from etils import epath
@@ -84,7 +87,25 @@ def local(name: str, path: str) -> Path:
     """
     if not is_local(path):
         raise RunError(f"{name}={path}: an object store; expected a path of this machine")
-    return Path(path).expanduser()
+    return Path(os.path.expanduser(path))  # pathlib's raises an error of its own where ~NAME is nobody
+
+
+@contextlib.contextmanager
+def appearing_whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a file or folder, which becomes `path` where the block ends well, and goes where it does not.
+
+    Every call has a name of its own: machines that share a disk may have the same process numbers. Raises OSError.
+    """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        if beside.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
+        else:
+            beside.unlink(missing_ok=True)
 
 
 def without_package(path, e: ImportError) -> RunError:

@@ -74,7 +74,7 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers, hold) -> 
     config, corpus = parallel.leader_first("run folder", lambda: run.open_folder(workdir, config, mesh, prepare, hold.take))
     peers.at("the start of training", times=10)
     held_out = None if method else perplexity.holdouts(corpus)
-    for line in () if method else corpus.too_long(config.model.context_length):
+    for line in corpus.too_long(config.model.context_length) if not method and config.data.rows == "first_fit" else ():
         say(line)
     template = conversations.template_of(config.data, corpus.tokenizer) if asked else None
 

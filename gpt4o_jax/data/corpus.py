@@ -8,7 +8,6 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
@@ -23,7 +22,7 @@ from gpt4o_jax.data.rows import ROWS, make_rows
 from gpt4o_jax.data.token_cache import TokenCache
 from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import ExitCode, RunError
-from gpt4o_jax.paths import of_user
+from gpt4o_jax.paths import appearing_whole, of_user
 from gpt4o_jax.tasks.worlds import docstrings
 
 _TOKENIZER_BYTES = 200_000_000  # SentencePiece holds its text in memory, and more of it moves no piece that matters
@@ -71,14 +70,14 @@ class Corpus:
         return [m.training for m in self.members if isinstance(m.training, lanes.Chunks)]
 
     def too_long(self, T: int) -> list[str]:
-        """A line for each source that has conversations of more tokens than a row of T holds, which end where it does."""
+        """A line for each source that has conversations of more tokens than a row of T holds, which first_fit cuts there."""
         lines = []
         for member in self.members:
             lengths = np.diff(member.training.offsets) if conversations.are_documents_of(member.data) else np.zeros(0, np.int64)
             if over := int(np.count_nonzero(lengths > T + 1)):
                 lines.append(
-                    f"{member.name}: {over:,} of {len(lengths):,} conversations are longer than a row of"
-                    f" model.context_length={T} and lose what is behind it; the longest needs"
+                    f"{member.name}: {over:,} of {len(lengths):,} conversations are longer than"
+                    f" model.context_length={T} and are cut there; the longest needs"
                     f" --config.model.context_length={lengths.max() - 1}"
                 )
         return lines
@@ -194,10 +193,8 @@ def _tokenizer(config: RunConfig, folder: Path, key: str, text: Callable[[], Ite
         return tokenizers.load(path)
     made = tokenizers.train(wanted.kind, wanted.vocab_size, text())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        made.save(temporary)
-        os.replace(temporary, path)
+        with appearing_whole(path) as beside:
+            made.save(beside)
     except OSError as e:
         raise RunError(
             f"{folder}: cannot write the tokenizer ({e.strerror or e}); free space or set --config.data.cache_dir",

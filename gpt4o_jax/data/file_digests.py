@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from etils import epath
 
 from gpt4o_jax.errors import data_error
-from gpt4o_jax.paths import absolute
+from gpt4o_jax.paths import absolute, appearing_whole
 
 LARGE = 1 << 26  # bytes; below this, hashing takes less than a second
 _SETTLED = 60.0  # seconds: a file changed within them may change again and keep its time
@@ -28,16 +27,14 @@ def _one(path: epath.Path, memory: Path) -> str:
     try:
         stat = path.stat()
         key = hashlib.sha256(f"{absolute(path)}\0{stat.length}\0{stat.mtime}".encode()).hexdigest()
-        if stat.length >= LARGE and (memory / key).exists():
+        remembered = stat.length >= LARGE and stat.mtime > 0  # some object stores tell no time
+        if remembered and (memory / key).exists():
             return (memory / key).read_text()
         with path.open("rb") as f:
             made = hashlib.file_digest(f, "sha256").hexdigest()
     except OSError as e:
         raise data_error(f"{path}: cannot read ({e.strerror or e})") from None
-    if stat.length >= LARGE and time.time() - stat.mtime > _SETTLED:
-        with contextlib.suppress(OSError):  # a full disk costs only the memory
-            memory.mkdir(parents=True, exist_ok=True)
-            temporary = memory / f"{key}.{os.getpid()}"
-            temporary.write_text(made)
-            os.replace(temporary, memory / key)
+    if remembered and time.time() - stat.mtime > _SETTLED:
+        with contextlib.suppress(OSError), appearing_whole(memory / key) as beside:  # a full disk costs only the memory
+            beside.write_text(made)
     return made

@@ -35,6 +35,7 @@ from gpt4o_jax.data.rows import random_bits, shuffled
 from gpt4o_jax.data.token_cache import token_dtype
 from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import ExitCode, RunError, data_error
+from gpt4o_jax.paths import appearing_whole
 
 CHUNK = 256  # documents
 HOLDOUT_BYTES = 1 << 24  # a final evaluation reads all of the hold-out
@@ -282,10 +283,8 @@ def _open_index(folder: Path, chunks: int) -> np.ndarray:
     path = folder / "chunks.bin"
     try:
         if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f"chunks.{os.getpid()}"
-            temporary.write_bytes(bytes(8 * chunks))  # written out: a full disk is told here, not in the midst of training
-            os.replace(temporary, path)
+            with appearing_whole(path) as beside:
+                beside.write_bytes(bytes(8 * chunks))  # written out: a full disk is told here, not in the midst of training
         if path.stat().st_size != 8 * chunks:
             raise data_error(f"{path}: damaged ({path.stat().st_size} bytes, expected {8 * chunks}); delete that folder")
         return np.memmap(path, np.int64, "r+", shape=(chunks,))

@@ -1,7 +1,6 @@
 """Several sources in one run: who they are, and what a tokenizer for all of them is trained on."""
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
@@ -31,7 +30,7 @@ def fair_text(parts: Sequence[Sequence[str]], shares: Sequence[Fraction], limit:
     """Documents of all parts, so that their bytes stand in the ratio of the shares.
 
     As many bytes in all as there are, at most `limit`. Of a part that has more than its share, documents
-    evenly spaced; one that has less is repeated.
+    evenly spaced, and a piece of the longest; one that has less is repeated.
     """
     sizes = [sum(len(d.encode()) for d in part) for part in parts]
     if 0 in sizes:
@@ -41,6 +40,11 @@ def fair_text(parts: Sequence[Sequence[str]], shares: Sequence[Fraction], limit:
         copies, rest = divmod(share * total / size, 1)
         for _ in range(int(copies)):
             yield from part
-        fraction = float(rest)
-        chosen = (int((i + 1) * fraction) > int(i * fraction) for i in range(len(part)))
-        yield from itertools.compress(part, chosen) if rest else ()
+        owed, longest = 0.0, ""  # characters; never more than the longest document has
+        for d in part if rest else ():
+            owed, longest = owed + float(rest) * len(d), max(longest, d, key=len)
+            if owed >= len(d):
+                yield d
+                owed -= len(d)
+        if round(owed) > 0:
+            yield longest[: round(owed)]  # or of few long documents none might be chosen

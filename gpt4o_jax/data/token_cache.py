@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
-import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +12,9 @@ import numpy as np
 
 from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import ExitCode, RunError, data_error
-from gpt4o_jax.paths import local
+from gpt4o_jax.paths import appearing_whole, local
+
+_ABANDONED = 86_400  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,18 +62,19 @@ def build(
 ) -> TokenCache:
     """Opens root/name, made first if it is not there. A folder appears whole or not at all.
 
+    What killed processes left of it is removed after a day, in which a living one has written something.
+
     encode: a document -> its ids, and whether the loss counts each; without it, they are texts of which all counts.
     """
     folder = root / name
     if not (folder / "meta.json").exists():
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            made = Path(tempfile.mkdtemp(dir=root, prefix=f".{name}."))
-            try:
+            for left in root.glob(f".{name}.*"):
+                if time.time() - max(p.stat().st_mtime for p in (left, *left.iterdir())) > _ABANDONED:
+                    shutil.rmtree(left, ignore_errors=True)
+            with appearing_whole(folder) as made:
+                made.mkdir()
                 _write(made, documents, tokenizer, encode)
-                os.rename(made, folder)
-            finally:
-                shutil.rmtree(made, ignore_errors=True)
         except OSError as e:
             if not (folder / "meta.json").exists():  # else another process was first: the same bytes
                 raise RunError(

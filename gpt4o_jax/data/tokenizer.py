@@ -199,7 +199,10 @@ def train(kind: str, vocab_size: int, documents: Iterable[str]) -> Tokenizer:
     if kind == "byte":
         return byte_tokenizer()
     if kind == "char":
-        return char_tokenizer("".join(sorted(set().union(*documents))))
+        characters: set[str] = set()
+        for text in documents:
+            characters.update(text)
+        return char_tokenizer("".join(sorted(characters)))
     import sentencepiece as spm
 
     model = io.BytesIO()

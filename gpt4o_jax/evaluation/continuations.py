@@ -20,9 +20,12 @@ Pair = tuple[list[int], list[int]]  # ids of a context (never empty) and of what
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
     """Ids of both, cut where the context ends. Spaces at its end go with what follows, as words are cut with theirs.
 
-    The whole is tokenised at once and the context alone tells where to cut, as lm-evaluation-harness does; without a
-    context, the continuation follows bos.
+    The whole is tokenised at once and the context alone tells where to cut, as lm-evaluation-harness does; a token that holds
+    the end of one and all of the other counts to what follows. Without a context, the continuation follows bos. Raises RunError
+    where nothing follows.
     """
+    if not continuation:
+        raise RunError(f"an empty continuation, after {context[-40:]!r}: it has no probability; expected at least one character")
     if not context:
         return [tokenizer.symbols.bos], tokenizer.encode(continuation)
     kept = context.rstrip()
@@ -30,7 +33,8 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
     if not context:
         return [tokenizer.symbols.bos], tokenizer.encode(continuation)
     whole, head = tokenizer.prompt(context + continuation), tokenizer.prompt(context)
-    return whole[: len(head)], whole[len(head) :]
+    cut = min(len(head), len(whole) - 1)
+    return whole[:cut], whole[cut:]
 
 
 def score(model: GPT, params, pairs: Sequence[Pair], batch_size: int = 16, loss_chunk: int = 512) -> list[tuple[float, bool]]:

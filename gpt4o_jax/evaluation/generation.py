@@ -20,7 +20,7 @@ from gpt4o_jax.tasks.chat import Template, question, symbols_of_answers
 from gpt4o_jax.tasks.item import Item
 from gpt4o_jax.tasks.worlds import APPLICATIONS, docstrings
 
-TOO_LONG = "(the prompt is too long)"  # an answer that is right nowhere, nor a refusal
+TOO_LONG = "\u2205"  # answer to a prompt that is too long: no letters, so that it has nothing in common with any reference
 HOLDOUT = "holdout"  # the task of answering the held-out conversations that a run's own data has
 
 

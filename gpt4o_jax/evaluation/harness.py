@@ -65,7 +65,8 @@ class Harness:
         seed = (run.config.seed + self._batches) % 2**31
         self._batches += 1
         done = complete(run.model, run.params, run.tokenizer, prompts, max_new_tokens, sampling, seed, until)
-        return [text for text, _ in done[: len(contexts)]]
+        # The space that SentencePiece puts before a first word, which transformers' decoder takes away.
+        return [text.removeprefix(run.tokenizer.prefix.decode()) for text, _ in done[: len(contexts)]]
 
 
 def _settings(given: dict) -> tuple[list[str], int, Sampling]:

@@ -26,17 +26,27 @@ def factored_direction(axes) -> optax.GradientTransformation:
         optax.clip_by_block_rms(CLIP_RMS),
     )
     stacked = optax.GradientTransformation(jax.vmap(one.init), jax.vmap(one.update))
-    labels = jax.tree.map(lambda names: "stacked" if set(STACKED) & set(names) else "single", axes, is_leaf=is_names)
-    inner = optax.partition({"stacked": stacked, "single": one}, labels)
 
     def as_matrices(params):
         return jax.tree.map(lambda names, x: _as_matrix(names, x), axes, params, is_leaf=is_names)
 
+    def by_depth(matrices):
+        """jax.vmap takes weights of one depth, and not all have the model's: extra heads, experts, an unfinished period."""
+        label = lambda names, x: f"stacked_{x.shape[0]}" if set(STACKED) & set(names) else "single"
+        labels = jax.tree.map(label, axes, matrices, is_leaf=is_names)
+        groups = {name: one if name == "single" else stacked for name in jax.tree.leaves(labels)}
+        return optax.partition(groups, labels)
+
+    def init(params):
+        matrices = as_matrices(params)
+        return by_depth(matrices).init(matrices)
+
     def update(grads, state, params):
-        updates, state = inner.update(as_matrices(grads), state, as_matrices(params))
+        matrices = as_matrices(params)
+        updates, state = by_depth(matrices).update(as_matrices(grads), state, matrices)
         return jax.tree.map(lambda u, g: u.reshape(g.shape), updates, grads), state
 
-    return optax.GradientTransformation(lambda params: inner.init(as_matrices(params)), update)
+    return optax.GradientTransformation(init, update)
 
 
 def _as_matrix(names, x: jax.Array) -> jax.Array:

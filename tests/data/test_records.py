@@ -1,6 +1,7 @@
 """JSONL and Parquet give the documents that were written; what is broken is refused by file and line, row or column."""
 
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -150,6 +151,17 @@ def test_the_digest_of_a_large_file_is_computed_once(tmp_path, monkeypatch):
     assert file_digests.digest([large, small], memory) != first
     large.write_bytes(b"l" * 101)
     assert file_digests.digest([small, large], memory) != first
+
+
+def test_the_digest_of_a_file_that_tells_no_time_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_digests, "LARGE", 100)
+    large = tmp_path / "large"
+    large.write_bytes(b"l" * 100)
+    os.utime(large, (0, 0))
+    before = file_digests.digest([large], tmp_path / "memory")
+    large.write_bytes(b"m" * 100)
+    os.utime(large, (0, 0))
+    assert file_digests.digest([large], tmp_path / "memory") != before
 
 
 # ---------------------------------------------------------------- an address in the cloud

@@ -10,7 +10,7 @@ import pytest
 
 from gpt4o_jax import parallel
 from gpt4o_jax.config import ModelConfig, RunConfig
-from gpt4o_jax.data.tokenizer import BOS, EOS, byte_tokenizer
+from gpt4o_jax.data.tokenizer import BOS, EOS, byte_tokenizer, train
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.evaluation import choice
 from gpt4o_jax.evaluation.continuations import encode_pair, rolling, score
@@ -92,6 +92,19 @@ def test_pairs_are_cut_where_the_context_ends_but_for_its_last_spaces():
     cut = {t: encode_pair(TOKENIZER, *t) for t in TEXTS}
     assert cut["", "ab"] == ([BOS], ids("ab")) and cut["   ", "z"] == ([BOS], ids("   z"))
     assert cut["The cat ", "sat on"] == ([BOS, *ids("The cat")], ids(" sat on"))
+
+
+def test_a_token_across_the_end_of_a_context_counts_to_what_follows():
+    tokenizer = train("bpe", 310, ["the cat " * 200])
+    *before, cat = tokenizer.prompt("the cat")
+    assert tokenizer.pieces[cat].strip() == b"cat"
+    assert encode_pair(tokenizer, "the ca", "t") == (before, [cat])
+
+
+def test_an_empty_continuation_has_no_score():
+    for context in ("", "The cat"):
+        with pytest.raises(RunError, match="an empty continuation"):
+            encode_pair(TOKENIZER, context, "")
 
 
 def test_scores_are_those_of_brute_force_in_any_company(params, logprobs):

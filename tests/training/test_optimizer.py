@@ -182,6 +182,25 @@ def test_adafactor_keeps_a_row_and_a_column_for_each_matrix(wide):
     assert size < 0.2 * sum(x.size for x in jax.tree.leaves(params))
 
 
+ODD = {
+    "extra heads": {"mtp_heads": 1},
+    "an unfinished period": {"n_layers": 5, "layer_pattern": ("local", "global"), "window": 8},
+    "wide experts": {"n_experts": 2, "experts_per_token": 2, "d_model": 128, "head_dim": 32, "d_ff": 128},
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("odd", ODD)
+def test_weights_of_another_depth_than_the_layers_have_updates_too(name, odd):
+    model = gpt.GPT(dataclasses.replace(MODEL.config, mlp="relu2", bias=False, **ODD[odd]), MODEL.compute)
+    with jax.set_mesh(parallel.make_mesh(devices=jax.devices()[:1])):
+        axes, shapes = gpt.logical_axes(model), jax.eval_shape(functools.partial(gpt.init, model), jax.random.key(0))
+        optimizer = make_optimizer(OptimizerConfig(name=name), axes)
+        state = jax.eval_shape(optimizer.init, shapes)
+        updates, state = jax.eval_shape(optimizer.update, shapes, state, shapes)
+        assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, shapes)
+
+
 def schedule_free_by_hand(params, lr, b1, b2, eps, decay, steps):
     """Algorithm 1 of arXiv:2405.15682 in float64 numpy, no warm-up: yields (y, x) after each step; decay at y."""
     z = x = y = np.asarray(params, np.float64)
