@@ -47,18 +47,19 @@ def _dispatch(argv: list[str]) -> int:
     if command not in COMMANDS:
         raise RunError(f"unknown command {command!r}{did_you_mean(command, COMMANDS)}; commands: {', '.join(COMMANDS)}")
     module = importlib.import_module(f"gpt4o_jax.commands.{command}")
-    table, arguments, title = module.FLAGS, {}, command
+    table, arguments, title, about = module.FLAGS, {}, command, module.__doc__
     if isinstance(table, dict):  # a command with actions: `tokenizer train`
         if rest and rest[0] in ("--help", "-h"):
-            print("\n\n".join(flag_lib.usage(f"{command} {a}", module.__doc__, table[a], False) for a in table))
+            print("\n\n".join(flag_lib.usage(f"{command} {a}", _about(module, a), table[a], False) for a in table))
             return 0
         action = rest.pop(0) if rest else ""
         if action not in table:
             raise RunError(f"{command}: expected one of {', '.join(table)}, got {action!r}{did_you_mean(action, table)}")
         table, arguments, title = table[action], {"action": action}, f"{command} {action}"
+        about = _about(module, action)
     takes_config = any(f.name in ("config", "sweep") for f in table)
     if "--help" in rest or "-h" in rest:
-        print(flag_lib.usage(title, module.__doc__, table, takes_config))
+        print(flag_lib.usage(title, about, table, takes_config))
         return 0
     values, overrides = flag_lib.parse(title, table, rest, takes_config)
     _prepare_jax()
@@ -66,6 +67,15 @@ def _dispatch(argv: list[str]) -> int:
     if result is not None:  # None: what was printed is for a program to read, line by line
         print(json.dumps(_finite(result), allow_nan=False), flush=True)
     return 0
+
+
+def _about(module, action: str) -> str:
+    """What the docstring of a command says of one action: "import, export: converts ...; merge: adds ..."."""
+    for part in module.__doc__.split("; "):
+        actions, _, text = part.partition(": ")
+        if action in actions.split(", "):
+            return text
+    raise ValueError(f"{module.__name__}: its docstring does not say what {action} does")
 
 
 def _finite(value):

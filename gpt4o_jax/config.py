@@ -137,7 +137,12 @@ class OptimizerConfig:
     decay_fraction: float = knob(
         0.2, "wsd: share of all steps, at the end, over which the rate falls linearly.", low=0.0, high=1.0
     )
-    end_lr_fraction: float = knob(0.1, "cosine, wsd: learning rate at the last step, as a share of the peak.", low=0.0, high=1.0)
+    end_lr_fraction: float = knob(
+        0.1,
+        "cosine, wsd: share of the peak it falls to, one step after the last.",
+        low=0.0,
+        high=1.0,
+    )
     ema_decay: float = knob(0.0, "Exponential moving average of the weights, used for evaluation; 0: off.", low=0.0, high=0.99999)
 
 

@@ -71,6 +71,12 @@ def validate(c) -> None:
             f"config.train.patience={t.patience} waits for a better checkpoint.best at each evaluation; set eval.every, and"
             " checkpoint.best, such as bits_per_byte"
         )
+    every, keep = c.checkpoint.every, c.checkpoint.keep_every
+    if every and keep and keep % every and every % keep:
+        raise RunError(
+            f"config.checkpoint.keep_every={keep} is not a multiple of checkpoint.every={every}: of the checkpoints only those at"
+            f" multiples of {math.lcm(keep, every)} would stay; nearest: keep_every={_nearest_multiple(keep, every)}"
+        )
     k = t.steps_per_dispatch
     for name, every in (
         ("log.every", c.log.every),
@@ -227,6 +233,11 @@ def _validate_experts(m) -> None:
             f"config.model.experts_per_token={m.experts_per_token} is more than n_experts={m.n_experts};"
             f" nearest: experts_per_token={m.n_experts}"
         )
+    if m.experts_per_token == 1 and m.router_normalise:
+        raise RunError(
+            "config.model.router_normalise=true: with experts_per_token=1 every weight is 1, and the router learns nothing from"
+            " the task; set router_normalise=false (Switch), or experts_per_token=2"
+        )
     if m.bias:
         raise RunError(
             "config.model.bias=true: experts have no biases; set bias=false (and qkv_bias=true for those of attention)"
@@ -265,7 +276,7 @@ def _validate_rope(m) -> None:
         even = max(2, m.rotary_width // 2 * 2)
         raise RunError(
             f"config.model.rope_fraction={m.rope_fraction} rotates {m.rotary_width} of {m.head_width} coordinates, expected an"
-            f" even number from 2 on; nearest: rope_fraction={even / m.head_width:g}"
+            f" even number from 2 on; nearest: rope_fraction={math.ceil(1e6 * even / m.head_width) / 1e6:.8g}"
         )
     if m.rope_scaling == "none" and m.rope_factor != 1:
         raise RunError(

@@ -47,8 +47,7 @@ def base_of(workdir: epath.Path, config: RunConfig, step: int | None = None) -> 
     Looked for where config.init.from says, then beside `workdir`, for runs that were moved together.
     Raises RunError where it is gone or damaged, or holds other weights than the adapters were trained on.
     """
-    own = Store(workdir / "checkpoints")
-    wanted = _reference(own, own.steps() if step is None else [step])
+    wanted = reference(workdir, step)
     if wanted is None:
         return find(config.init.from_)
     named = run_folder("config.init.from", config.init.from_)
@@ -65,10 +64,12 @@ def base_of(workdir: epath.Path, config: RunConfig, step: int | None = None) -> 
     return Origin(folder, store, step)
 
 
-def _reference(store: Store, steps: list[int]) -> dict | None:
-    for step in reversed(steps):
+def reference(workdir: epath.Path, step: int | None = None) -> dict | None:
+    """What a checkpoint in `workdir` says of the weights it belongs to, by default the newest; None where it says nothing."""
+    own = Store(workdir / "checkpoints")
+    for at in reversed(own.steps() if step is None else [step]):
         try:
-            return store.meta(step).get("base")
+            return own.meta(at).get("base")
         except RunError:
             continue  # damaged: training falls back to the checkpoint before it
     return None

@@ -7,6 +7,7 @@ With a published tokenizer: tokenizer.extra.json, and tokenizer.json in the plac
 additional_chat_templates/ where there are more: how the model that the tokenizer came with writes conversations.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -165,6 +166,9 @@ def open_folder(
         corpus.tokenizer.save_in(workdir)
         write_config(workdir, config)  # last: it makes the folder a run folder
     except OSError as e:
+        with contextlib.suppress(OSError):  # what was begun would make the folder look like somebody else's
+            for left in workdir.iterdir():
+                left.unlink()
         raise RunError(f"--workdir={workdir}: cannot write ({e.strerror or e})", ExitCode.STORAGE) from None
     return config, corpus
 

@@ -237,6 +237,9 @@ def test_any_text_is_a_value_or_one_clear_line(name, text):
         ({"optimizer": {"moment_dtype": "bfloat16", "b2": 0.999}}, "of 8 bits a step of 1 - b2 = 0.001 is rounded away"),
         ({"data": {"source": "text"}}, "config.data.path is empty"),
         ({"data": {"holdout": "tail"}}, "shingle_bytes=50: near-duplicates can be dropped only with data.holdout=hash"),
+        ({"checkpoint": {"every": 500, "keep_every": 300}}, "multiples of 1500 would stay; nearest: keep_every=500"),
+        ({"model": {"n_experts": 4, "experts_per_token": 1}}, "learns nothing from the task; set router_normalise=false"),
+        ({"model": {"head_dim": 36, "rope_fraction": 0.65}}, "rotates 23 of 36 coordinates"),
         ({"mesh": {"fsdp": -1, "data": -1}}, "at most one axis takes what is left (-1)"),
         ({"mesh": {"preset": "fdsp"}}, "did you mean fsdp?"),
     ],
@@ -248,6 +251,15 @@ def test_bad_values_are_refused(values, fragment):
 @pytest.mark.parametrize("name", ["adamw", "muon", "lion"])
 def test_moments_in_half_the_memory_can_be_asked_for(name):
     assert freeze({"optimizer": {"name": name, "moment_dtype": "bfloat16"}}).optimizer.moment_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("width", [6, 36, 44, 96, 150])
+def test_the_nearest_share_of_rotary_coordinates_is_legal(width):
+    for wrong in (n / 41 for n in range(1, 41)):
+        try:
+            freeze({"model": {"head_dim": width, "rope_fraction": wrong}})
+        except RunError as e:
+            freeze({"model": {"head_dim": width, "rope_fraction": float(re.search(r"nearest: rope_fraction=(\S+)", str(e))[1])}})
 
 
 @settings(deadline=None)

@@ -36,7 +36,7 @@ IDLE = [
     ("optimizer.decay_mask=all optimizer.weight_decay=0", "set optimizer.weight_decay, such as", "optimizer.weight_decay=0.2"),
     ("model.rope_theta=5e5 model.positions=learned", "positions=learned; set model.positions=rope", "model.positions=rope"),
     ("model.rope_fraction=0.5 model.positions=none", "does nothing with model.positions=none", "model.positions=rope"),
-    ("model.experts_per_token=1", "does nothing with model.n_experts=0; set model.n_experts, such as 8", "model.n_experts=4"),
+    ("model.experts_per_token=3", "does nothing with model.n_experts=0; set model.n_experts, such as 8", "model.n_experts=4"),
     ("model.router_scores=sigmoid", "does nothing with model.n_experts=0", "model.n_experts=4"),
     ("model.router_normalise=false", "router_normalise=false does nothing", "model.n_experts=4"),
     ("train.balance_loss=0.1", "does nothing with model.n_experts=0", "model.n_experts=4"),

@@ -131,17 +131,15 @@ class Store:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._checkpointer = _checkpointer()
             target = self.path(step)
-            if (
-                jax.process_index() == 0 and target.exists()
-            ):  # without a manifest: a save that was cut off, and nothing refers to it
+            # Without a manifest: a save that was cut off, and nothing refers to it.
+            if jax.process_index() == 0 and target.exists():
                 target.rmtree()
-            if copy and jax.default_backend() == "cpu":
-                # On CPU the host copy is the device buffer itself, which the next donated step overwrites.
-                items = jax.tree.map(jnp.copy, items)
+            if copy:
+                items = jax.tree.map(lambda x: jnp.copy(x) if _on_host(x) else x, items)
             saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
             self._checkpointer.save(target, args=ocp.args.Composite(**saves))
         except Exception as e:
-            if not isinstance(e, (OSError, ValueError)) and storage_error(e) is None:
+            if not _of_storage(e):
                 raise
             raise _storage_error(self.path(step), e) from e
         self._pending = self._thread.submit(self._commit, step, meta)
@@ -160,6 +158,8 @@ class Store:
             except (RunError, jax.errors.JaxRuntimeError):
                 raise  # the latter: another process did not come to its part
             except Exception as e:
+                if not _of_storage(e):
+                    raise
                 raise _storage_error(self.folder, e) from e
 
     def _commit(self, step: int, meta: dict) -> None:
@@ -182,6 +182,16 @@ class Store:
                 unfinished = path.name.isdigit() and not (path / manifest.NAME).exists()
                 if unfinished or ".orbax-checkpoint-tmp" in path.name:
                     path.rmtree()
+
+
+def _on_host(x: jax.Array) -> bool:
+    """Whether Orbax's copy on the host is the buffer itself, which the next donated step overwrites."""
+    return jax.default_backend() == "cpu" or x.sharding.memory_kind == "pinned_host"
+
+
+def _of_storage(e: Exception) -> bool:
+    """Whether it tells of the disk: tensorstore says so by ValueError."""
+    return isinstance(e, (OSError, ValueError)) or storage_error(e) is not None
 
 
 def _checkpointer() -> ocp.AsyncCheckpointer:

@@ -1,4 +1,4 @@
-"""train, generate: measures the speed of the training step, or of generation, of a config's model on random tokens"""
+"""train: measures a config's training speed on random tokens; generate: measures the generation speed of its model"""
 
 from gpt4o_jax.commands.flags import Flag
 from gpt4o_jax.commands.ready_flags import READY, check_ready

@@ -1,4 +1,4 @@
-"""import, export: converts between Hugging Face folders and run folders; merge: adds LoRA adapters to the weights"""
+"""import: a Hugging Face folder becomes a run; export: a run becomes such a folder; merge: adds LoRA adapters to weights"""
 
 from gpt4o_jax.commands.flags import Flag
 from gpt4o_jax.errors import RunError

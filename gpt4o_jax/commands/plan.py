@@ -1,4 +1,4 @@
-"""compiles the training step of a config for a TPU slice, without one: memory, communication, upper bound on speed"""
+"""compiles a config's training step for a TPU slice you do not have: memory, communication, upper bound on speed"""
 
 import json
 import subprocess
@@ -81,11 +81,13 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
     try:
         devices, estimate = topology.described_devices(flags["topology"], slices), False
     except ImportError:
-        # The shards of a device are then larger, and the compiler is another.
-        config, n = topology.stand_in(config, everything)
+        n = everything
+        if not flags["show"]:  # the shards of a device are then larger, and the compiler is another
+            config, n = topology.stand_in(config, everything)
         jax.config.update("jax_num_cpu_devices", n)
         devices, estimate, chip, slices = jax.local_devices(backend="cpu")[:n], True, None, 1
-        say(f"ESTIMATE: libtpu is not installed (requirements-tpu.txt), so {n} CPU devices stand in for {everything}")
+        if n < everything:
+            say(f"ESTIMATE: libtpu is not installed (requirements-tpu.txt), so {n} CPU devices stand in for {everything}")
     mesh = make_mesh(config.mesh, devices)
     facts = {
         "topology": flags["topology"],
@@ -109,7 +111,7 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
     result = facts | plan.compile_step(config, mesh, chip)
     if "pipeline" in result:
         p = result["pipeline"]
-        say(f"{p['stages']} stages, {p['repeats']} time(s) round, {p['micro_batches']} micro-batches: bubble {p['bubble']:.1%}")
+        say(f"{p['stages']} stages, repeats: {p['repeats']}, {p['micro_batches']} micro-batches: bubble {p['bubble']:.1%}")
     _say_memory(say, result)
     if result.get("fits") is False:
         result |= _try_remedies(config, sizes, flags, overrides) if flags["try_seconds"] else {"fits_with": None, "tried": []}
@@ -145,7 +147,10 @@ def _print_table(rows: list[list[str]]) -> None:
 
 
 def _say_memory(say, result: dict) -> None:
-    parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in result["bytes"].items() if size is not None)
+    sizes = {name: f"{name} {size / 1e9:.2f}" for name, size in result["bytes"].items() if size is not None}
+    if "arguments" in sizes:  # these are among them
+        sizes["arguments"] += f" ({sizes.pop('parameters')}, {sizes.pop('optimizer')})"
+    parts = ", ".join(sizes.values())
     if "fits" not in result:
         say(f"GB a device: {parts}; no verdict without libtpu")
     elif result["fits"]:

@@ -93,16 +93,19 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers, hold) -> 
         return "\n\n".join(f"[{i}] {p}{text}" for i, (p, (text, _)) in enumerate(zip(prompts, done, strict=True))) + "\n"
 
     def initial_params(model) -> dict:
-        start = base or origin.find(config.init.from_)
+        start = base or (origin.base_of(workdir, config) if method else origin.find(config.init.from_))
         say(f"weights from {start.folder} at step {start.step}")
         return run.load_params(start.store, start.step, model, mesh)
 
-    base = origin.base_of(workdir, config) if config.lora.rank or method else None
-    kept = {"base": base.reference | {"rank": config.lora.rank}} if base else None
+    reference = origin.reference(workdir) if method else None
+    # Once it has begun, an objective without adapters may need the other run no more.
+    base = origin.base_of(workdir, config) if config.lora.rank or (method and reference is None) else None
+    reference = base.reference if base else reference
+    kept = {"base": reference | {"rank": config.lora.rank}} if reference else None
     start_from = initial_params if config.init.from_ else None
     objective, score = Objective(), score_text
     if method:
-        theirs = workdir / "reference" / base.reference["digest"][:16]  # the other run may go on before this one has begun
+        theirs = workdir / "reference" / reference["digest"][:16]  # the other run may go on before this one has begun
         objective, score = method.begin(config, corpus, theirs, mesh, initial_params)
     with StopSignal(say) as stop:
         train(config, workdir, corpus, mesh, evaluate, sample, start_from, profile, stop, peers, kept, objective)

@@ -146,9 +146,10 @@ def load_metrics(load: dict) -> dict[str, jax.Array]:
     tokens_LE = jnp.concatenate(jax.tree.leaves(load))
     share_LE = tokens_LE / jnp.maximum(jnp.sum(tokens_LE, axis=-1, keepdims=True), 1)
     E = tokens_LE.shape[-1]
+    entropy_L = -jnp.sum(jax.scipy.special.xlogy(share_LE, share_LE), axis=-1)
     return {
         "expert_load_max": jnp.mean(jnp.max(share_LE, axis=-1) * E),  # in units of the mean load; 1: even
-        "expert_load_entropy": -jnp.mean(jnp.sum(jax.scipy.special.xlogy(share_LE, share_LE), axis=-1)) / jnp.log(E),  # 1: even
+        "expert_load_entropy": jnp.mean(entropy_L) / jnp.log(max(E, 2)),  # 1: even; 0 of a single one
         "experts_dead": jnp.mean(tokens_LE == 0),  # share of experts without a token
     }
 

@@ -5,6 +5,8 @@ import glob
 import importlib.util
 import os
 import re
+import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -84,10 +86,18 @@ def _slurm(env: Mapping[str, str]) -> Job | None:
     host = "".join(part or "" for part in first.groups()) if first else ""
     # A port of the job's own: two jobs may share a node, and a requeued one keeps its number.
     port = 61440 + _number(env, "SLURM_JOB_ID") % 4096
-    several_here = any(int(n) > 1 for n in re.findall(r"(\d+)(?:\(x\d+\))?", env.get("SLURM_STEP_TASKS_PER_NODE", "1")))
+    here = max(int(n) for n in re.findall(r"(\d+)(?:\(x\d+\))?", env.get("SLURM_STEP_TASKS_PER_NODE", "1")))
     visible = env.get("CUDA_VISIBLE_DEVICES", "").count(",") + 1 if env.get("CUDA_VISIBLE_DEVICES") else None
-    shared = several_here and visible is not None and visible > 1  # else srun has already given each task its own
-    local = (_number(env, "SLURM_LOCALID"),) if shared else None
+    local = None
+    if here > 1 and visible is not None and visible > 1:  # else srun has already given each task its own
+        if visible % here:
+            raise RunError(
+                f"{here} tasks on a node and {visible} GPUs that each of them sees (CUDA_VISIBLE_DEVICES): expected a number of"
+                f" tasks that divides {visible}, such as --ntasks-per-node=1"
+            )
+        each = visible // here
+        first = _number(env, "SLURM_LOCALID") * each
+        local = tuple(range(first, first + each))
     return Job(f"{host}:{port}", count, _number(env, "SLURM_PROCID"), "Slurm", local)
 
 
@@ -143,11 +153,25 @@ def _has_tpu(env: Mapping[str, str]) -> bool:
 def _metadata(env: Mapping[str, str], key: str) -> str | None:
     server = env.get("GCE_METADATA_IP", "metadata.google.internal")
     url = f"http://{server}/computeMetadata/v1/instance/attributes/{key}"
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers={"Metadata-Flavor": "Google"}), timeout=5) as answer:
-            return answer.read().decode().strip()
-    except (urllib.error.URLError, OSError):
-        return None
+    request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+    failure: Exception | None = None
+    for pause in (0, 1, 2, 4):
+        time.sleep(pause)
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return answer.read().decode().strip()
+        except urllib.error.HTTPError as e:
+            if e.code == 404:
+                return None
+            failure = e
+        except urllib.error.URLError as e:
+            if isinstance(e.reason, socket.gaierror):  # no such name: not a machine of Google's
+                return None
+            failure = e
+        except OSError as e:
+            failure = e
+    # A worker that took this for "alone" would leave the others waiting.
+    raise RunError(f"{url}: does not answer ({failure}), so the other workers are not known; to train alone: --num_processes=1")
 
 
 def this_host() -> str:

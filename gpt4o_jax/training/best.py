@@ -15,10 +15,19 @@ STOPPED = "stopped_early"  # stands in the record of the last evaluation of a ru
 class Best:
     """metric: name of a number of evaluations, "" for none; patience: evaluations without a better one, 0 for no end."""
 
-    def __init__(self, metric: str, patience: int, records: Iterable[dict] = (), steps: Container[int] | None = None):
+    def __init__(
+        self,
+        metric: str,
+        patience: int,
+        records: Iterable[dict] = (),
+        steps: Container[int] | None = None,
+        since: int | None = None,
+    ):
         """records: of a run up to the step where it goes on. steps: of the checkpoints that it has; None: of all of them.
 
-        Only what has a checkpoint can be the best: where `metric` is asked for late, better ones were not kept.
+        Only what has a checkpoint can be the best: where `metric` is asked for late, better ones were not kept. since: how many
+        evaluations were no better, as the checkpoint says; None: counted in the records, where of equal ones whose checkpoints
+        are gone only the last is seen.
         """
         self.metric, self._patience = metric, patience
         self.step: int | None = None
@@ -31,6 +40,8 @@ class Best:
                 elif self.step is not None:
                     self._since += 1
                 self.stopped |= STOPPED in r
+        if since is not None and self.step is not None:
+            self._since = since
 
     def take(self, step: int, values: dict) -> bool:
         """Takes an evaluation in; whether none before was better. Raises RunError where it has no such number.
@@ -55,8 +66,8 @@ class Best:
 
     @property
     def kept(self) -> dict:
-        """What a checkpoint says of it: which one stays (checkpoint/store.py)."""
-        return {} if self.step is None else {"best": self.step}
+        """What a checkpoint says of it: which one stays (checkpoint/store.py), and since how many evaluations."""
+        return {} if self.step is None else {"best": self.step, "since": self._since}
 
     @property
     def exhausted(self) -> bool:

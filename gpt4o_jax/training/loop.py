@@ -86,10 +86,12 @@ def train(
             if config.lora.rank:
                 state = state.replace(base=None)  # frees the memory before the real base weights are loaded
             elif initial_params is not None:
+                averaged = state.ema is not None
+                state = state.replace(params=None, opt_state=None, ema=None)  # likewise
                 params = initial_params(model)
                 # Schedule-Free AdamW keeps a second copy of the weights, which must start equal to them.
                 opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
-                ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+                ema = jax.tree.map(jnp.copy, params) if averaged else None
                 state = state.replace(params=params, opt_state=opt_state, ema=ema)
             elif config.init.model:
                 say("init.from is not set: weights start at random, not from a run")
@@ -101,8 +103,14 @@ def train(
         start = start or 0
         if profile and profile[1] <= start:
             raise RunError(f"train: --profile={profile[0]}:{profile[1]}: the run goes on from step {start}; end after it")
+        if profile and profile[0] >= last_step:
+            raise RunError(f"train: --profile={profile[0]}:{profile[1]}: the run has {last_step} steps; begin before its end")
         peers.at("the records of metrics", times=10)
-        recorded = lambda: ([r for r in read_metrics(workdir) if r["step"] <= start], store.steps())
+        recorded = lambda: (
+            [r for r in read_metrics(workdir) if r["step"] <= start],
+            store.steps(),
+            store.meta(start).get("since") if start else None,
+        )
         best = Best(config.checkpoint.best, config.train.patience, *parallel.share("records", recorded))
     if start == last_step or best.stopped:
         why = f"no better {best.metric} after step {best.step}" if best.stopped else f"its last step, {last_step}"

@@ -5,25 +5,32 @@ import time
 import jax
 import jax.numpy as jnp
 
-# Dense bfloat16 FLOP/s a chip, from the vendors' datasheets (SXM parts for NVIDIA).
+from gpt4o_jax.training.topology import CHIPS
+
+_a_device = lambda family: CHIPS[family].flops / CHIPS[family].devices
+# Dense bfloat16 FLOP/s of one device, from the vendors' datasheets (SXM parts for NVIDIA), by what JAX calls its kind.
 DATASHEET = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
     "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
+    "TPU v5 lite": _a_device("v5e"),
+    "TPU v5e": _a_device("v5e"),
+    "TPU v5": _a_device("v5p"),
+    "TPU v5p": _a_device("v5p"),
+    "TPU v6 lite": _a_device("v6e"),
+    "TPU v6e": _a_device("v6e"),
+    "TPU7x": _a_device("tpu7x"),
 }
 
 
 def peak_flops(device: jax.Device, dtype: str) -> float | None:
-    """FLOP/s of one device: the datasheet's, or on CPU what a 1024^3 product reaches here and now. None: unknown."""
+    """FLOP/s of one device: the datasheet's for bfloat16, else what a large product reaches here and now. None: unknown."""
     if device.platform == "cpu":
-        return _measured(device, dtype)
+        return _measured(device, dtype, 1024)
+    if dtype != "bfloat16":
+        return _measured(device, dtype, 8192)
     matches = [name for name in DATASHEET if device.device_kind.startswith(name)]
     return DATASHEET[max(matches, key=len)] if matches else None
 
@@ -34,7 +41,7 @@ def read_rate(device: jax.Device, size: int = 2**28) -> float:
     return size / _fastest(jax.jit(jnp.sum), x)
 
 
-def _measured(device: jax.Device, dtype: str, n: int = 1024) -> float:
+def _measured(device: jax.Device, dtype: str, n: int) -> float:
     x = jax.device_put(jnp.ones((n, n), dtype), device)
     dot = jax.jit(lambda a: jnp.dot(a, a, preferred_element_type=jnp.float32))
     return 2 * n**3 / _fastest(dot, x)

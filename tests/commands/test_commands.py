@@ -11,7 +11,7 @@ import pytest
 from gpt4o_jax import __main__ as entry
 from gpt4o_jax import parallel
 from gpt4o_jax.__main__ import COMMANDS, main
-from gpt4o_jax.commands import benchmark, evaluate, generate, report, runs, sweep, tokenizer, train, verify
+from gpt4o_jax.commands import benchmark, convert, data, evaluate, generate, report, runs, sweep, tokenizer, train, verify
 from gpt4o_jax.errors import ExitCode
 from tests.commands.conftest import BASE
 
@@ -313,6 +313,8 @@ HELP = {
 }
 HELP |= {f"benchmark {action}": benchmark for action in benchmark.FLAGS}
 HELP |= {f"tokenizer {action}": tokenizer for action in tokenizer.FLAGS}
+HELP |= {f"convert {action}": convert for action in convert.FLAGS}
+HELP |= {f"data {action}": data for action in data.FLAGS}
 
 
 @pytest.mark.parametrize("name", HELP)
@@ -321,6 +323,8 @@ def test_help_names_every_flag_and_knob(name, capsys):
     assert main([*name.split(), "--help"]) == 0
     out = capsys.readouterr().out
     flags = HELP[name].FLAGS[action[0]] if action else HELP[name].FLAGS
+    title, about = out.splitlines()[0].split(": ", 1)
+    assert not action or (title.endswith(name) and "; " not in about), "of an action only its own part"
     assert all(re.search(rf"{flag.name.upper() if flag.positional else '--' + flag.name} +\S", out) for flag in flags)
     assert ("optimizer.peak_lr" in out) == (command in ("train", "sweep", "benchmark"))
     assert main([command, "--help"]) == 0

@@ -1,5 +1,6 @@
 """DPO and GRPO as a user starts them: from a run that answers, to a run like any other; resumed to the bit."""
 
+import functools
 import json
 import shutil
 
@@ -101,6 +102,18 @@ def test_a_run_is_one_like_any_other(taught, tuned_args, tmp_path, command, refu
         patch.setattr(preference, "_said", None)
         wanted = newest_of(command, tuned_args, workdir, method, more)
     again = newest_of(command, tuned_args, tmp_path / "again", method, more)
+    for a, b in zip(wanted, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_dpo_goes_on_without_the_weights_that_it_began_from(taught, tuned_args, tmp_path, command):
+    """What they said is kept, and of adapters alone they are still a part."""
+    base, workdir = shutil.copytree(taught, tmp_path / "base"), tmp_path / "tuned"
+    command(*tuned_args(workdir, "dpo", base=base))
+    wanted = newest(workdir)
+    shutil.rmtree(workdir / "checkpoints" / "20")
+    shutil.rmtree(base / "checkpoints" / "20")
+    again = newest_of(command, functools.partial(tuned_args, base=base), workdir, "dpo", ())
     for a, b in zip(wanted, again, strict=True):
         np.testing.assert_array_equal(a, b)
 

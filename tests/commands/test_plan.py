@@ -49,7 +49,7 @@ def test_the_bubble_of_a_pipeline_is_told():
     told = json.loads(out.splitlines()[-1])["pipeline"]
     assert code == 0 and (told["stages"], told["repeats"], told["micro_batches"]) == (2, 1, 2)
     assert told["bubble"] == pytest.approx(1 / 3)
-    assert "2 stages, 1 time(s) round, 2 micro-batches: bubble 33.3%" in err, err
+    assert "2 stages, repeats: 1, 2 micro-batches: bubble 33.3%" in err, err
 
 
 def test_shardings_are_shown_parameter_by_parameter():

@@ -31,6 +31,7 @@ def told(environment, coordinator="", num_processes=0, process_id=-1):
         (JAX | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, None),
         (SLURM, Job("node007:61441", 8, 5, "Slurm")),
         (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1"}, Job("node007:61441", 8, 5, "Slurm", (1,))),
+        (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}, Job("node007:61441", 8, 5, "Slurm", (4, 5, 6, 7))),
         (SLURM | {"CUDA_VISIBLE_DEVICES": "3"}, Job("node007:61441", 8, 5, "Slurm")),
         (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x8)", "CUDA_VISIBLE_DEVICES": "0,1"}, Job("node007:61441", 8, 5, "Slurm")),
         (SLURM | {"SLURM_STEP_NODELIST": "login-1"}, Job("login-1:61441", 8, 5, "Slurm")),
@@ -65,6 +66,7 @@ def test_flags_come_first_and_one_process_is_none():
         ("JAX_NUM_PROCESSES=two: expected a whole number", JAX | {"JAX_NUM_PROCESSES": "two"}, ()),
         ("SLURM_PROCID=", SLURM | {"SLURM_PROCID": ""}, ()),
         ("process id 8 of 8 processes (Slurm)", SLURM | {"SLURM_PROCID": "8"}, ()),
+        ("2 tasks on a node and 3 GPUs", SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2"}, ()),
         ("not JOBSET_NAME, REPLICATED_JOB_NAME, JOB_INDEX, JOBS, PODS_PER_JOB", {"JOB_COMPLETION_INDEX": "0"}, ()),
     ],
 )
@@ -74,6 +76,38 @@ def test_what_does_not_fit_together_is_told(message, environment, flags):
     assert message in str(error.value) and error.value.code == ExitCode.USAGE
 
 
+def told_by_metadata(failures: list[int], answers: dict[str, str]) -> Job | None:
+    """By a server that ends its first requests with the status codes `failures`, and has answers, by name, to the next."""
+    left = list(failures)
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.headers["Metadata-Flavor"] == "Google"
+            answer = answers.get(self.path.rsplit("/", 1)[1])
+            self.send_response(left.pop(0) if left else 404 if answer is None else 200)
+            self.end_headers()
+            self.wfile.write((answer or "").encode())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            return told({"GCE_METADATA_IP": f"127.0.0.1:{server.server_port}", "JAX_PLATFORMS": "tpu"})
+        finally:
+            server.shutdown()
+
+
+def test_a_metadata_server_that_is_slow_to_answer_is_asked_again(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    answers = {"worker-network-endpoints": "10.0.0.1,10.0.0.2", "agent-worker-number": "1", "tpu-env": ""}
+    assert told_by_metadata([503, 500], answers) == Job("10.0.0.1:8482", 2, 1, "TPU metadata, 1 slice(s)")
+    with pytest.raises(RunError, match=r"does not answer .*503.*to train alone: --num_processes=1"):
+        told_by_metadata([503] * 4, answers)
+    assert told_by_metadata([], {}) is None, "it knows of no slice"
+
+
 @pytest.mark.parametrize("hosts", ["10.0.0.1,10.0.0.2", "unknown:8470:10.0.0.1,unknown:8470:10.0.0.2"])
 @pytest.mark.parametrize("slices", [1, 2])
 def test_a_cloud_tpu_is_told_by_its_metadata_server(hosts, slices):
@@ -81,19 +115,6 @@ def test_a_cloud_tpu_is_told_by_its_metadata_server(hosts, slices):
     if slices == 2:
         answers["tpu-env"] += "MEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\nMEGASCALE_COORDINATOR_ADDRESS: '10.9.9.9:80'\n"
 
-    class Server(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            assert self.headers["Metadata-Flavor"] == "Google"
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(answers[self.path.rsplit("/", 1)[1]].encode())
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        found = told({"GCE_METADATA_IP": f"127.0.0.1:{server.server_port}", "JAX_PLATFORMS": "tpu"})
-        server.shutdown()
+    found = told_by_metadata([], answers)
     told_by = f"TPU metadata, {slices} slice(s)"
     assert found == (Job("10.9.9.9:8482", 4, 3, told_by) if slices == 2 else Job("10.0.0.1:8482", 2, 1, told_by))

@@ -63,12 +63,22 @@ def test_patience_does_not_wait_for_equal_ones():
     assert kept.step == 6 and kept.exhausted
 
 
+def test_patience_goes_on_among_equal_ones_whose_checkpoints_are_gone():
+    """Each is saved, and the next one takes its place: the newest says since when."""
+    records = [{"kind": "eval", "step": s, "m": 0.0} for s in (2, 4, 6, 8)]
+    always = Best("m", 4, records)
+    replayed = Best("m", 4, records, [7, 8], always.kept["since"])
+    assert vars(always) == vars(replayed) and not replayed.exhausted
+    replayed.take(10, {"m": 0.0})
+    assert replayed.exhausted
+
+
 def test_what_has_no_checkpoint_is_not_the_best():
     """As the records of a run to which checkpoint.best was new; of one that always had it, the best has a checkpoint."""
     records = [{"kind": "eval", "step": s, "m": v} for s, v in SCORES.items()]
     assert Best("m", 3, records[:-1], [8]).step == 8 and Best("m", 3, records[:-1], [4, 10]).step == 4
     late = Best("m", 3, records, [])
-    assert late.kept == {} and not late.exhausted and late.take(14, {"m": 0.0}) and late.kept == {"best": 14}
+    assert late.kept == {} and not late.exhausted and late.take(14, {"m": 0.0}) and late.kept == {"best": 14, "since": 0}
     always, replayed = Best("m", 3, records[:4]), Best("m", 3, records[:4], [4, 8])
     assert vars(always) == vars(replayed)
 

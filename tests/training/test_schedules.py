@@ -68,5 +68,5 @@ def test_short_runs_stay_within_zero_and_the_peak(schedule, total, warmup):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])
-def test_the_run_ends_at_the_end_fraction(schedule):
+def test_the_end_fraction_is_reached_one_step_after_the_last(schedule):
     np.testing.assert_allclose(curve(schedule=schedule, warmup_steps=10, end_lr_fraction=0.1)[-1], 0.1, rtol=1e-5)
