@@ -10,7 +10,7 @@ Command: bash launch/applications.sh, or
     python -m gpt4o_jax evaluate --workdir=runs/tuned --tasks=qa,translation,summarisation,generation,chat
 
 In pretrain the loss is on every token, including questions and passages: the model must learn to copy before it can answer. In
-tune it is on answers only, and some text remains, to prevent forgetting; without_text is a fifth of tune with almost none.
+tune it is on answers only, and some text remains, to prevent forgetting; without_text is a shorter tune with almost none.
 """
 
 from gpt4o_jax.config import base_config
@@ -21,7 +21,7 @@ from gpt4o_jax.tasks.worlds import APPLICATIONS
 # stage: (share of rows that are text, tokens in the loss, length, peak learning rates of AdamW and Muon, part of it in decay)
 STAGES = {
     "pretrain": (0.3, "all", "3000 steps", 3e-3, 0.01, 0.5),
-    "tune": (0.1, "answers", "5000 steps", 2e-3, 0.006, 0.8),
+    "tune": (0.1, "answers", "4500 steps", 2e-3, 0.006, 0.8),
     "without_text": (0.001, "answers", "1000 steps", 2e-3, 0.006, 0.8),
 }
 
