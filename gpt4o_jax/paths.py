@@ -38,7 +38,7 @@ def of_user(path) -> epath.Path:
     scheme = os.fspath(path).partition("://")[0]
     if scheme not in _SCHEMES:
         known = ", ".join(f"{s}://" for s in _SCHEMES)
-        raise RunError(f"{path}: {scheme}:// is no storage known here{did_you_mean(scheme, _SCHEMES)}; there are {known}")
+        raise RunError(f"{path}: {scheme}:// is not a known storage scheme{did_you_mean(scheme, _SCHEMES)}; there are {known}")
     found = epath.Path(path)
     _reach(found)
     return found
@@ -127,13 +127,13 @@ class Hold(contextlib.AbstractContextManager):
         if self._fd is not None:
             os.close(self._fd)
 
-    def take(self, folder: os.PathLike, where: str = "") -> None:
-        """Does nothing where it is taken already. Raises RunError where another process has it.
+    def take(self, folder: os.PathLike, where: str = "") -> bool:
+        """Whether it is held now, also where it was before. Raises RunError where another process has it.
 
         where: what the message begins with; "": the folder, as a --workdir.
         """
         if self._fd is not None or not is_local(folder):
-            return
+            return self._fd is not None
         fd = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -144,3 +144,4 @@ class Hold(contextlib.AbstractContextManager):
                 raise RunError(f"{where}: in use by another process; wait for its end, or give a new folder") from None
         else:
             self._fd = fd
+        return self._fd is not None

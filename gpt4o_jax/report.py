@@ -1,5 +1,6 @@
 """report.md of a run, finished or not, with loss.png, training.png and, where there are tasks, tasks.png."""
 
+import re
 import statistics
 
 from etils import epath
@@ -151,9 +152,12 @@ def _training(run: Summary) -> list[str]:
 
 def _samples(workdir: epath.Path) -> list[str]:
     folder = workdir / "samples"
-    found = sorted(folder.glob("*.txt"), key=lambda p: int(p.stem)) if folder.exists() else []
+    texts = [p for p in folder.glob("*.txt") if p.stem.isdecimal()] if folder.exists() else []
+    found = sorted(texts, key=lambda p: int(p.stem))
     chosen = sorted({round(i * (len(found) - 1) / (SAMPLES - 1)) for i in range(SAMPLES)}) if found else []
     lines = []
     for path in (found[i] for i in reversed(chosen)):
-        lines += ["", f"## Samples at step {path.stem}", "", "```text", path.read_text().rstrip(), "```"]
+        text = path.read_text().rstrip()
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))  # longer than any in the text
+        lines += ["", f"## Samples at step {path.stem}", "", f"{fence}text", text, fence]
     return lines

@@ -84,13 +84,16 @@ def _open(spec: str, data_dir: str):
     prepare = f"run `python -m gpt4o_jax data prepare --tfds={name}" + (f" --data_dir={data_dir}`" if data_dir else "`")
     with _quiet():
         try:
+            builder = None
             builder = tfds.builder(name, data_dir=os.path.expanduser(data_dir) or None)
             source = builder.as_data_source(split=split)
         except tfds.core.DatasetNotFoundError:
             hint = did_you_mean(re.split("[/:]", name)[0], tfds.list_builders(with_community_datasets=False))
             where = data_dir or "TFDS's own data_dir"
             raise data_error(f"tfds {spec}: {where} holds no such dataset, and TFDS knows none{hint}; {prepare}") from None
-        except (NotImplementedError, AssertionError, FileNotFoundError):
+        except (NotImplementedError, AssertionError, FileNotFoundError) as e:
+            if builder is None:
+                raise data_error(f"tfds {spec}: {first_line(e)}; {prepare}") from None
             kind = builder.info.file_format.value
             found = f"prepared as {kind}, expected array_record; remove it and" if builder.is_prepared() else "not prepared;"
             raise data_error(f"tfds {spec}: in {builder.data_dir} it is {found} {prepare}") from None

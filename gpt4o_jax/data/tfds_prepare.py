@@ -48,7 +48,7 @@ def _run(python: str, spec: str, data_dir: str) -> dict:
     try:
         return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        raise data_error(f"--tfds={spec}: its builder ended without a word (exit code {done.returncode})") from None
+        raise data_error(f"--tfds={spec}: its builder printed no result (exit code {done.returncode})") from None
 
 
 def _environment(say: Callable[[str], None]) -> str:

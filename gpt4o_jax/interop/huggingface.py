@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def check_free(target: Path, flag: str) -> None:
     here = target.exists() and target.samefile(".")
     if here or target.resolve().is_mount():
         what = "the folder you are in" if here else "a mount"
-        raise RunError(f"{flag}={target}: {what}, which nothing can replace; give a new folder in it: {flag}={target / 'new'}")
+        raise RunError(f"{flag}={target}: {what}, which cannot be replaced; give a new folder in it: {flag}={target / 'new'}")
 
 
 @contextlib.contextmanager
@@ -150,16 +151,24 @@ def built_beside(target: Path, flag: str) -> Iterator[Path]:
     """
     check_free(target, flag)
     target = target.resolve()  # what a link leads to is what can be replaced, and `..` has no name
-    beside = target.parent / f".{target.name}.unfinished"
+    begun = f".{target.name}.unfinished."
+    for left in target.parent.iterdir() if target.parent.exists() else ():
+        with Hold() as hold:
+            begun_before = left.name.startswith(begun) and left.is_dir() and not left.is_symlink()
+            if begun_before and hold.take(left, f"{flag}={target}"):
+                shutil.rmtree(left)
+    beside = target.parent / f"{begun}{uuid.uuid4().hex[:8]}"  # another one each time: not every file system has locks
     above = [folder for folder in beside.parents if not folder.exists()]  # innermost first
-    beside.mkdir(parents=True, exist_ok=True)
+    beside.mkdir(parents=True)
     with Hold() as hold:
         hold.take(beside, f"{flag}={target}")
-        for left in beside.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:
             yield beside
-            beside.replace(target)
+            try:
+                beside.replace(target)
+            except OSError:
+                check_free(target, flag)  # another process was sooner
+                raise
         finally:
             shutil.rmtree(beside, ignore_errors=True)
             with contextlib.suppress(OSError):  # not empty: `target`, or what somebody else put there

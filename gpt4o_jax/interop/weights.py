@@ -153,7 +153,7 @@ def _check(weights: Weights, family: Family, tree, n_layers: int, prefix: str) -
     if missing:
         raise data_error(f"{where}: {_some(missing)} missing; config.json describes a {family.name} that has them")
     if extra:
-        raise data_error(f"{where}: {_some(extra)} too many; a {family.name} as config.json describes it has no such tensor")
+        raise data_error(f"{where}: {_some(extra)} unexpected; a {family.name} as config.json describes it has no such tensor")
     readable = (*DTYPES, "BF16")
     for name, shape in wanted.items():
         entry = found[name]

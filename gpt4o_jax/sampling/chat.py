@@ -75,7 +75,7 @@ def _reply(session: Session, text: str, write: Callable[[str], None], tell: Call
     ids, dropped = prompt(session)
     if dropped:
         del session.turns[:dropped]
-        tell(f"the context is full: the oldest {dropped} turns are forgotten")
+        tell(f"the context is full: the oldest {dropped} turns were dropped")
     symbols = symbols_of_answers(session.template, tokenizer)
     said: list[int] = []
 

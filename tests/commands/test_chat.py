@@ -48,7 +48,7 @@ def test_history_is_what_the_model_sees_until_reset(talk):
 def test_the_oldest_turns_go_when_the_context_is_full(talk):
     """16 places; 4 for the reply: after two questions of five letters there is no room for both."""
     _, told, result = talk("1 gre", "2 gre", "3 gre", more=OWN)
-    assert told.count("the context is full: the oldest 2 turns are forgotten") == len(told.splitlines()) - 1 > 0
+    assert told.count("the context is full: the oldest 2 turns were dropped") == len(told.splitlines()) - 1 > 0
     assert [m["content"] for m in result["messages"]][-2] == "3 gre" and len(result["messages"]) < 6
     _, told, result = talk("1 green bottles", "1 g", more=OWN)
     assert "this message and the system text are 20 tokens, but the context holds 16" in told and result["replies"] == 1

@@ -1,6 +1,8 @@
 """convert import and export, as a user calls them: imported runs are run folders like any other."""
 
 import dataclasses
+import errno
+import fcntl
 
 import pytest
 
@@ -75,16 +77,29 @@ def test_a_link_to_an_empty_folder_is_a_target(tmp_path):
 
 
 def test_of_two_processes_with_one_target_the_second_is_refused(tmp_path):
-    target, left = tmp_path / "run", tmp_path / ".run.unfinished"
+    target, left = tmp_path / "run", tmp_path / ".run.unfinished.0"
     (left / "folder").mkdir(parents=True)  # of a killed process
     (left / "file").touch()
     with built_beside(target, "--to") as beside:
-        assert not any(beside.iterdir())
+        assert not left.exists()
         (beside / "x").touch()
         with pytest.raises(RunError, match=f"--to={target}: in use by another process"), built_beside(target, "--to"):
             pass
         assert (beside / "x").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["run"] and (target / "x").exists()
+
+
+def test_without_locks_the_first_that_is_finished_stays(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    target = tmp_path / "run"
+    with pytest.raises(RunError, match=f"--to={target}: exists already"), built_beside(target, "--to") as late:
+        with built_beside(target, "--to") as first:
+            (first / "x").touch()
+        (late / "y").touch()
+    assert [p.name for p in tmp_path.iterdir()] == ["run"] and [p.name for p in target.iterdir()] == ["x"]
 
 
 @pytest.mark.parametrize("action", ["export", "merge"])

@@ -460,7 +460,7 @@ def test_a_storage_that_takes_no_checkpoints(refused, no_compiling, train_args, 
 
 
 def test_an_address_of_no_storage_known_here(refused, no_compiling, train_args):
-    told = "foo://b/r: foo:// is no storage known here; there are gs://, s3://, az://, hf://"
+    told = "foo://b/r: foo:// is not a known storage scheme; there are gs://, s3://, az://, hf://"
     refused(USAGE, told, *train_args("foo://b/r"))
     refused(USAGE, told, "report", "--workdir=foo://b/r")
 

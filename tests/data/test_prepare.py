@@ -83,7 +83,7 @@ def test_a_builder_that_imports_tensorflow_goes_to_its_environment(builder_file,
         ("raise ValueError('the file is empty')", "ValueError: the file is empty"),
         ("raise ConnectionError('failed to resolve host')", "failed to resolve host; preparing it downloads the original files"),
         ("import no_such_package", "needs the package no_such_package, which requirements-prepare.txt does not name"),
-        ("import os; os._exit(9)", "its builder ended without a word (exit code 9)"),
+        ("import os; os._exit(9)", "its builder printed no result (exit code 9)"),
     ],
 )
 def test_builders_that_fail_do_so_in_one_line(builder_file, pythons, tmp_path, line, fragment):
