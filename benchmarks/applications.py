@@ -1,9 +1,9 @@
-"""What models learn of the worlds (gpt4o_jax/tasks/worlds): each world alone, and one model for all applications.
+"""Scores of models on the worlds (gpt4o_jax/tasks/worlds): trained on each world alone, and one model for all applications.
 
-Every seed is trained on a core of its own, side by side; minutes are CPU time over two cores, those of the whole process:
-preparing the data, compiling, training and evaluating. Scores are of `evaluate`: 200 held-out items of each slice, greedily.
-With `measure.py --folder=DIR` the runs stay, finished seeds are not trained again, and one seed alone is trained by
-`python benchmarks/applications.py DIR WORLD SEED`, WORLD "joint" for the one model, "without_text" for its ablation.
+The seeds are trained side by side, one per core. Minutes are CPU time of the training processes (preparing the data, compiling,
+training, and evaluating during training) divided by 2 cores. Scores are those of `evaluate`: 200 held-out items per slice,
+greedy. With `measure.py --folder=DIR` runs are kept and finished seeds are not trained again. To train a single seed:
+`python benchmarks/applications.py DIR WORLD SEED`; WORLD is "joint" for the one model, "without_text" for its ablation.
 """
 
 import concurrent.futures
@@ -20,10 +20,10 @@ from commits import current_commit
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = (0, 1)
-CORES = 2  # that minutes are told of
+CORES = 2  # minutes are CPU time divided by this
 
-# world: (minutes, {slice/metric: bar}); slice "*": the worst of all slices, "all": of all items together
-BARS = {
+# world: (minutes, {score: target}); a score is "SLICE/METRIC", slice "*": the worst of all slices, "all": all items together
+WORLD_TARGETS = {
     "numbers": (15, {"*/exact_match": 98}),
     "sentences": (15, {"*/bleu": 90}),
     "questions": (
@@ -37,15 +37,15 @@ JOINT_MINUTES = 90
 
 
 def measure_world(world: str, folder: Path) -> dict:
-    """Name -> (the worse of two seeds, details), for results.jsonl."""
-    bars = {world: BARS[world][1]}
-    found = _worst(world, side_by_side(lambda seed: world_run(world, seed, folder)), BARS[world][0], bars)
-    found[f"{world}_minutes"][1]["curves"] = [task_curves.of_run(folder / world / str(seed), bars) for seed in SEEDS]
+    """name -> (the worse of two seeds, details), for results.jsonl."""
+    targets = {world: WORLD_TARGETS[world][1]}
+    found = _worst(world, side_by_side(lambda seed: world_run(world, seed, folder)), WORLD_TARGETS[world][0], targets)
+    found[f"{world}_minutes"][1]["curves"] = [task_curves.of_run(folder / world / str(seed), targets) for seed in SEEDS]
     return found
 
 
 def world_run(world: str, seed: int, folder: Path) -> dict:
-    """One seed of configs/finetune.py:WORLD: trained, or what `folder` keeps of it."""
+    """One seed of configs/finetune.py:WORLD: trained, or as kept in `folder`."""
     workdir = folder / world / str(seed)
 
     def run() -> dict:
@@ -58,11 +58,12 @@ def world_run(world: str, seed: int, folder: Path) -> dict:
 
 
 def measure_joint(folder: Path) -> dict:
-    """configs/applications.py: pre-training and fine-tuning, on all worlds at once."""
+    """configs/applications.py: pre-training and fine-tuning on all worlds at once."""
     runs = side_by_side(lambda seed: joint_run(seed, folder))
     without = without_text_run(SEEDS[0], folder)["text_bits_per_byte"]
-    found = _worst("joint", runs, JOINT_MINUTES, bars := {world: bars for world, (_, bars) in BARS.items()})
-    found["joint_minutes"][1]["curves"] = [task_curves.of_run(folder / f"tuned{seed}", bars) for seed in SEEDS]
+    targets = {world: scores for world, (_, scores) in WORLD_TARGETS.items()}
+    found = _worst("joint", runs, JOINT_MINUTES, targets)
+    found["joint_minutes"][1]["curves"] = [task_curves.of_run(folder / f"tuned{seed}", targets) for seed in SEEDS]
     text = [r["text_bits_per_byte"] for r in runs]
     changes = [100 * (after / before - 1) for before, after in text]
     details = {"percent": changes, "without_text": 100 * (without / text[0][0] - 1)} | commits(runs)
@@ -70,7 +71,7 @@ def measure_joint(folder: Path) -> dict:
 
 
 def joint_run(seed: int, folder: Path) -> dict:
-    """One seed of configs/applications.py: trained, or what `folder` keeps of it."""
+    """One seed of configs/applications.py: trained, or as kept in `folder`."""
     base, tuned = folder / f"base{seed}", folder / f"tuned{seed}"
 
     def run() -> dict:
@@ -85,7 +86,7 @@ def joint_run(seed: int, folder: Path) -> dict:
 
 
 def without_text_run(seed: int, folder: Path) -> dict:
-    """What the text in the mixture of `tune` is good for, from the same base; not part of the recipe."""
+    """What the text in the mixture of `tune` contributes, from the same base; not part of the recipe."""
     workdir = folder / f"without_text{seed}"
     config = ["--config=configs/applications.py:without_text", f"--workdir={workdir}", f"--config.seed={seed}"]
 
@@ -104,7 +105,7 @@ def base_run(seed: int, folder: Path) -> dict:
 
 
 def kept(workdir: Path, run: Callable[[], dict]) -> dict:
-    """What run() returned, beside `workdir`, where it is finished: of hours of training an end need not cost all."""
+    """What run() returns, kept beside `workdir`, so that an interruption does not cost the hours of runs that are finished."""
     file = workdir.with_name(f"{workdir.name}.json")
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -114,24 +115,24 @@ def kept(workdir: Path, run: Callable[[], dict]) -> dict:
 
 
 def commits(runs: list[dict]) -> dict:
-    """That they were trained at, for their records: they may be kept ones."""
+    """The commits that the runs were trained at, for their records: they may have been kept from earlier."""
     return {"commit": ", ".join(dict.fromkeys(r["commit"] for r in runs))}
 
 
-def name(prefix: str, world: str, bar: str) -> str:
-    """Of a bar in targets.py: numbers_exact_match, joint_questions_one_hop_squad_em, ..."""
-    row, _, metric = bar.partition("/")
+def name(prefix: str, world: str, score: str) -> str:
+    """The name in targets.py: numbers_exact_match, joint_questions_one_hop_squad_em, ..."""
+    row, _, metric = score.partition("/")
     parts = ([prefix] if prefix == "joint" else []) + [world] + ([] if row in ("*", "all") else [row]) + [metric]
     return "_".join(parts)
 
 
-def _worst(prefix: str, runs: list[dict], minutes: float, bars: dict) -> dict:
+def _worst(prefix: str, runs: list[dict], minutes: float, targets: dict) -> dict:
     found, commit = {}, commits(runs)
-    for world, wanted in bars.items():
-        for bar in wanted:
-            row, _, metric = bar.partition("/")
+    for world, of_world in targets.items():
+        for score in of_world:
+            row, _, metric = score.partition("/")
             each = [_value(r["scores"][world], row, metric) for r in runs]
-            found[name(prefix, world, bar)] = (min(each), {"seeds": each} | commit)
+            found[name(prefix, world, score)] = (min(each), {"seeds": each} | commit)
     most = [r["minutes"] for r in runs]
     found[f"{prefix}_minutes"] = (max(most), {"limit": minutes, "seeds": most, "scores": [r["scores"] for r in runs]} | commit)
     return found
@@ -148,7 +149,7 @@ def side_by_side(run) -> list[dict]:
 
 
 def command(seed: int, *args: str) -> float:
-    """Runs a command of the project on one core. Returns its CPU minutes, of CORES cores."""
+    """Runs a command of the project on one core. Returns its CPU time in minutes, divided by CORES."""
     process = subprocess.Popen(_program(seed, args), cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     if status:
@@ -157,7 +158,7 @@ def command(seed: int, *args: str) -> float:
 
 
 def told(seed: int, *args: str) -> dict:
-    """What a command of the project says in its last line."""
+    """The JSON that a command of the project prints last."""
     out = subprocess.run(_program(seed, args), cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
     return json.loads(out.splitlines()[-1])
 
@@ -173,14 +174,14 @@ def scores(workdir: Path, temperature: float = 0) -> dict:
 
 
 def newest_evaluation(workdir: Path, temperature: float = 0) -> Path | None:
-    """Its folder, of `evaluate --tasks` at a temperature; None where there is none."""
+    """The folder of the newest `evaluate --tasks` at a temperature; None where there is none."""
     behind = f"_temperature_{temperature:g}" if temperature else ""
     found = [p for p in workdir.glob(f"evaluations/*{behind}") if p.name.removesuffix(behind).isdigit()]
     return max(found, key=lambda p: int(p.name.removesuffix(behind)), default=None)
 
 
 def last_eval(workdir: Path) -> dict:
-    """The record of the last evaluation while training: of the whole hold-out."""
+    """The record of the last evaluation during training, which is on the whole hold-out."""
     records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [r for r in records if r["kind"] == "eval"][-1]
 

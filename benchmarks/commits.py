@@ -1,4 +1,4 @@
-"""Which commit a measurement is of."""
+"""The commit that a measurement belongs to."""
 
 import subprocess
 from pathlib import Path
@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def current_commit() -> str:
-    """Asked before a measurement: later ones may be made while it runs. The records and their report do not count as a change."""
+    """To be read before a measurement: commits may be made while it runs. Records and their report do not count as changes."""
     changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/*.jsonl", ":!BENCHMARKS.md"], cwd=ROOT)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
     return commit.stdout.decode().strip() + ("-dirty" if changed.returncode else "")

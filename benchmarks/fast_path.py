@@ -1,7 +1,7 @@
-"""How far the fast training step leads from the plain one: the curve of bfloat16 products and attention by blocks next to that of
-float32 and plain attention, and next to how far orders of the same rows alone lead (targets.py: at most four times).
+"""How far the fast training step drifts from the plain one: the difference between the loss curves of bfloat16 matmuls with
+blockwise attention and of float32 with plain attention, relative to that caused by permuting the rows (targets.py: at most 4).
 
-`python benchmarks/measure.py fast_path`: configs/quickstart.py for 300 steps, the same rows, four times.
+`python benchmarks/measure.py fast_path`: configs/quickstart.py for 300 steps, four times with the same rows.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ PLAIN = dict(compute_dtype="float32", attention="reference")
 
 
 def measure_fast_path(steps: int = STEPS) -> dict:
-    """name -> (value, details): the root mean square of the difference of two loss curves, over that of the control."""
+    """name -> (value, details): root-mean-square difference between two loss curves, relative to that of the control."""
     config = config_file.read("configs/quickstart.py", {"train.length": f"{steps} steps", "train.steps_per_dispatch": "1"})
     corpus = corpora.prepare(config)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=corpus.tokenizer.vocab_size))
@@ -34,7 +34,7 @@ def measure_fast_path(steps: int = STEPS) -> dict:
 
 
 def _curve(config, corpus, changes: dict, seed: int | None = None) -> np.ndarray:
-    """The loss of each step; with a seed the rows of every batch stand in another order."""
+    """The loss of each step; with a seed, the rows of every batch are permuted."""
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
     last, mesh, rows = int(config.train.length.split()[0]), parallel.make_mesh(), corpora.training_rows(config, corpus)
     program, losses = build(config, mesh), []

@@ -1,6 +1,6 @@
-"""What adapters, preferences and rewards do to models that were trained on worlds: LoRA beside full fine-tuning, DPO, GRPO.
+"""Fine-tuning of models that were trained on worlds: LoRA compared with full fine-tuning, DPO, GRPO.
 
-Each with two seeds, side by side, a core each; scores are of `evaluate`: 200 held-out items of each slice, greedily unless said.
+Two seeds of each, side by side, one per core; scores are those of `evaluate`: 200 held-out items per slice, greedy unless stated.
 """
 
 import json
@@ -19,14 +19,14 @@ from gpt4o_jax.training import program
 ADAPTERS = ("--config.lora.rank=16", "--config.lora.targets=('*/query','*/key','*/value')", "--config.optimizer.peak_lr=3e-3")
 TUNED = {"full": (), "lora": (*ADAPTERS, "--config.optimizer.name=adamw")}
 LORA_WORLD, LORA_STEPS = "numbers", 400
-# Of the runs that preferences and rewards start from. Neither answers well yet: one has learned from answers of which half have a
-# wrong word (a run that knows the world has nothing to learn from pairs), one was stopped early.
+# Preferences and rewards start from runs that do not answer well yet: one has learned from answers of which half have a wrong
+# word (a run that knows the world has nothing to learn from pairs), the other was stopped early.
 DPO_WORLD, DPO_PAIRS, DPO_START = "numbers", 20_000, ("--config.train.length=400 steps", "--config.eval.every=400")
 GRPO_START = ("--config.train.length=120 steps", "--config.eval.every=120")
 
 
 def measure_lora(folder: Path) -> dict:
-    """From the pre-trained base of configs/applications.py, both ways for as many steps on one world."""
+    """Both ways from the pre-trained model of configs/applications.py, for the same number of steps on one world."""
 
     def run(seed: int) -> dict:
         base_run(seed, folder)
@@ -51,15 +51,17 @@ def measure_lora(folder: Path) -> dict:
 
 
 def measure_preferences(folder: Path) -> dict:
-    """From a run of one world that has learned right and wrong answers alike, by pairs of that world."""
+    """DPO on pairs of one world, from a run that has learned right and wrong answers alike."""
     data = [f"--config.data.path={mixed_answers(folder)}", "--config.data.source=conversations"]
-    data.append("--config.data.shingle_bytes=0")  # questions are alike, and held-out ones of the world are others anyway
+    data.append(
+        "--config.data.shingle_bytes=0"
+    )  # questions resemble each other, and the held-out ones of the world differ anyway
 
     def run(seed: int) -> dict:
         start, workdir = start_run(seed, DPO_WORLD, (*DPO_START, *data), folder), folder / f"preferred{seed}"
         flags = [f"--config=configs/preference.py:{start}", f"--config.seed={seed}", f"--workdir={workdir}"]
         minutes = kept(workdir, lambda: {"minutes": command(seed, "train", *flags)})
-        accuracy = told(seed, "evaluate", f"--workdir={workdir}")["preference_accuracy"]  # of pairs that chose no checkpoint
+        accuracy = told(seed, "evaluate", f"--workdir={workdir}")["preference_accuracy"]  # pairs that select no checkpoint
         found = minutes | {"accuracy": 100 * accuracy}
         for temperature in (0, 1):
             of_runs = [evaluated(seed, run, DPO_WORLD, temperature) for run in (start, workdir)]
@@ -78,7 +80,7 @@ def measure_preferences(folder: Path) -> dict:
 
 
 def mixed_answers(folder: Path) -> Path:
-    """A file of conversations: of each preference pair of the world both answers."""
+    """A file of conversations: both answers of each preference pair of the world."""
     path = folder / "mixed_answers.jsonl"
     if not path.exists():
         lines = []
@@ -92,12 +94,12 @@ def mixed_answers(folder: Path) -> Path:
 
 
 def measure_rewards(folder: Path) -> dict:
-    """From a run of arithmetic that was stopped early, by exact match; scored by the world's second, independent verifier."""
+    """GRPO by exact match, from a run of arithmetic that was stopped early; scored by the world's second verifier."""
 
     def run(seed: int) -> dict:
         start, workdir = start_run(seed, "arithmetic", GRPO_START, folder), folder / f"rewarded{seed}"
         flags = [f"--config=configs/reinforced.py:{start}", f"--config.seed={seed}", f"--workdir={workdir}"]
-        flags.append("--config.model.context_length=20")  # rows are as long as it
+        flags.append("--config.model.context_length=20")  # the length of rows
         found = kept(workdir, lambda: {"minutes": command(seed, "train", *flags)})
         for name, run in (("before", start), ("after", workdir)):
             found[f"{name}_exact_match"] = mean(evaluated(seed, run, "arithmetic"))
@@ -117,7 +119,7 @@ def start_run(seed: int, world: str, flags: tuple[str, ...], folder: Path) -> Pa
 
 
 def evaluated(seed: int, workdir: Path, world: str, temperature: float = 0) -> dict:
-    """slice -> metric -> score; asked once, the answers stay in the run folder."""
+    """slice -> metric -> score; evaluated once, the answers are kept in the run folder."""
     if not newest_evaluation(workdir, temperature):
         command(seed, "evaluate", f"--workdir={workdir}", f"--tasks={world}", f"--temperature={temperature:g}")
     return scores(workdir, temperature)[world]
@@ -129,13 +131,13 @@ def mean(scored: dict) -> float:
 
 
 def verified(workdir: Path) -> float:
-    """Percent of the answers of the newest evaluation that arithmetic.verify takes, which never sees the references."""
+    """Percentage of the newest evaluation's answers that arithmetic.verify accepts, which never sees the references."""
     lines = [json.loads(line) for line in (newest_evaluation(workdir) / "arithmetic.jsonl").read_text().splitlines()]
     return 100 * float(np.mean([arithmetic.verify(line["prompt"][-1]["content"], line["answer"]) for line in lines]))
 
 
 def size(workdir: Path) -> dict:
-    """Numbers that are trained, and bytes of parameters, optimizer and gradients, counted from the arrays of the state."""
+    """Trainable parameters, and bytes of parameters, optimizer state and gradients, counted from the arrays."""
     shapes = program.build(open_run(workdir).config, parallel.make_mesh(devices=jax.devices()[:1])).shapes
     bytes_of = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
     trained = sum(x.size for x in jax.tree.leaves(shapes.params))

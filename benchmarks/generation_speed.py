@@ -1,4 +1,4 @@
-"""Speed of generation next to transformers' on torch: each mode in a process of its own, in turns, medians over the rounds.
+"""Generation speed compared with transformers' on torch: each mode in its own process, interleaved, median over the rounds.
 
 PEERS_PYTHON names the interpreter of an environment with requirements-peers.txt (default: this one).
 """
@@ -17,7 +17,7 @@ ROUNDS = 3
 
 
 def measure(batch: int) -> dict:
-    """name -> (value, details) for results.jsonl: ratio to torch's best mode, and what narrower weights gain."""
+    """name -> (value, details) for results.jsonl: ratio to torch's fastest mode, and the gain of quantised weights."""
     runs = {name: [] for name in (*(f"ours {w}" for w in OURS), *(f"torch {m}" for m in PEER_MODES))}
     for _ in range(ROUNDS):
         for name, results in runs.items():

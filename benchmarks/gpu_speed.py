@@ -1,12 +1,12 @@
-"""MFU of the training step on one GPU, beside torch.compile on the same GPU where torch is installed. One call:
+"""MFU of the training step on one GPU, compared with torch.compile on the same GPU where torch is installed. One call:
 
 python benchmarks/gpu_speed.py [SHAPE ...]          (default: every shape); `tiny` is for trying the script anywhere
 
 Needs jax, flax, optax and numpy only (the package from its sources: run in the root of the repository). Prints one
-JSON object a line and appends results.jsonl's records, which `measure.py --report` turns into BENCHMARKS.md.
-Ours and torch run in processes of their own, one after the other: JAX takes most of a GPU's memory until it ends. Where a batch
-does not run, half of it is tried, and a quarter; torch, in this environment or that of PEERS_PYTHON, gets the batch that ran.
-Floating-point operations are 6N + 12LdT a token; the denominator is the datasheet's dense bfloat16 rate.
+JSON object per line and appends records to results.jsonl, which `measure.py --report` turns into BENCHMARKS.md.
+Ours and torch run in separate processes, one after the other: JAX holds most of a GPU's memory until it ends. If a batch
+fails, half of it is tried, then a quarter; torch, in this environment or that of PEERS_PYTHON, gets the batch that ran.
+FLOP are 6N + 12LdT per token; the denominator is the datasheet's dense bfloat16 rate.
 """
 
 import datetime
@@ -26,7 +26,7 @@ from gpt4o_jax.training.throughput import measure
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = os.environ.get("PEERS_PYTHON", sys.executable)
 
-# name: (layers, heads, width, T, B, vocabulary, remat, steps in a dispatch, dispatches timed)
+# name: (layers, heads, width, T, B, vocabulary, remat, steps per dispatch, timed dispatches)
 SHAPES = {
     "gpu_124m": (12, 12, 768, 1024, 32, 50304, "none", 10, 5),
     "gpu_1300m": (24, 16, 2048, 2048, 8, 50304, "none", 5, 10),
@@ -55,7 +55,7 @@ def ours(shape: str, B: int) -> dict:
         scan_unroll=layers,
     )
     train = TrainConfig(batch_size=B, steps_per_dispatch=K)
-    data = DataConfig(rows="windows")  # a row is one document, as torch has it
+    data = DataConfig(rows="windows")  # a row is one document, as in torch
     config = RunConfig(model=model, data=data, optimizer=OptimizerConfig(name="adamw"), train=train)
     return measure(config, parallel.make_mesh(), dispatches)
 
@@ -67,13 +67,13 @@ def torch_compiled(shape: str, B: int) -> dict:
 
 
 def last_line(*command: str) -> dict:
-    """The JSON that a script prints last, or {"error": its exit code}: what others have measured is not lost."""
+    """The JSON that a script prints last, or {"error": its exit code}, so that other results are not lost."""
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE)
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"error": f"exit code {done.returncode}"}
 
 
 def has_torch() -> bool:
-    """Whether PEERS can run the other side."""
+    """Whether PEERS can run the comparison."""
     return subprocess.run([PEERS, "-c", "import torch, transformers"], cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 0
 
 

@@ -1,8 +1,8 @@
-"""Measures the promises of targets.py: `python benchmarks/measure.py NAME ...`, or `--report` to write BENCHMARKS.md.
+"""Measures the targets of targets.py: `python benchmarks/measure.py NAME ...`, or `--report` to write BENCHMARKS.md.
 
 Each measurement runs the project's own commands in fresh processes and appends a record (value, date, commit,
-machine) to results.jsonl. Stop other work on the machine first: these are small and wall time is noisy. --folder=DIR keeps the
-runs of worlds and of fine-tuning there, so that a measurement that was stopped goes on.
+machine) to results.jsonl. Stop other work on the machine first: measurements are short and wall time is noisy. --folder=DIR keeps
+the runs of worlds and of fine-tuning in DIR, so that an interrupted measurement can be resumed.
 """
 
 import concurrent.futures
@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def gpt4o_jax(*args: str, prefix: list[str] | None = None, **environment: str) -> dict:
-    """Runs a command of the project; returns the JSON object of its last line of stdout."""
+    """Runs a command of the project; returns the JSON object in its last line of stdout."""
     out = subprocess.run(
         [*(prefix or []), sys.executable, "-m", "gpt4o_jax", *args],
         cwd=ROOT,
@@ -56,7 +56,7 @@ def gpt4o_jax(*args: str, prefix: list[str] | None = None, **environment: str) -
 
 
 def quickstart(folder: Path) -> dict:
-    """launch/quickstart.sh in a fresh clone, empty cache: minutes, result, and whether a second run ends in the same bits."""
+    """launch/quickstart.sh in a fresh clone, with an empty cache: minutes, result, whether a second run gives the same bits."""
     clone = folder / "clone"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
     start = time.monotonic()
@@ -76,7 +76,7 @@ def quickstart(folder: Path) -> dict:
 
 
 def xz_bits_per_byte() -> float:
-    """What `xz -9e` needs for the hold-out of the embedded corpus when it has seen the training text."""
+    """Bits per byte of `xz -9e` on the hold-out of the embedded corpus, after the training text."""
     training, held = sources.split(sources.load(DataConfig()), DataConfig())
     size = lambda texts: len(lzma.compress("\n\n".join(texts).encode(), preset=9 | lzma.PRESET_EXTREME))
     return 8 * (size(training + held) - size(training)) / sum(len(text.encode()) for text in held)
@@ -87,7 +87,7 @@ def char(variant: str):
         text = os.environ["TINY_SHAKESPEARE"]  # path to karpathy/char-rnn's data/tinyshakespeare/input.txt
 
         def run(seed: int) -> float:
-            # So small a model keeps one core busy: one seed a core, side by side.
+            # A model this small keeps one core busy: one seed per core, side by side.
             core = ["taskset", "-c", str(seed % os.cpu_count())] if shutil.which("taskset") else []
             flags = [f"--workdir={folder / str(seed)}", f"--config.data.path={text}", f"--config.seed={seed}"]
             return gpt4o_jax("train", f"--config=configs/shakespeare.py:{variant}", *flags, prefix=core)["loss"]
@@ -100,7 +100,7 @@ def char(variant: str):
 
 
 def char_share(folder: Path) -> dict:
-    """Of nanoGPT's 2000 steps, the share after which a char_cpu_fast run of 700 steps is at nanoGPT's loss; mean of 3 seeds."""
+    """The share of nanoGPT's 2000 steps in which a char_cpu_fast run of 700 steps reaches nanoGPT's loss; mean of 3 seeds."""
 
     def run(seed: int) -> float:
         flags = {"data.path": os.environ["TINY_SHAKESPEARE"], "seed": seed, "train.length": "700 steps", "eval.every": 50}
@@ -117,7 +117,7 @@ def char_share(folder: Path) -> dict:
 
 
 def torch_char(folder: Path) -> dict:
-    """The recipe of char_cpu in torch, scored alike: what the reference itself reaches. PEERS_PYTHON: an interpreter for it."""
+    """The recipe of char_cpu in torch, evaluated the same way: what the reference reaches. PEERS_PYTHON: its interpreter."""
 
     def run(seed: int) -> float:
         program = [os.environ.get("PEERS_PYTHON", sys.executable), "benchmarks/torch_char.py", os.environ["TINY_SHAKESPEARE"]]
@@ -130,7 +130,7 @@ def torch_char(folder: Path) -> dict:
 
 
 def prefill_decode(folder: Path) -> dict:
-    """The largest of the errors that tests/model/test_cache.py holds below the target."""
+    """The largest of the errors that tests/model/test_cache.py keeps below the target."""
     import jax
 
     from gpt4o_jax import parallel
@@ -143,9 +143,9 @@ def prefill_decode(folder: Path) -> dict:
 
 
 def agreement(folder: Path) -> dict:
-    """Tests that compare with transformers and lm-evaluation-harness: how many of them did not pass.
+    """How many of the tests that compare with transformers and lm-evaluation-harness did not pass.
 
-    PEERS_PYTHON: of an environment with requirements-dev.txt and requirements-peers.txt.
+    PEERS_PYTHON: the interpreter of an environment with requirements-dev.txt and requirements-peers.txt.
     """
     files = ("tests/interop/test_peers.py", "tests/interop/test_tokenizer_config.py", "tests/evaluation/test_harness_peers.py")
     python, found = os.environ.get("PEERS_PYTHON", sys.executable), folder / "tests.xml"
@@ -158,7 +158,7 @@ def agreement(folder: Path) -> dict:
 
 
 def fewer_bits(folder: Path) -> dict:
-    """Bits per byte that weights and caches of fewer bits add on the hold-out: a dense model and a mixture of experts."""
+    """Bits per byte that quantised weights and caches add on the hold-out: for a dense model and a mixture of experts."""
     kinds = [{"weights": "int8"}, {"weights": "int4"}, {"kv_cache": "int8"}, {"weights": "int4", "kv_cache": "int8"}]
     experts = {"n_experts": 8, "experts_per_token": 2, "expert_d_ff": 512}
     costs = {}
@@ -180,7 +180,7 @@ def fewer_bits(folder: Path) -> dict:
 
 
 def first_step(folder: Path) -> dict:
-    """Seconds from the start of the process to the first finished step of nano, with the compilation cache cold and warm."""
+    """Seconds from process start to the end of the first step of nano, with the compilation cache cold and warm."""
     run = folder / "run"
     common = (
         "--config=configs/gpt4o.py:nano",
@@ -231,7 +231,7 @@ def help_text(folder: Path) -> dict:
 
 
 def seek(folder: Path) -> dict:
-    """Seconds until a dispatch of step 10^6 is there, of a text that was prepared and is open: the slowest of all kinds."""
+    """Seconds until a dispatch at step 10^6 is ready, with the corpus prepared and open: the slowest of all kinds of rows."""
     from gpt4o_jax.commands import config_file
     from gpt4o_jax.data import corpus as corpora
     from gpt4o_jax.data.batches import dispatches
@@ -247,7 +247,7 @@ def seek(folder: Path) -> dict:
         config = config_file.read(str(ROOT / "configs" / "quickstart.py"), knobs)
         K, B = config.train.steps_per_dispatch, config.train.batch_size
         trials = []
-        for _ in range(4):  # the first makes the text's tokens, and counts them for the lanes
+        for _ in range(4):  # the first tokenizes the text, and counts its tokens for the lanes
             corpus = corpora.prepare(config)
             start = time.monotonic()
             rows = corpora.training_rows(config, corpus)
@@ -258,7 +258,7 @@ def seek(folder: Path) -> dict:
 
 
 def mup_transfer(folder: Path) -> dict:
-    """By how many factors of 2 the best learning rate falls from width 64 to 256, with and without muP."""
+    """By how many factors of 2 the best learning rate changes from width 64 to 256, with and without muP."""
     import mup_transfer as transfer
 
     losses = transfer.table()
@@ -285,7 +285,7 @@ MEASUREMENTS = {
     **{f"generate_b{batch}": functools.partial(_generation, batch) for batch in generation_speed.BATCHES},
     "batching": request_speed.measure_batching,
     "speculation": request_speed.measure_speculation,
-    **{f"world_{world}": functools.partial(applications.measure_world, world) for world in applications.BARS},
+    **{f"world_{world}": functools.partial(applications.measure_world, world) for world in applications.WORLD_TARGETS},
     "applications": applications.measure_joint,
     "lora": finetuning.measure_lora,
     "preferences": finetuning.measure_preferences,
@@ -351,8 +351,8 @@ def main(names: list[str]) -> None:
         with contextlib.nullcontext(kept) if kept else tempfile.TemporaryDirectory(prefix="gpt4o_jax_") as folder:
             for target, (value, details) in MEASUREMENTS[name](Path(folder)).items():
                 record(target, value, details, details.pop("commit", commit))
-                promise = f" (target {TARGETS[target].number:g} {TARGETS[target].unit})" if target in TARGETS else ""
-                print(f"{target}: {value:.4g}{promise}")
+                wanted = f" (target {TARGETS[target]})" if target in TARGETS else ""
+                print(f"{target}: {value:.4g}{wanted}")
 
 
 if __name__ == "__main__":

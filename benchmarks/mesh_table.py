@@ -1,8 +1,8 @@
-"""Does every mesh compute the same run? `python benchmarks/mesh_table.py`, then `measure.py --report`.
+"""Does every mesh compute the same training run? `python benchmarks/mesh_table.py`, then `measure.py --report`.
 
-The cases of tests/system/test_products.py, on eight fake CPU devices: for every mesh and model the largest error of a gradient
-against one device, and how far training drifts. Each is appended to meshes.jsonl; one that is there already is left out, so this
-can be stopped and started. To have all of them anew, delete the file.
+The cases of tests/system/test_products.py, on eight fake CPU devices: for every mesh and model, the largest error of a gradient
+against one device, and how far training drifts. Each is appended to meshes.jsonl and skipped if it is there already, so that an
+interrupted run can be resumed. To measure everything again, delete the file.
 """
 
 import datetime
@@ -14,11 +14,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "meshes.jsonl"
 ROWS = ("plain", "packed")
-DRIFTS = {"plain": "drift", "packed": "packed drift"}  # how records name the drift of each
+DRIFTS = {"plain": "drift", "packed": "packed drift"}  # the names of their drifts in records
 
 
 def recorded() -> dict[tuple, dict]:
-    """(mesh, model, what) -> its newest record. what: of ROWS, whose gradients, or of DRIFTS."""
+    """(mesh, model, what) -> its newest record. what: one of ROWS (its gradients), or a value of DRIFTS."""
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
     return {(entry["mesh"], entry["model"], entry["what"]): entry for entry in map(json.loads, lines)}
 
@@ -55,20 +55,7 @@ def table() -> list[str]:
     found = recorded()
     names = list(dict.fromkeys(mesh for mesh, _, _ in found))
     models = list(dict.fromkeys(model for _, model, _ in found))
-    lines = [
-        "## Every mesh against one device",
-        "",
-        "By `python benchmarks/mesh_table.py`: eight fake CPU devices, float32, models of tests/parallel/meshes.py. Gradients:"
-        " the largest error of any leaf, by the leaf's largest entry, in millionths (promise: 10), for rows of one and of several"
-        " documents; experts get as many tokens (tests/system/test_products.py: the very same, stages or not). Drift: how far 20"
-        " steps of AdamW lead from one device's, by how far orders of the same rows alone do (promise: 4), for the same two kinds"
-        " of rows. A dash: the layers do not make these stages. A question mark: not measured (the tests have these cells too)."
-        " Dense gradients from before 6d8419c, which are those of all meshes but the first four, have the bias of keys by the"
-        " largest entry of all leaves.",
-        "",
-        "| mesh | " + " | ".join([*models, *(f"{model}, drift" for model in models)]) + " |",
-        "|---" * (1 + 2 * len(models)) + "|",
-    ]
+    rows = []
     for mesh in names:
         value = lambda *key, mesh=mesh: found[mesh, *key]["value"] if (mesh, *key) in found else None
         cells = [mesh]
@@ -77,9 +64,31 @@ def table() -> list[str]:
                 pair = [value(model, what) for what in kinds]
                 told = ", ".join("?" if x is None else f"{x / unit:.2g}" for x in pair)
                 cells.append("-" if value(model, "plain") is None else told)
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append("| " + " | ".join(cells) + " |")
     made = sorted({f"{entry['date']}, {entry['commit']}" for entry in found.values()})
-    return [*lines, "", "; ".join(made) + "."]
+    marks = {cell for row in rows for cell in row.replace(",", "").split()}
+    dash = " A dash: the model's layers cannot be divided into these stages."
+    question = " A question mark: not measured (the tests cover these cells too)."
+    return [
+        "## Every mesh against one device",
+        "",
+        "Written by `python benchmarks/mesh_table.py`: eight fake CPU devices, float32, models of tests/parallel/meshes.py.",
+        "",
+        "Gradients: largest error of any leaf relative to the leaf's largest entry, x 1e-6 (target: 10), for rows with one and"
+        " with several documents. Drift: deviation of losses and parameters from single-device training over 20 AdamW steps"
+        " (the larger of the two), relative to the deviation caused by permuting the rows alone (target: 4), for the same two"
+        " kinds of rows. Each expert receives as many tokens as on one device (tests/system/test_products.py: the same tokens,"
+        f" with and without stages).{dash if '-' in marks else ''}{question if '?' in marks else ''}",
+        "",
+        "Dense gradients measured before 6d8419c, those of all meshes but the first four, compare the bias of the keys with the"
+        " largest entry of all leaves.",
+        "",
+        "| mesh | " + " | ".join([*models, *(f"{model}, drift" for model in models)]) + " |",
+        "|---" * (1 + 2 * len(models)) + "|",
+        *rows,
+        "",
+        f"Measured: {'; '.join(made)}.",
+    ]
 
 
 if __name__ == "__main__":

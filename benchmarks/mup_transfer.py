@@ -1,7 +1,7 @@
-"""Does the best learning rate of a narrow model hold for a wide one? Under muP, and under the standard parametrisation.
+"""Does the best learning rate of a narrow model carry over to a wide one, under muP and under the standard parametrisation?
 
 `python benchmarks/mup_transfer.py` prints the final training loss of every width and learning rate on the embedded
-corpus, by bytes; `python benchmarks/measure.py mup_transfer` records how far the optimum moves.
+corpus, in bytes; `python benchmarks/measure.py mup_transfer` records how far the optimum moves.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ from gpt4o_jax.training.step import loss_sum
 BASE, WIDE = 64, 256
 RATES = [2.0**-k for k in range(11, 3, -1)]  # Adam's, in factors of 2
 STEPS, B, T = 100, 8, 64
-LAST = 20  # steps whose mean loss counts as final
+LAST = 20  # steps whose mean loss is the final loss
 CONFIG = RunConfig(
-    # By bytes, heads of width 32: the wider model has more of them.
+    # Bytes as tokens; heads of width 32, of which the wider model has more.
     model=ModelConfig(vocab_size=288, context_length=T, n_layers=2, head_dim=32, output_init="scaled", init_std=0.05),
     tokenizer=TokenizerConfig(kind="byte"),
     data=DataConfig(),
@@ -45,7 +45,7 @@ def batches() -> Batch:
 
 
 def final_losses(width: int, base: int) -> list[float]:
-    """The mean loss of the last steps for each rate of RATES, in nats a byte; inf where it diverged. One compilation."""
+    """The mean loss of the last steps for each rate of RATES, in nats per byte; inf if it diverged. Compiles once."""
     config = dataclasses.replace(CONFIG.model, d_model=width, n_heads=width // 32, mup_base_width=base)
     model = gpt.GPT(config, Compute("cpu", "float32"))
     optimizer = make_optimizer(CONFIG.optimizer, gpt.logical_axes(model), jnp.float32, config.width_ratio)
@@ -72,7 +72,7 @@ def final_losses(width: int, base: int) -> list[float]:
 
 
 def table() -> dict[str, list[float]]:
-    """Final losses by rate: the base model, which both rules share, and the wide one under each."""
+    """Final losses by rate: of the base model, which both parametrisations share, and of the wide one under each."""
     with jax.set_mesh(parallel.make_mesh(devices=jax.devices()[:1])):
         return {
             f"{BASE}": final_losses(BASE, 0),
@@ -82,7 +82,7 @@ def table() -> dict[str, list[float]]:
 
 
 def shifts(losses: dict[str, list[float]]) -> dict[str, int]:
-    """By how many factors of 2 the best rate of each wide model lies below that of the base model."""
+    """By how many factors of 2 the best rate of each wide model is below that of the base model."""
     best = {name: int(np.argmin(row)) for name, row in losses.items()}
     return {name: best[f"{BASE}"] - at for name, at in best.items() if name != f"{BASE}"}
 
@@ -99,4 +99,4 @@ def markdown(losses: dict[str, list[float]]) -> str:
 if __name__ == "__main__":
     measured = table()
     print(markdown(measured))
-    print("the best rate falls by factors of 2:", shifts(measured))
+    print("factors of 2 by which the best rate falls:", shifts(measured))

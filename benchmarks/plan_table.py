@@ -1,8 +1,8 @@
-"""Which models fit which slices, and what bounds them: `python benchmarks/plan_table.py [WORD ...]`.
+"""Which models fit which TPU slices, and their bottlenecks: `python benchmarks/plan_table.py [WORD ...]`.
 
-Needs libtpu (requirements-tpu.txt). `plan` compiles every cell whose command has all these words, in a process of its own;
-what it says is appended to plans.jsonl, and BENCHMARKS.md is written anew. A cell that is there already is left out, so this can
-be stopped and started; one that is no longer wanted, or should be compiled again, is deleted there.
+Needs libtpu (requirements-tpu.txt). `plan` compiles every cell whose command contains all these words, each in its own process;
+its result is appended to plans.jsonl, and BENCHMARKS.md is rewritten. Cells that are there already are skipped, so that an
+interrupted run can be resumed; to compile a cell again, delete its line there.
 """
 
 import datetime
@@ -26,13 +26,14 @@ class Cell(NamedTuple):
     config: str  # in configs/
     T: int
     slices: str  # as in SLICES
-    mesh: str  # and other knobs that it needs, with a dot in their names
-    rows: int  # of a batch
+    mesh: str  # and other knobs that the cell needs, with a dot in their names
+    rows: int  # per batch
 
 
-# (config, T): for each of SLICES the mesh and the rows of a batch. The rows are few: what fits decides, not what learns best.
-# Weights are split over all devices of a slice and copied between slices, as far as memory allows; tensor is as wide as saved
-# activations need (a tpu7x has two devices a chip). Experts take 1,024 tokens at a time: for two whole rows a v6e has no room.
+# (config, T): for each of SLICES the mesh and the rows per batch. The rows are few: as many as fit, not as many as learn best.
+# Weights are sharded over all devices of a slice and replicated across slices, as far as memory allows; tensor is as wide as the
+# saved activations need (a tpu7x has two devices per chip). Experts process 1,024 tokens at a time: two whole rows do not fit on
+# a v6e.
 MODELS = {
     ("gpt4o.py:large", 4096): [
         ("fsdp=256", 256),
@@ -93,10 +94,10 @@ CELLS += [
     Cell("mixtral.py:8x7b", 4096, "v5p:4x4x8", "fsdp=16 expert=8 model.expert_chunk=1024", 256),
 ]
 
-# What MaxText reached on the same model, slice and T: MFU (causal attention counted as half) and tokens/s a chip; its
-# docs/reference/models/tiering.md at 20a91e1. For 405B that says 256 chips, of which its recipe (tpu-recipes at 21efcc2,
-# training/trillium/Llama3.1-405B-MaxText) takes two slices: weights over all 512, the inputs of layers in the host's memory.
-# For Mixtral on v5p it says 256 chips (8x4x4): that is a v5p-256, so called by its cores, of 128 chips.
+# What MaxText reached with the same model, slice and T: MFU (causal attention counted as half) and tokens/s per chip, from its
+# docs/reference/models/tiering.md at 20a91e1. For 405B that page says 256 chips, but the recipe (tpu-recipes at 21efcc2,
+# training/trillium/Llama3.1-405B-MaxText) uses two such slices: weights over all 512 chips, layer inputs in host memory.
+# For Mixtral on v5p it says 256 chips (8x4x4): that is a v5p-256, which is named by its cores and has 128 chips.
 MAXTEXT = {
     ("llama.py:8b", "v6e:16x16"): (0.4546, 7207),
     ("llama.py:70b", "v6e:16x16"): (0.5033, 960),
@@ -105,6 +106,16 @@ MAXTEXT = {
     ("mixtral.py:8x7b", "v6e:16x16"): (0.3523, 3899),
     ("llama.py:2-70b", "v5p:8x8x8"): (0.654, 692),
     ("mixtral.py:8x7b", "v5p:4x4x8"): (0.5256, 2909),
+}
+
+
+# What marks a cell of the column "fits": its footnote.
+NOTES = {
+    "| with ": "with KNOB=VALUE: it fits only with this remedy; the figures include it.",
+    "(remedies not recorded)": "**no** (remedies not recorded): it does not fit as it is. Records of this age do not list the"
+    " remedies that `plan` tried, nor which of them were not compiled, and `plan` tries more of them now: one may make it fit.",
+    "not compiled)": "**no** (n of m not compiled): n of the m remedies that `plan` tried were not compiled within the time"
+    " limit; one may make it fit.",
 }
 
 
@@ -130,7 +141,7 @@ def recorded() -> dict[Cell, dict]:
 
 
 def compile_cell(cell: Cell) -> dict:
-    """What `plan` says, in its last line. It may abort: then the last of what it told stands under "error"."""
+    """The JSON that `plan` prints last. If it aborts: its last line of stderr, under "error"."""
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}
     done = subprocess.run(
         [sys.executable, "-m", "gpt4o_jax", *command(cell)], cwd=ROOT, env=environment, capture_output=True, text=True
@@ -161,32 +172,37 @@ def main(words: list[str]) -> None:
 
 def table() -> list[str]:
     """The section of BENCHMARKS.md."""
-    found = recorded()
-    lines = [
-        "## Models on slices: compiled ahead of time, not run",
-        "",
-        "By `python benchmarks/plan_table.py`: the training step, compiled by libtpu for the slice. GiB: what the program needs"
-        " of a device's memory, and what it may use. A step takes at least what its slowest part takes at published rates"
-        " (gpt4o_jax/training/topology.py): products, HBM, links in a slice (ICI), links between slices (DCN). So tokens/s and"
-        " MFU (causal attention counted as half) are upper bounds that nothing here has reached, next to what MaxText has.",
-        "",
-        "Where fsdp takes a whole slice, libtpu sends more than it has to. All 256 chips of a v5e or v6e add up whole gradients"
-        " (an all-reduce), of which each then keeps its part, for twice the bytes of a reduce-scatter. On v5p and tpu7x they"
-        " gather weights that way too: they add up arrays that are zeros but for a chip's own part, for twice the bytes of an"
-        " all-gather; tpu7x scatters the gradients of layers. With tensor, context or expert beside fsdp, weights are mostly"
-        " gathered and gradients scattered, or passed round while products are computed (collective-permute).",
-        "",
-        "**no** (n of m not compiled): of m remedies that `plan` tried so many took too long to compile, so they may fit.",
-        "",
-        "| model | T | slice | mesh | rows | fits | GiB | bound by | s a step, at least | tokens/s a chip, at most | MFU, at most"
-        " | MaxText: tokens/s, MFU |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    found, rows = recorded(), []
     for cell in CELLS:
         name = cell.config.replace(".py", "")
-        lines.append("| " + " | ".join([name, f"{cell.T:,}", cell.slices, *_row(cell, found.get(cell))]) + " |")
-    made = sorted({f"{e['date']}, {e['commit']}, jax {e['jax']}, libtpu {e['libtpu']}" for e in map(found.get, CELLS) if e})
-    return [*lines, "", "; ".join(made) + "."]
+        rows.append("| " + " | ".join([name, f"{cell.T:,}", cell.slices, *_row(cell, found.get(cell))]) + " |")
+    made = {}
+    for entry in filter(None, map(found.get, CELLS)):
+        made.setdefault(f"jax {entry['jax']}, libtpu {entry['libtpu']}", set()).add(f"{entry['date']}, {entry['commit']}")
+    notes = [line for mark, note in NOTES.items() if any(mark in row for row in rows) for line in (note, "")]
+    return [
+        "## Models on slices: compiled ahead of time, not run",
+        "",
+        "`python benchmarks/plan_table.py` compiles the training step for each TPU slice with libtpu. GiB: the memory that the"
+        " program needs per device, and what is available. A step takes at least as long as its slowest part at published rates"
+        " (gpt4o_jax/training/topology.py): matmuls (compute), HBM, links within a slice (ICI) or links between slices (DCN)."
+        " Tokens/s and MFU (causal attention counted as half) are therefore upper bounds; nothing here has been run. The last"
+        " column is what MaxText reports.",
+        "",
+        "When fsdp spans a whole slice, libtpu communicates more than necessary: on v5e and v6e all 256 chips all-reduce full"
+        " gradients and each keeps its shard, twice the bytes of a reduce-scatter. On v5p and tpu7x weights are gathered in this"
+        " way too, by an all-reduce of arrays that are zero outside a chip's own shard, twice the bytes of an all-gather; on"
+        " tpu7x the gradients of layers are reduce-scattered. With tensor, context or expert besides fsdp, most weights are"
+        " all-gathered and most gradients reduce-scattered, or passed around while matmuls run (collective-permute).",
+        "",
+        *notes,
+        "| model | T | slice | mesh | rows per batch | fits | GiB | bottleneck | seconds per step, at least"
+        " | tokens/s per chip, at most | MFU, at most | MaxText: tokens/s per chip, MFU |",
+        "|---" * 12 + "|",
+        *rows,
+        "",
+        *(f"Compiled with {versions}: {'; '.join(sorted(when))}." for versions, when in sorted(made.items())),
+    ]
 
 
 def _row(cell: Cell, entry: dict | None) -> list[str]:
@@ -198,7 +214,9 @@ def _row(cell: Cell, entry: dict | None) -> list[str]:
     mesh, rows, fits = cell.mesh, cell.rows, "yes" if result["fits"] else "**no**"
     needed, roofline = result["bytes"]["total"], result.get("roofline")
     tried = result.get("tried", [])
-    if late := sum(t["fits"] is None for t in tried):
+    if not result["fits"] and "tried" not in result:
+        fits += " (remedies not recorded)"
+    elif late := sum(t["fits"] is None for t in tried):
         fits += f" ({late} of {len(tried)} not compiled)"
     if remedy := result.get("fits_with"):
         fits = "with " + ", ".join(f"{knob.split('.')[1]}={value}" for knob, value in remedy["knobs"].items())
@@ -208,7 +226,13 @@ def _row(cell: Cell, entry: dict | None) -> list[str]:
         return [mesh, str(rows), fits, memory, "", "", "", "", peer]
     seconds = roofline["step_seconds_at_least"]
     rate = rows * cell.T / result["chips"] / seconds
-    bounds = [roofline["bound_by"], f"{seconds:.2f}", f"{rate:,.0f}", f"{roofline['mfu_causal_at_most']:.1%}"]
+    bottleneck = roofline["bound_by"]
+    bounds = [
+        bottleneck if bottleneck == "compute" else bottleneck.upper(),
+        f"{seconds:.2f}",
+        f"{rate:,.0f}",
+        f"{roofline['mfu_causal_at_most']:.1%}",
+    ]
     return [mesh, str(rows), fits, memory, *bounds, peer]
 
 

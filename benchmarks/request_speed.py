@@ -1,4 +1,4 @@
-"""Speed of many requests at once, and of text that repeats itself: each next to the plain way, in turns in one process.
+"""Speed of continuous batching and of speculative decoding, each interleaved with the plain way in one process.
 
 python benchmarks/request_speed.py batching LAYERS HEADS WIDTH VOCABULARY ROWS REQUESTS MEAN WEIGHTS ROUNDS
 python benchmarks/request_speed.py speculation RUN ROUNDS                              each prints one JSON object
@@ -24,7 +24,7 @@ PHRASES, TRAINING = 4000, {  # a model that learns to copy, in about a minute
     "train.batch_size": 8, "train.length": "600 steps", "train.steps_per_dispatch": 10, "optimizer.name": "muon",
     "optimizer.peak_lr": 3e-3, "eval.every": 0, "sample.every": 0, "checkpoint.every": 0, "log.tensorboard": False,
 }  # fmt: skip
-PROMPTS, NEW, DRAFT = 4, 192, 4  # texts that are continued; tokens of each; tokens drafted at once
+PROMPTS, NEW, DRAFT = 4, 192, 4  # texts to continue; new tokens of each; tokens per draft
 
 
 # ---------------------------------------------------------------- what measure.py calls: name -> (value, details)
@@ -36,7 +36,7 @@ def measure_batching(folder: Path) -> dict:
 
 
 def measure_speculation(folder: Path, training: dict = TRAINING) -> dict:
-    """Trains a small model on phrases that come again and again, then times it on phrases that it has not seen."""
+    """Trains a small model on repeated phrases, then times it on repeated phrases that it has not seen."""
     corpus, run = folder / "phrases.txt", folder / "run"
     corpus.write_text("\n".join(_repeated(phrase, 120) for phrase in itertools.islice(_phrases(0), PHRASES)))
     flags = [f"--config.{name}={value}" for name, value in (training | {"data.path": corpus}).items()]
@@ -51,7 +51,7 @@ def _in_process(*args) -> dict:
 
 
 def _phrases(seed: int):
-    """Endless phrases of 6 to 16 words out of 64."""
+    """An endless stream of phrases of 6 to 16 words, from a vocabulary of 64."""
     draw = random.Random(seed)
     syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
     words = ["".join(random.Random(i).sample(syllables, 2)) for i in range(64)]
@@ -67,7 +67,7 @@ def _repeated(phrase: str, words: int) -> str:
 
 
 def _in_turns(ways: dict, rounds: int) -> tuple[dict, dict]:
-    """(median seconds, last result) of each way; the first round compiles and does not count."""
+    """(median seconds, last result) of each way; the first round compiles and is not counted."""
     seconds, results = {name: [] for name in ways}, {}
     for _ in range(rounds + 1):
         for name, way in ways.items():
@@ -78,7 +78,7 @@ def _in_turns(ways: dict, rounds: int) -> tuple[dict, dict]:
 
 
 def batching(layers: int, heads: int, width: int, vocabulary: int, rows: int, n: int, mean: int, weights: str, rounds: int):
-    """The same requests by batches of `rows` in the order they came, each until its longest is done, and by the engine."""
+    """The same requests in batches of `rows` in order of arrival, each run until its longest request ends, and in the engine."""
     import jax
     import numpy as np
 
@@ -129,7 +129,7 @@ def batching(layers: int, heads: int, width: int, vocabulary: int, rows: int, n:
 
 
 def speculation(run_folder: str, rounds: int):
-    """A run's greedy text after phrases that are new to it, with and without looking tokens up."""
+    """A run's greedy continuation of phrases that are new to it, with and without n-gram drafts."""
     import jax
 
     from gpt4o_jax.run import open_run

@@ -1,4 +1,4 @@
-"""The peer of shakespeare:char_cpu: nanoGPT's recipe for a CPU in plain torch, scored as we score. Needs torch.
+"""The peer of shakespeare:char_cpu: nanoGPT's recipe for a CPU in plain torch, evaluated like ours. Needs torch.
 
 python benchmarks/torch_char.py TEXT SEED       prints the validation loss over the whole last tenth, in windows of 64
 

@@ -1,4 +1,4 @@
-"""Training speed next to torch's on this machine: each mode in a process of its own, in turns, medians over the rounds.
+"""Training speed compared with torch's on this machine: each mode in its own process, interleaved, median over the rounds.
 
 PEERS_PYTHON names the interpreter of an environment with requirements-peers.txt (default: this one).
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# GPT-2's architecture as in transformers; name: (layers, heads, width, T, B, vocabulary, dispatches timed, steps in each).
+# GPT-2's architecture as in transformers; name: (layers, heads, width, T, B, vocabulary, timed dispatches, steps in each).
 SHAPES = {
     "gpt2_124m": (12, 12, 768, 1024, 1, 50257, 3, 1),
     "wide_384": (6, 6, 384, 256, 16, 65, 4, 1),
@@ -23,7 +23,7 @@ ROUNDS = 3
 
 
 def measure(shape: str) -> dict:
-    """name -> (value, details) for results.jsonl: ratio to torch's best mode, share of the float32 product rate, memory ratio."""
+    """name -> (value, details) for results.jsonl: ratio to torch's fastest mode, to the float32 matmul rate, memory ratio."""
     runs = {name: [] for name in ("ours", *PEER_MODES)}
     for _ in range(ROUNDS):
         for name in runs:
@@ -79,7 +79,7 @@ def _ours(shape: str) -> dict:
 def _torch(shape: str, mode: str) -> dict:
     *numbers, dispatches, K = SHAPES[shape]
     python = os.environ.get("PEERS_PYTHON", sys.executable)
-    # With huge pages, as our own process has them (gpt4o_jax/__main__.py).
+    # With huge pages, like our own process (gpt4o_jax/__main__.py).
     command = ["env", "GLIBC_TUNABLES=glibc.malloc.hugetlb=1", python, "benchmarks/torch_gpt2.py"]
     return _last_line([*command, *map(str, numbers), str(dispatches * K), mode])
 
