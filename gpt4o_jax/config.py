@@ -1,6 +1,6 @@
 """Every setting (knob) of a run: type, default, description. Those of model, mesh and fine-tuning are in config_*.py.
 
-Defaults are defined here and nowhere else. `base_config()` returns them as an ml_collections ConfigDict, which the files in
+Each default is defined once, there or here. `base_config()` returns them as an ml_collections ConfigDict, which the files in
 configs/ override, and the command line overrides those; `freeze()` turns the result into a validated, immutable `RunConfig`.
 """
 
@@ -57,7 +57,7 @@ class DataConfig:
         "hash", "Held-out documents: chosen by a hash of their text, or the tail of the corpus.", ("hash", "tail")
     )
     holdout_fraction: float = knob(0.05, "Share of documents (hash, world) or of characters (tail) held out.", low=1e-4, high=0.9)
-    holdout_path: str = knob("", "A separate hold-out instead, in the form of data.path, such as a dataset's validation split.")
+    holdout_path: str = knob("", "A separate hold-out instead, written like data.path, such as a dataset's validation split.")
     shingle_bytes: int = knob(
         50,
         "Length of the byte runs (shingles) by which near-duplicates of the hold-out are found and dropped; 0: keep all.",
@@ -65,7 +65,7 @@ class DataConfig:
     )
     shingle_share: float = knob(
         0.5,
-        "A training document is a near-duplicate if it shares this part of its own or a held-out document's shingles; 0: any.",
+        "A training document is a near-duplicate if it shares this part of its own or a held-out one's shingles; 0: any shingle.",
         low=0.0,
         high=1.0,
     )
@@ -82,7 +82,7 @@ class DataConfig:
         low=0,
         high=2**16,
     )
-    prefetch: int = knob(2, "Number of dispatches whose batches data.workers build ahead.", low=1, high=64)
+    prefetch: int = knob(2, "Number of dispatches whose batches data.workers build in advance.", low=1, high=64)
     workers: int = knob(
         1,
         "Threads that build batches, at most data.prefetch; 0: build each batch when it is needed.",
@@ -100,13 +100,13 @@ class OptimizerConfig:
         ("adamw", "muon", "lion", "adafactor", "schedule_free"),
     )
     peak_lr: float = knob(
-        1e-3, "Peak learning rate, except of Muon's matrices; for Lion use 3 to 10 times less than for AdamW.", low=0.0
+        1e-3, "Peak learning rate, except for Muon's matrices; Lion needs 3 to 10 times less than AdamW.", low=0.0
     )
     muon_lr: float = knob(0.02, "muon: peak learning rate of hidden matrices.", low=0.0)
     muon_momentum: float = knob(0.95, "muon: Nesterov momentum.", low=0.0, high=0.9999)
     b1: float = knob(
         0.9,
-        "Decay of the first moment (adafactor: 0 keeps none); schedule_free: weight of the average where gradients are taken.",
+        "Decay of the first moment (adafactor: 0 keeps none); schedule_free: gradients at b1 * average + (1 - b1) * iterate.",
         low=0.0,
         high=0.9999,
     )
@@ -128,18 +128,16 @@ class OptimizerConfig:
     weight_decay: float = knob(0.1, "Decoupled weight decay, multiplied by the learning rate.", low=0.0)
     decay_mask: str = knob(
         "matrices",
-        "Weights that decay: matrices (two or more axes); matrices except embeddings and head; all.",
+        "Weights that decay. matrices: hidden matrices, embeddings, learned positions, head; hidden: only the first; all.",
         ("matrices", "hidden", "all"),
     )
     clip_norm: float = knob(1.0, "Global gradient norm is clipped to this; 0: no clipping.", low=0.0)
     schedule: str = knob("cosine", "Shape of the learning rate after warm-up.", ("cosine", "wsd", "inverse_sqrt", "constant"))
     warmup_steps: int = knob(100, "Steps of linear warm-up from 0.", low=0)
-    decay_fraction: float = knob(
-        0.2, "wsd: share of all steps, at the end, over which the rate falls linearly.", low=0.0, high=1.0
-    )
+    decay_fraction: float = knob(0.2, "wsd: final fraction of all steps, over which the rate falls linearly.", low=0.0, high=1.0)
     end_lr_fraction: float = knob(
         0.1,
-        "cosine, wsd: share of the peak it falls to, one step after the last.",
+        "cosine, wsd: fraction of the peak that the rate falls to, one step after the last.",
         low=0.0,
         high=1.0,
     )
@@ -203,7 +201,7 @@ class CheckpointConfig:
     every: int = knob(500, "Steps between checkpoints; the last step is always saved. 0: only the last.", low=0)
     keep_last: int = knob(2, "Newest checkpoints kept.", low=1)
     best: str = knob(
-        "", "Metric of evaluations, such as numbers/exact_match: the best checkpoint by it is kept, and used by other commands."
+        "", "Evaluation metric, such as numbers/exact_match: the best checkpoint by it is kept, and used by other commands."
     )
     keep_every: int = knob(0, "Checkpoints at multiples of this many steps are kept permanently; 0: none.", low=0)
 
@@ -218,7 +216,7 @@ class InitConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """One run, whole: saved as config.json in its folder."""
+    """All settings of a run, saved as config.json in its folder."""
 
     seed: int = knob(0, "Seeds initialisation, data order and dropout.", low=0, high=2**31 - 1)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -288,7 +286,7 @@ def _scalar_type(annotation: Any) -> type:
 
 
 def parse_value(name: str, text: str) -> Any:
-    """A command-line string as the type of knob `name`. Raises RunError."""
+    """A command-line string converted to the type of knob `name`. Raises RunError."""
     field = knobs()[name]
     kind = _scalar_type(field.type)
     if text == "None" and typing.get_origin(field.type) in (typing.Union, types.UnionType):
@@ -343,7 +341,7 @@ def freeze(values: dict) -> RunConfig:
 
 
 def flatten(values: dict, prefix: str = "") -> dict:
-    """{'model': {'d_model': 1}} -> {'model.d_model': 1}."""
+    """{'model': {'d_model': 1}} -> {'model.d_model': 1}. Raises RunError if a section is not a dict."""
     sections = {name.split(".")[0] for name in knobs() if "." in name}
     flat = {}
     for key, value in values.items():
@@ -357,7 +355,7 @@ def flatten(values: dict, prefix: str = "") -> dict:
 
 
 def _checked(name: str, field: dataclasses.Field, value: Any) -> Any:
-    """`value`, if it has the type and lies in the range of its knob."""
+    """`value`, if it matches its knob's type, choices and range; else raises RunError."""
     kind, meta = _scalar_type(field.type), field.metadata
     if value is None:
         if field.default is None:

@@ -7,7 +7,7 @@ from gpt4o_jax.config_model import knob
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """LoRA (arXiv:2106.09685): low-rank adapters on the weights of init.from, which are frozen."""
+    """LoRA (arXiv:2106.09685): low-rank adapters on the frozen weights of init.from."""
 
     rank: int = knob(0, "Rank of the adapters; 0: no adapters, all weights are trained.", low=0, high=4096)
     alpha: float = knob(32.0, "The adapters' contribution is multiplied by alpha / rank.", low=0.0)
@@ -45,7 +45,7 @@ class ObjectiveConfig:
     )
     nll: float = knob(
         0.0,
-        "dpo: weight of the cross-entropy of the preferred answers, per token, without which they too may grow unlikely.",
+        "dpo: weight of the per-token cross-entropy of the preferred answers, which keeps them too from becoming unlikely.",
         low=0.0,
     )
     group: int = knob(8, "grpo: answers sampled per question, whose rewards are compared; divides train.batch_size.", low=2)

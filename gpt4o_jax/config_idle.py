@@ -1,6 +1,7 @@
-"""Knobs that are of one choice alone: who gives one on the command line, or in a variant of a sweep, has to have chosen it.
+"""Knobs that take effect only for one choice of another knob.
 
-Values of a config file are not asked: a recipe that sets Muon's learning rate stays one when the command line takes AdamW.
+Giving one on the command line, or in a variant of a sweep, without that choice is an error. Values in a config file are exempt: a
+recipe that sets Muon's learning rate stays valid when the command line chooses AdamW.
 """
 
 from collections.abc import Iterable
@@ -9,10 +10,10 @@ from gpt4o_jax import config_mixture
 from gpt4o_jax.errors import RunError
 
 _TABLES = ("jsonl", "parquet", "tfds")
-_ENDS = "docstrings"  # the one world that is a text, of which a share is held out
-_COMPARED = tuple(s for s in config_mixture.SOURCES if s != "world")  # with the hold-out: what repeats it is dropped
+_ENDS = "docstrings"  # the only finite world: a text, of which a share is held out
+_COMPARED = tuple(s for s in config_mixture.SOURCES if s != "world")  # with the hold-out, to drop near-duplicates
 
-# Knob: the one that decides whether it has an effect, and for which of its values it has.
+# Knob: the knob it depends on, and the values of that for which it has an effect.
 _CHOICES = {
     "tokenizer.vocab_size": ("tokenizer.kind", ("bpe",)),
     "model.rope_theta": ("model.positions", ("rope",)),
@@ -34,21 +35,21 @@ _CHOICES = {
     "objective.held_out": ("objective.method", ("dpo", "grpo")),
 }
 
-# Knobs of ordinary training alone: preferences and rewards compare and cache no text, have rows of their own and take the
-# tokenizer of init.from.
+# Knobs of next-token training only: DPO and GRPO do not compare or cache text, build rows of their own and use the tokenizer of
+# init.from.
 _NEXT_TOKEN = (
     "data.shingle_bytes", "data.shingle_share", "data.cache_dir", "data.rows", "eval.stride", "tokenizer.kind",
     "tokenizer.vocab_size",
 )  # fmt: skip
 
-# Knob: what others must be, all of them, for it to have no effect, and what would give it one.
+# Knob: the values of other knobs that together make it ineffective, and a setting that makes it effective.
 _TOGETHER = {
     "optimizer.end_lr_fraction": ({"optimizer.schedule": "wsd", "optimizer.decay_fraction": 0.0}, "optimizer.decay_fraction=0.2"),
     "model.rope_scaling": ({"model.rope_factor": 1.0}, "model.rope_factor=4"),
     "checkpoint.keep_every": ({"checkpoint.every": 0, "checkpoint.best": ""}, "checkpoint.every=500"),
 }
 
-# Knob: the switch that must be on (neither 0, nor false, nor empty), and a value of it.
+# Knob: the switch that must be on (not 0, false or empty), and an example of its value.
 _SWITCHES = {
     "model.experts_per_token": ("model.n_experts", "8"),
     "model.router_scores": ("model.n_experts", "8"),
@@ -67,7 +68,7 @@ _SWITCHES = {
     "init.model": ("init.from", "RUN"),
 }
 
-# Knob: the sources that read it, one of a mixture's members among them.
+# Knob: the sources that read it; in a mixture, one such member is enough.
 _SOURCES = {
     "data.path": tuple(s for s in config_mixture.SOURCES if s != "python_docs"),
     "data.field": _TABLES,
@@ -79,7 +80,7 @@ _SOURCES = {
     "objective.held_out": ("world",),
 }
 
-# Knob: the one that stands in its place where it is given.
+# Knob: the one that replaces it when given.
 _INSTEAD = {
     "data.field": "data.reader",
     "data.holdout_fraction": "data.holdout_path",
@@ -89,12 +90,15 @@ _INSTEAD = {
     "train.router_bias_rate": "lora.rank",
 }
 
-# Off by this value: said of what is not there, it is true.
+# Values that turn a knob off, which is no error even if there is nothing to turn off.
 _OFF = {"train.balance_loss": 0.0, "train.mtp_weight": 0.0, "init.model": False, "data.shingle_bytes": 0, "data.workers": 0}
 
 
 def refuse_idle(given: Iterable[str], value, default) -> None:
-    """Raises RunError at the first of the knobs in `given` that has no effect. value, default: of a knob, by its dotted name."""
+    """Raises RunError for the first knob in `given` that has no effect, unless it has its default value.
+
+    value(name), default(name): of a knob, by its dotted name.
+    """
     for name in given:
         if value(name) not in (default(name), _OFF.get(name, default(name))):
             why = _idle(name, value)
@@ -103,7 +107,7 @@ def refuse_idle(given: Iterable[str], value, default) -> None:
 
 
 def _idle(name: str, value) -> str:
-    """Why a knob has no effect, and what would give it one; empty: it has."""
+    """Why a knob has no effect, and what would give it one; empty if it has one."""
     if name in _NEXT_TOKEN and value("objective.method") != "next_token":
         return f"with objective.method={value('objective.method')}; set objective.method=next_token"
     asked_of_a_world = value("objective.method") != "next_token" and value("data.source") == "world"
@@ -123,7 +127,7 @@ def _idle(name: str, value) -> str:
             return f"with {switch}={_written(value(switch))}; set {switch}, such as {such_as}"
     if name in _SOURCES:
         members = config_mixture.parse_all(value("data.mixture"), value("data.field"))
-        # A member's own @FIELD or @reader:NAME, or data.reader, stands in the place of data.field.
+        # A member with its own @FIELD or @reader:NAME does not read data.field.
         fields = [m.source for m in members if not m.field] if name == "data.field" else [m.source for m in members]
         found = fields if members else [value("data.source")]
         if not set(found) & set(_SOURCES[name]):

@@ -39,7 +39,7 @@ class MeshConfig:
         low=0,
     )  # fmt: skip
     pipeline_repeats: int = knob(
-        1, "With stages: passes of each micro-batch over all stages, each through other layers (parallel/pipeline.py).", low=1
+        1, "With stages: passes of each micro-batch over all stages, each through different layers (parallel/pipeline.py).", low=1
     )
 
     def wanted(self) -> dict[str, int]:
@@ -51,7 +51,7 @@ class MeshConfig:
         return {axis: given.get(axis, preset.get(axis, 1)) for axis in AXES}
 
     def sizes(self, devices: int) -> dict[str, int]:
-        """Sizes by axis for this number of devices. Raises RunError if they do not multiply to it."""
+        """Sizes by axis for this number of devices. Raises RunError if their product is another number."""
         sizes = self.wanted()
         given = math.prod(n for n in sizes.values() if n != -1)
         sizes = {axis: devices // given if n == -1 and devices % given == 0 else n for axis, n in sizes.items()}

@@ -1,9 +1,9 @@
-"""The members of data.mixture, as they are written: SOURCE:PATH=WEIGHT.
+"""The syntax of data.mixture's members: SOURCE:PATH=WEIGHT.
 
     python_docs=0.7   text:notes/=1   jsonl:web/*.jsonl@body=2.5   tfds:wiki40b/en:train[:90%]=0.1
     world:numbers=0.5   conversations:chats.jsonl=1   tfds:squad:train@reader:squad=1
 
-Weights are relative; @FIELD overrides data.field for one member, @reader:NAME data.reader.
+Weights are relative. For one member, @FIELD overrides data.field, and @reader:NAME data.reader.
 """
 
 from fractions import Fraction
@@ -12,13 +12,13 @@ from typing import NamedTuple
 from gpt4o_jax.errors import RunError, did_you_mean
 
 SOURCES = ("python_docs", "text", "jsonl", "parquet", "tfds", "conversations", "world")
-READER = "reader:"  # @reader:NAME has data.reader=NAME read a member
+READER = "reader:"  # @reader:NAME: the member is read as with data.reader=NAME
 
 
 class Member(NamedTuple):
     source: str
     path: str
-    field: str  # or READER and the name of one; empty: that of the config
+    field: str  # a field, or READER and a reader's name; empty: the config's
     weight: Fraction
 
 
@@ -51,7 +51,7 @@ def parse(entry: str) -> Member:
 
 
 def parse_all(entries: tuple[str, ...], field: str) -> list[Member]:
-    """data.mixture, as members, where data.field is `field`; each text stands in it once. Raises RunError."""
+    """The members of data.mixture; field: data.field. Raises RunError, also if a text occurs twice."""
     members = [parse(e) for e in entries]
     texts = [(m.source, m.path, m.field or field) for m in members]
     for i, text in enumerate(texts):

@@ -11,7 +11,7 @@ def knob(default: Any, doc: str, choices: tuple = (), low: float | None = None, 
 
 
 class LayerKind(NamedTuple):
-    """How a layer differs from others of the same model."""
+    """How a layer differs from the model's others."""
 
     window: int | None  # keys that a token attends to, itself included; None: all earlier ones
     experts: bool  # a mixture of experts instead of a feed-forward
@@ -59,7 +59,7 @@ class ModelConfig:
     )
     router_bias: bool = knob(
         False,
-        "Balance the load by a bias per expert, used in the choice only and updated by train.router_bias_rate (DeepSeek-V3).",
+        "Balance the load by a bias per expert, used only to choose experts, updated by train.router_bias_rate (DeepSeek-V3).",
     )
     norm: str = knob("rms", "Normalisation of sub-layers and of the final hidden state.", ("rms", "layer"))
     norm_position: str = knob(
@@ -74,7 +74,7 @@ class ModelConfig:
     )
     rope_theta: float = knob(10_000.0, "RoPE base theta.", low=1.0)
     rope_local_theta: float | None = knob(
-        None, "RoPE base of local layers, to which rope_scaling then does not apply (Gemma 3); None: as global layers.", low=1.0
+        None, "RoPE base of local layers, which rope_scaling then leaves alone (Gemma 3); None: as for global layers.", low=1.0
     )
     rope_fraction: float = knob(1.0, "Fraction of each head's width that is rotated.", low=0.0, high=1.0)
     rope_scaling: str = knob("none", "Method of extending RoPE to a longer context.", ("none", "linear", "ntk", "yarn", "llama3"))
@@ -127,7 +127,7 @@ class ModelConfig:
         low=0,
     )
     mup_base_head_dim: int | None = knob(
-        None, "muP: head width of the base model; None: the same as this model's, wider models having more heads.", low=1
+        None, "muP: head width of the base model; None: this model's, so that wider models have more heads.", low=1
     )
     output_init: str = knob(
         "zero",
@@ -171,7 +171,7 @@ class ModelConfig:
 
     @property
     def periods(self) -> int:
-        """Number of whole periods; the last n_layers % len(period) layers are the beginning of another."""
+        """Number of whole periods; the last n_layers % len(period) layers begin another."""
         return self.n_layers // len(self.period)
 
     @property
@@ -207,12 +207,12 @@ class ModelConfig:
 
     @property
     def width_ratio(self) -> float:
-        """muP: base width / width, which multiplies logits and Adam's learning rate of hidden matrices; 1 without muP."""
+        """muP: base width / width, which multiplies logits and the learning rate of hidden matrices; 1 without muP."""
         return self.mup_base_width / self.d_model if self.mup_base_width else 1.0
 
     @property
     def score_scale(self) -> float | None:
-        """attention_scale; with muP proportional to 1 / head width, and equal to 1 / sqrt(head width) at the base model's."""
+        """attention_scale; with muP proportional to 1 / head width, and 1 / sqrt(head width) for the base model's head width."""
         if self.attention_scale is None and self.mup_base_width:
             return (self.mup_base_head_dim or self.head_width) ** 0.5 / self.head_width
         return self.attention_scale

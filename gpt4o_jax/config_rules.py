@@ -1,4 +1,4 @@
-"""Rules between knobs: what `config.freeze` checks once every value has its type and lies in its range.
+"""Rules between knobs, which `config.freeze` checks once every value has its type and is in its range.
 
 Messages name both numbers and the nearest legal value.
 """
@@ -9,11 +9,11 @@ from gpt4o_jax import config_mixture
 from gpt4o_jax.config_mesh import micro_batches
 from gpt4o_jax.errors import RunError, did_you_mean
 
-MOST_DECAY = 0.99  # of an average in bfloat16: one that changes by less than 1/256 a step would stand still
+MOST_DECAY = 0.99  # of a bfloat16 average: one that moves by less than 1/256 per step would not move at all
 
 
 def _nearest_divisor(value: int, of: int) -> int:
-    """The divisor of `of` that is nearest to `value`."""
+    """The divisor of `of` nearest to `value`."""
     return min((d for d in range(1, of + 1) if of % d == 0), key=lambda d: abs(d - value))
 
 
@@ -22,7 +22,7 @@ def _nearest_multiple(value: float, of: int) -> int:
 
 
 def validate(c) -> None:
-    """Raises RunError at the first rule that the `RunConfig` c breaks."""
+    """Raises RunError for the first rule that the `RunConfig` c breaks."""
     _validate_model(c.model)
     m, stride = c.model, c.eval.stride or 0
     if stride > m.context_length:
@@ -106,7 +106,7 @@ _ROWS = ("data", "fsdp", "expert")  # mesh axes that the batch is split over
 
 
 def validate_sizes(c, mesh: dict[str, int]) -> None:
-    """Raises RunError where something does not divide into its shards on a mesh of these sizes. c: model.vocab_size is known."""
+    """Raises RunError if something does not divide into its shards on a mesh of these sizes. c: with model.vocab_size set."""
     t = c.train
     _validate_division(mesh, "train.batch_size", t.batch_size, _ROWS, t.accumulate, "train.accumulate")
     validate_model_sizes(c, mesh)
@@ -115,7 +115,7 @@ def validate_sizes(c, mesh: dict[str, int]) -> None:
 
 
 def validate_model_sizes(c, mesh: dict[str, int]) -> None:
-    """`validate_sizes` for a model that is used and not trained: in batches of any size."""
+    """`validate_sizes` for a model that is used, not trained: with batches of any size."""
     m, repeats = c.model, c.mesh.pipeline_repeats
     twice = 2 if mesh["context"] > 1 else 1
     layers = "layers of a period" + (" * mesh.pipeline_repeats" if repeats > 1 else "")
@@ -131,7 +131,7 @@ def validate_model_sizes(c, mesh: dict[str, int]) -> None:
 
 
 def _validate_division(mesh: dict[str, int], name: str, value: int, axes, unit: int = 1, of: str = "") -> None:
-    """Raises RunError where the knob's value does not divide into a whole number of `unit` (what that is: `of`) a shard."""
+    """Raises RunError if the knob's value does not divide into whole multiples of `unit` (named by `of`) per shard."""
     axes = [a for a in axes if mesh[a] > 1]
     ways = math.prod(mesh[a] for a in axes)
     parts = unit * ways
@@ -146,7 +146,7 @@ def _validate_division(mesh: dict[str, int], name: str, value: int, axes, unit: 
 
 
 def _validate_pipeline(c, stages: int, rows: int) -> None:
-    """rows: of a device."""
+    """rows: per device."""
     wanted, repeats = c.mesh.pipeline_microbatches, c.mesh.pipeline_repeats
     if wanted and rows % wanted:
         raise RunError(
@@ -318,7 +318,7 @@ def _validate_optimizer(o) -> None:
 
 
 def validate_moments(o) -> None:
-    """Raises RunError where the moments of this optimizer cannot be kept in bfloat16."""
+    """Raises RunError if this optimizer's moments cannot be kept in bfloat16."""
     given = "config.optimizer.moment_dtype=bfloat16"
     averages = {"adamw": ("b1", "b2"), "muon": ("b1", "b2", "muon_momentum"), "lion": ("b2",)}
     if o.name not in averages:

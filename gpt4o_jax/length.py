@@ -1,8 +1,8 @@
-"""How much a run reads: rows of each step, rows and tokens before it, steps in all.
+"""How much a run reads: the rows of each step, the rows and tokens before it, the total number of steps.
 
-The batch may grow (`train.batch_warmup_steps`): step s computes n(s) of its A = train.accumulate micro-batches of b rows,
-n rising in a line from train.batch_warmup_start to A. Rows are numbered through the run without gaps, so that no text is
-left out while the batch is small.
+The batch may grow (`train.batch_warmup_steps`): step s computes n(s) of its A = train.accumulate micro-batches of b rows, n
+rising linearly from train.batch_warmup_start to A. Rows are numbered through the run without gaps, so that no text is skipped
+while the batch is small.
 """
 
 import math
@@ -12,22 +12,22 @@ from gpt4o_jax.config_rules import parse_length
 
 
 def micro_batches(t: TrainConfig, step):
-    """Micro-batches of 0-based `step`, an int or an int32 array."""
+    """Number of micro-batches in 0-based `step`, an int or an int32 array."""
     return t.accumulate - sum((step < joins) * 1 for joins in _joins(t))
 
 
 def rows_before(t: TrainConfig, step: int) -> int:
-    """Rows that steps 0 to step - 1 read together."""
+    """Number of rows that steps 0 to step - 1 read."""
     return t.batch_size // t.accumulate * (t.accumulate * step - sum(min(step, joins) for joins in _joins(t)))
 
 
 def tokens_before(config: RunConfig, step: int) -> int:
-    """Tokens that steps 0 to step - 1 read together."""
+    """Number of tokens that steps 0 to step - 1 read."""
     return rows_before(config.train, step) * config.model.context_length
 
 
 def row_numbers(t: TrainConfig, step: int) -> list[int | None]:
-    """For each of the batch_size places of a step, the number of its row in the run; None: empty.
+    """For each of a step's batch_size places, the number of its row in the run; None: empty.
 
     Place p belongs to micro-batch p % accumulate (training/step.py).
     """
@@ -36,19 +36,19 @@ def row_numbers(t: TrainConfig, step: int) -> list[int | None]:
 
 
 def in_epochs(config: RunConfig) -> bool:
-    """Whether train.length asks how much text there is."""
+    """Whether train.length depends on the amount of text."""
     return parse_length(config.train.length)[1] == "epochs"
 
 
 def total_steps(config: RunConfig, tokens_per_epoch: int) -> int:
-    """Optimizer steps of the whole run: train.length, tokens and epochs rounded up to whole dispatches."""
+    """Optimizer steps of the whole run: train.length, rounded up to whole dispatches."""
     number, unit = parse_length(config.train.length)
     if unit == "steps":
         steps = number
     else:
         tokens = number * (tokens_per_epoch if unit == "epochs" else 1)
         rows = math.ceil(tokens / config.model.context_length)
-        # Once the batch is whole, every step reads batch_size rows; before, look for the step.
+        # From step `whole` on, every step reads batch_size rows; before it, search.
         whole = max(_joins(config.train), default=0)
         left = rows - rows_before(config.train, whole)
         steps = whole + math.ceil(left / config.train.batch_size)
@@ -59,7 +59,7 @@ def total_steps(config: RunConfig, tokens_per_epoch: int) -> int:
 
 
 def _joins(t: TrainConfig) -> list[int]:
-    """For each micro-batch that is not there from the start, the step from which on it is."""
+    """For each micro-batch that does not take part from the start, the first step in which it does."""
     if not t.batch_warmup_steps:
         return []
     later = t.accumulate - t.batch_warmup_start

@@ -1,4 +1,4 @@
-"""The run whose weights another starts from, or adapts: found, and known again by the digest of its checkpoint."""
+"""The run that another starts from: finding it, and recognising it by its checkpoint's digest."""
 
 import dataclasses
 
@@ -21,12 +21,12 @@ class Origin:
 
     @property
     def reference(self) -> dict:
-        """What a checkpoint of adapters says of the weights that it belongs to."""
+        """What a checkpoint of adapters stores about the weights it belongs to."""
         return {"folder": str(self.folder), "step": self.step, "digest": manifest.digest(self.store.path(self.step))}
 
 
 def find(folder: str) -> Origin:
-    """The checkpoint that config.init.from=folder means. Raises RunError where there is none, or it is not intact."""
+    """The checkpoint meant by config.init.from=folder. Raises RunError if there is none, it is damaged, or it holds adapters."""
     run = run_folder("config.init.from", folder)
     store = Store(run / "checkpoints")
     if not store.steps():
@@ -42,10 +42,10 @@ def find(folder: str) -> Origin:
 
 
 def base_of(workdir: epath.Path, config: RunConfig, step: int | None = None) -> Origin:
-    """What the adapters in `workdir` belong to; step: of theirs, None: the newest, and before the first: `find`.
+    """The weights that the adapters in `workdir` belong to. step: of the adapters; None: the newest. Before the first: as `find`.
 
-    Looked for where config.init.from says, then beside `workdir`, for runs that were moved together.
-    Raises RunError where it is gone or damaged, or holds other weights than the adapters were trained on.
+    Looked for at config.init.from, then beside `workdir`, for runs that were moved together. Raises RunError if they are missing
+    or damaged, or are not the weights that the adapters were trained on.
     """
     wanted = reference(workdir, step)
     if wanted is None:
@@ -65,7 +65,7 @@ def base_of(workdir: epath.Path, config: RunConfig, step: int | None = None) -> 
 
 
 def reference(workdir: epath.Path, step: int | None = None) -> dict | None:
-    """What a checkpoint in `workdir` says of the weights it belongs to, by default the newest; None where it says nothing."""
+    """What a checkpoint in `workdir` (default: the newest readable one) stores about its base weights; None if nothing."""
     own = Store(workdir / "checkpoints")
     for at in reversed(own.steps() if step is None else [step]):
         try:

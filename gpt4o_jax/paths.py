@@ -1,4 +1,4 @@
-"""Paths of this machine, and of object stores: gs://BUCKET/PATH."""
+"""Paths on this machine and in object stores: gs://BUCKET/PATH."""
 
 import contextlib
 import fcntl
@@ -14,8 +14,8 @@ from etils import epath
 
 from gpt4o_jax.errors import RunError, did_you_mean, unreachable
 
-_SCHEMES = ("gs", "s3", "az", "hf")  # that etils.epath knows
-_SECONDS = 90.0  # in which an object store must answer its first question; gcsfs gives up after 50 where a name is not known
+_SCHEMES = ("gs", "s3", "az", "hf")  # known to etils.epath
+_SECONDS = 90.0  # limit for an object store's first answer; gcsfs gives up after 50 if a host name is unknown
 
 
 def is_local(path) -> bool:
@@ -23,15 +23,14 @@ def is_local(path) -> bool:
 
 
 def absolute(path) -> epath.Path:
-    """The same place, whatever folder the process changes to. One of an object store is absolute as it is."""
+    """The path, independent of the current folder. Those of object stores already are."""
     return epath.Path(os.path.abspath(path) if is_local(path) else path)
 
 
 def of_user(path) -> epath.Path:
-    """A path as it is given, ~ spelled out.
+    """A path given by the user, with ~ expanded.
 
-    Raises RunError where it is in an object store whose kind is not known (2), whose package is not installed (2), or that cannot
-    be reached (5).
+    Raises RunError for an object store of an unknown kind (2), whose package is not installed (2), or that cannot be reached (5).
     """
     if is_local(path):
         return epath.Path(path).expanduser()
@@ -45,10 +44,10 @@ def of_user(path) -> epath.Path:
 
 
 def run_folder(name: str, path) -> epath.Path:
-    """`of_user` of a folder with checkpoints. name: the flag or knob that gives it.
+    """`of_user` for a folder with checkpoints. name: the flag or knob that gives it.
 
-    Raises RunError where it is in an object store other than gs://: Orbax writes checkpoints to no other, and would tell so
-    at the first one, hours later.
+    Also raises RunError for object stores other than gs://: Orbax cannot write checkpoints there, and would only say so at the
+    first one, hours later.
     """
     scheme = None if is_local(path) else os.fspath(path).partition("://")[0]
     if scheme in _SCHEMES and scheme != "gs":
@@ -57,8 +56,8 @@ def run_folder(name: str, path) -> epath.Path:
 
 
 def _reach(path: epath.Path) -> None:
-    """Asks for a path that need not exist: whether one does is answered with no where the storage cannot be reached."""
-    for noisy in ("gcsfs", "google.auth"):  # they log as tracebacks what they also raise
+    """Looks up a path that need not exist. `exists` would answer no for storage that cannot be reached; this raises RunError."""
+    for noisy in ("gcsfs", "google.auth"):  # they also log, as tracebacks, what they raise
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     failed: list[Exception] = []
 
@@ -67,10 +66,10 @@ def _reach(path: epath.Path) -> None:
             path.stat()
         except FileNotFoundError:
             return
-        except Exception as e:  # those of Google's, Amazon's and others' libraries have no class in common
+        except Exception as e:  # the storage libraries' exceptions have no class in common
             failed.append(e)
 
-    asking = threading.Thread(target=ask, daemon=True)  # some of them wait for ever for a network that drops what is sent
+    asking = threading.Thread(target=ask, daemon=True)  # some libraries wait forever on a network that drops packets
     asking.start()
     asking.join(_SECONDS)
     if asking.is_alive():
@@ -81,20 +80,20 @@ def _reach(path: epath.Path) -> None:
 
 
 def local(name: str, path: str) -> Path:
-    """A path of this machine, ~ spelled out. name: the flag or knob that gives it. Raises RunError for one of an object store.
+    """A path on this machine, with ~ expanded. name: the flag or knob that gives it. Raises RunError for one in an object store.
 
-    pathlib would take gs://BUCKET for a folder `gs:` below the current one.
+    pathlib would read gs://BUCKET as a folder `gs:` below the current one.
     """
     if not is_local(path):
         raise RunError(f"{name}={path}: an object store; expected a path of this machine")
-    return Path(os.path.expanduser(path))  # pathlib's raises an error of its own where ~NAME is nobody
+    return Path(os.path.expanduser(path))  # Path.expanduser would raise its own error for an unknown ~NAME
 
 
 @contextlib.contextmanager
 def appearing_whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` for a file or folder, which becomes `path` where the block ends well, and goes where it does not.
+    """A temporary name beside `path` for a file or folder: renamed to `path` if the block succeeds, removed if it fails.
 
-    Every call has a name of its own: machines that share a disk may have the same process numbers. Raises OSError.
+    The name is unique to the call: machines that share a disk may have equal process ids. Raises OSError.
     """
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,10 +113,10 @@ def without_package(path, e: ImportError) -> RunError:
 
 
 class Hold(contextlib.AbstractContextManager):
-    """The right to write in a folder, of one process at a time. It ends with the process, however that ends.
+    """The right to write in a folder, held by one process at a time, and released when the process ends, however it ends.
 
-    The folder itself is locked: no file is left behind. Object stores have no locks, nor have folders on some file systems, as
-    on NFS, where that of a machine that was lost would keep its successor waiting; nothing is held there.
+    The folder itself is locked, so no file is left behind. Nothing is held in object stores, which have no locks, nor on file
+    systems without them, such as NFS, where the lock of a lost machine would block its successor.
     """
 
     def __init__(self):
@@ -128,9 +127,9 @@ class Hold(contextlib.AbstractContextManager):
             os.close(self._fd)
 
     def take(self, folder: os.PathLike, where: str = "") -> bool:
-        """Whether it is held now, also where it was before. Raises RunError where another process has it.
+        """Takes the lock; whether it is held now, including from before. Raises RunError if another process holds it.
 
-        where: what the message begins with; "": the folder, as a --workdir.
+        where: start of the message; "": the folder, as a --workdir.
         """
         if self._fd is not None or not is_local(folder):
             return self._fd is not None

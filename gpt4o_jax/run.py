@@ -1,10 +1,10 @@
-"""A run folder, opened: what every command but `train` starts from.
+"""A run folder, opened: the starting point of every command but `train`.
 
 config.json  tokenizer.model  metrics.jsonl  tensorboard/  checkpoints/STEP/  samples/STEP.txt
 report.md  loss.png  training.png; with data.lanes, lanes/: tokens of what was read
 
-With a published tokenizer: tokenizer.extra.json, and tokenizer.json in the place of tokenizer.model. chat_template.jinja, and
-additional_chat_templates/ where there are more: how the model that the tokenizer came with writes conversations.
+With a published tokenizer: tokenizer.extra.json, and tokenizer.json instead of tokenizer.model. chat_template.jinja, and
+additional_chat_templates/ if there are more: conversation formats of the tokenizer's model.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from gpt4o_jax.paths import of_user, run_folder
 
 @dataclasses.dataclass
 class Run:
-    """A trained model with all that is needed to use it. Use it under `with jax.set_mesh(run.mesh):`."""
+    """A trained model with everything needed to use it. Use it under `with jax.set_mesh(run.mesh):`."""
 
     workdir: epath.Path
     config: RunConfig
@@ -47,10 +47,10 @@ class Run:
 
 
 def open_run(workdir, step: int | None = None) -> Run:
-    """Opens `workdir` at `step` (None: the best checkpoint where it keeps one, else the newest).
+    """Opens `workdir` at `step` (None: the best checkpoint if the run keeps one, else the newest).
 
-    Averaged weights where the run keeps them; adapters are merged into the weights that they belong to. Raises RunError where
-    the folder is missing, foreign, damaged, without a checkpoint, or does not fit together.
+    Weights are averaged ones if the run keeps them; adapters are merged into their base weights. Raises RunError if the folder is
+    missing, not a run, damaged, inconsistent, or without that checkpoint.
     """
     workdir = run_folder("--workdir", workdir)
     config = read_config(workdir)
@@ -76,8 +76,8 @@ def open_run(workdir, step: int | None = None) -> Run:
         )
     mesh = parallel.make_mesh(config.mesh if _fits(config) else type(config.mesh)())
     with jax.set_mesh(mesh):
-        dtype = resolve_dtype(config.model.compute_dtype, mesh.devices.flat[0].platform)  # "auto": imported
-        # Who computes attention belongs to the hardware the run was trained on, not to the model.
+        dtype = resolve_dtype(config.model.compute_dtype, mesh.devices.flat[0].platform)  # "auto": an imported run
+        # The attention implementation belongs to the hardware of the training, not to the model.
         model = gpt.GPT(dataclasses.replace(config.model, attention="auto"), Compute.on(mesh, dtype))
         if config.lora.rank:
             base = origin.base_of(workdir, config, step)
@@ -89,12 +89,12 @@ def open_run(workdir, step: int | None = None) -> Run:
 
 
 def load_params(store: Store, step: int, model: gpt.GPT, mesh: jax.sharding.Mesh) -> dict:
-    """The weights of a checkpoint, averaged ones where there are, directly in their shards. Needs the mesh in force."""
+    """A checkpoint's weights, averaged if it has those, loaded into their shards. Needs the mesh set. Raises RunError."""
     return _in_shards(store, step, gpt.logical_axes(model), gpt.shapes(model), mesh)
 
 
 def load_adapters(store: Store, step: int, c: LoraConfig, model: gpt.GPT, mesh: jax.sharding.Mesh) -> dict:
-    """Those of a checkpoint of adapters, as `load_params`."""
+    """The adapters of a checkpoint, otherwise as `load_params`."""
     axes = gpt.logical_axes(model)
     shapes = jax.eval_shape(functools.partial(lora.init, c, axes, gpt.shapes(model)), jax.random.key(0))
     return _in_shards(store, step, lora.logical_axes(c, axes), shapes, mesh)
@@ -117,11 +117,11 @@ def open_folder(
     prepare: Callable = corpora.prepare,
     hold: Callable[[epath.Path], None] = lambda folder: None,
 ) -> tuple[RunConfig, Corpus]:
-    """Makes a run folder, or opens one to go on in it. Returns the config with nothing left open, and the corpus.
+    """Creates a run folder, or opens one to resume. Returns the config with everything resolved, and the corpus.
 
-    prepare(config, tokenizer or None): makes what it is trained on. hold(folder): keeps out others, for the process that writes.
-    Raises RunError where the folder holds something else or a run of another config or text, or is in use, and, before anything
-    is written, where config, text, tokenizer and mesh do not fit together.
+    prepare(config, tokenizer or None): builds the corpus. hold(folder): locks the folder for the process that writes.
+    Raises RunError if the folder is in use or holds something else, or a run of another config or text; and, before anything is
+    written, if config, text, tokenizer and mesh do not fit together.
     """
     platform = mesh.devices.flat[0].platform
     if workdir.exists() and not workdir.is_dir():
@@ -138,7 +138,7 @@ def open_folder(
         corpus = prepare(config, tokenizer)
         _check_fit(config, corpus, mesh)
         _check_corpus(workdir, corpus)
-        if config != stored and parallel.is_leader():  # other commands find the text, say, where it is now
+        if config != stored and parallel.is_leader():  # so that other commands find a moved text, for example
             write_config(workdir, config)
         return config, corpus
     origin_tokenizer = None
@@ -158,7 +158,7 @@ def open_folder(
             model = gpt.GPT(config.model, Compute.on(mesh, config.model.compute_dtype))
             start.store.check(start.step, _weights(start.store, start.step), gpt.shapes(model))
             if config.lora.rank:
-                lora.chosen(config.lora, gpt.logical_axes(model))  # raises where a pattern matches nothing
+                lora.chosen(config.lora, gpt.logical_axes(model))  # raises if a pattern matches nothing
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if parallel.is_leader():
@@ -166,7 +166,7 @@ def open_folder(
         corpus.tokenizer.save_in(workdir)
         write_config(workdir, config)  # last: it makes the folder a run folder
     except OSError as e:
-        with contextlib.suppress(OSError):  # what was begun would make the folder look like somebody else's
+        with contextlib.suppress(OSError):  # leftovers would make the folder look like something else's
             for left in workdir.iterdir():
                 left.unlink()
         raise RunError(f"--workdir={workdir}: cannot write ({e.strerror or e})", ExitCode.STORAGE) from None
@@ -174,7 +174,7 @@ def open_folder(
 
 
 def _resolved(config: RunConfig, tokenizer: Tokenizer, platform: str, stored: RunConfig | None) -> RunConfig:
-    """The config with model.vocab_size and model.compute_dtype as values; "auto" stays what it was when the run began."""
+    """The config with model.vocab_size and model.compute_dtype set; "auto" stays what it was when the run began."""
     size = config.model.vocab_size or tokenizer.vocab_size
     if size < tokenizer.vocab_size:
         raise RunError(
@@ -189,12 +189,12 @@ def _resolved(config: RunConfig, tokenizer: Tokenizer, platform: str, stored: Ru
 
 
 def _check_fit(config: RunConfig, corpus: Corpus, mesh: jax.sharding.Mesh) -> None:
-    """What only shows once text, tokenizer and devices are known."""
+    """Checks that need text, tokenizer and devices. Raises RunError."""
     m = config.model
     compute = Compute.on(mesh, m.compute_dtype)
-    # Raises where attention cannot be had as asked.
+    # Raises if the requested attention is not supported.
     implementation(m, compute, m.context_length, m.dropout > 0, mesh.shape["context"])
-    corpus.rows(config)  # raises where the text is too short
+    corpus.rows(config)  # raises if the text is too short
     for prompt in config.sample.prompts:
         tokens = len(corpus.tokenizer.prompt(prompt))
         if tokens >= m.context_length:
@@ -224,9 +224,8 @@ def _check_corpus(workdir: epath.Path, corpus: Corpus) -> None:
         return
 
 
-# What may differ between two commands that go on with one run: how it is watched, kept and fed, not what it computes. Of these
-# config.json says what the last of them did.
-# Another text or share under data.path or data.mixture is another corpus, and told as that.
+# Knobs that may change when a run is resumed: how it is logged, kept and fed, not what it computes. config.json has the last
+# command's values. Another text or share under data.path or data.mixture is another corpus, and reported as that.
 _FREE = (
     "log.", "eval.", "sample.", "checkpoint.", "mesh.",
     "data.prefetch", "data.workers", "data.cache_dir", "data.path", "data.tfds_dir", "data.mixture",
@@ -234,7 +233,7 @@ _FREE = (
 
 
 def check_same(workdir: epath.Path, config: RunConfig) -> None:
-    """Raises RunError where the run in `workdir` has another config; what `config` leaves open is taken over."""
+    """Raises RunError if the run in `workdir` has another config; what `config` leaves open is taken from the run."""
     stored = read_config(workdir)
     before, model = stored.model, config.model
     dtype = before.compute_dtype if model.compute_dtype == "auto" else model.compute_dtype
@@ -255,7 +254,7 @@ def _check_same(stored: RunConfig, config: RunConfig, workdir) -> None:
 
 
 def read_config(workdir: epath.Path) -> RunConfig:
-    """config.json of a run folder. Raises RunError where there is none or it is damaged."""
+    """config.json of a run folder. Raises RunError if it is missing or damaged."""
     workdir = of_user(workdir)
     path = workdir / "config.json"
     if not workdir.exists():
@@ -284,7 +283,7 @@ def write_config(workdir: epath.Path, config: RunConfig) -> None:
 
 
 def _fits(config: RunConfig) -> bool:
-    """Whether the mesh a run was trained on can be made here, and splits its model evenly: it is often used elsewhere."""
+    """Whether the mesh a run was trained on can be made here and splits its model evenly: runs are often used elsewhere."""
     try:
         validate_model_sizes(config, dict(parallel.make_mesh(config.mesh).shape))
     except RunError:
@@ -293,7 +292,7 @@ def _fits(config: RunConfig) -> bool:
 
 
 def corpus(run: Run, prepare: Callable = corpora.prepare) -> Corpus:
-    """The text of the run, as tokens. prepare: as in `open_folder`. Raises RunError where its source is not the same here."""
+    """The tokenised text of the run. prepare: as for `open_folder`. Raises RunError if the run has none or it differs here."""
     stored = Store(run.workdir / "checkpoints").meta(run.step)["corpus"]
     if stored is None:
         raise data_error(

@@ -1,6 +1,6 @@
-"""Digests of a checkpoint's files. The manifest is written last: a checkpoint without one was never finished.
+"""Digests of a checkpoint's files. The manifest is written last: without one, a checkpoint was never finished.
 
-Orbax is atomic but does not notice flipped bits; these digests do.
+Orbax is atomic but does not detect flipped bits; these digests do.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ NAME = "manifest.json"
 
 
 def write(folder: epath.Path, meta: dict) -> None:
-    """Digests every file below `folder` and commits it, with `meta` beside the digests."""
+    """Commits the checkpoint in `folder`: writes the digests of all its files, with `meta` beside them."""
     files = {name: _sha256(folder / name) for name in _files(folder)}
     content = {"meta": meta, "files": files, "sha256": _own_digest(meta, files)}
     temporary = folder / f"{NAME}.tmp"
@@ -23,17 +23,17 @@ def write(folder: epath.Path, meta: dict) -> None:
 
 
 def read(folder: epath.Path) -> dict:
-    """The meta data of a committed checkpoint."""
+    """The metadata of a committed checkpoint. Raises RunError (exit code 3) if it is unfinished or its manifest is damaged."""
     return _content(folder)["meta"]
 
 
 def digest(folder: epath.Path) -> str:
-    """Of a committed checkpoint, whole: the same weights at the same step, wherever the folder lies."""
+    """The digest of a committed checkpoint's files and metadata, wherever the folder is. Raises RunError as `read` does."""
     return _content(folder)["sha256"]
 
 
 def verify(folder: epath.Path) -> int:
-    """Compares every file with its digest; returns how many. Raises RunError naming the first that differs."""
+    """Compares every file with its digest; returns their number. Raises RunError naming the first that differs."""
     expected = _content(folder)["files"]
     present = set(_files(folder))
     for name in sorted(set(expected) | present):

@@ -1,7 +1,7 @@
-"""Checkpoints: everything that touches Orbax.
+"""Checkpoints: all use of Orbax.
 
-checkpoints/STEP/ holds the items `params`, `opt_state`, `ema` (where there is one) and
-`counters`, written asynchronously by Orbax, and manifest.json, written last.
+checkpoints/STEP/ holds the items `params`, `opt_state`, `ema` (if there is one) and `counters`, written asynchronously by Orbax,
+and manifest.json, written last.
 """
 
 import concurrent.futures
@@ -16,17 +16,17 @@ from gpt4o_jax.checkpoint import manifest
 from gpt4o_jax.errors import ExitCode, RunError, data_error, storage_error, unreachable
 from gpt4o_jax.paths import absolute, is_local
 
-_CORRUPT = ".corrupt"  # behind the step of a checkpoint that was found damaged
-_SAVE_SECONDS = 1800  # within which all processes of a job must have written a checkpoint
+_CORRUPT = ".corrupt"  # suffix of a checkpoint found damaged
+_SAVE_SECONDS = 1800  # limit for all processes of a job to write a checkpoint
 
 
 class Store:
     """The checkpoints of one run. Close it, or use it as a context manager."""
 
     def __init__(self, folder: epath.Path, keep_last: int = 2, keep_every: int = 0):
-        self.folder = absolute(folder)  # orbax takes no other
+        self.folder = absolute(folder)  # required by Orbax
         self.keep_last, self.keep_every = keep_last, keep_every
-        self._checkpointer = None  # made at the first save: readers need none
+        self._checkpointer = None  # created at the first save: readers need none
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future | None = None
 
@@ -37,7 +37,7 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Waits for the save in the background, and raises what it failed with."""
+        """Waits for the background save. Raises as `finish` does."""
         try:
             self.finish()
         finally:
@@ -58,7 +58,7 @@ class Store:
         return sorted(int(p.name) for p in found)
 
     def chosen(self) -> int | None:
-        """The step to use: the best, where the newest checkpoint knows of one that is still there, else the newest."""
+        """The step to use: the best, if the newest checkpoint names one that still exists, else the newest; None if none."""
         steps = self.steps()
         best = self.meta(steps[-1]).get("best") if steps else None
         return best if best in steps else max(steps, default=None)
@@ -67,7 +67,10 @@ class Store:
         return self.folder / str(step)
 
     def newest_intact(self, say=lambda message: None) -> int | None:
-        """The newest step whose every file has its digest. Damaged ones are renamed STEP.corrupt and told through `say`."""
+        """The newest step whose every file matches its digest, or None.
+
+        Damaged checkpoints are renamed STEP.corrupt and reported through `say`.
+        """
         for step in reversed(self.steps()):
             try:
                 manifest.verify(self.path(step))
@@ -90,18 +93,18 @@ class Store:
     def restore(self, step: int, item: str, like):
         """One item of a checkpoint as the tree `like` (of ShapeDtypeStructs with shardings).
 
-        Raises RunError where the stored tree has other leaves, shapes or dtypes.
+        Raises RunError if it is missing, has other leaves, shapes or dtypes, or the storage cannot be reached.
         """
         folder = self.check(step, item, like)
         try:
             return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(like))
-        except ValueError as e:  # as TensorStore tells that it cannot read, after `check` has found that all fits
+        except ValueError as e:  # TensorStore cannot read: `check` has found that everything fits
             if is_local(folder):
                 raise
             raise unreachable(str(folder), str(e).splitlines()[0]) from e
 
     def check(self, step: int, item: str, like) -> epath.Path:
-        """The folder of one item. Raises RunError where the stored tree has other leaves, shapes or dtypes than `like`."""
+        """The folder of one item. Raises RunError if it is missing or has other leaves, shapes or dtypes than `like`."""
         folder = self.path(step) / item
         if not folder.exists():
             raise data_error(f"{folder}: no such item in this checkpoint")
@@ -120,10 +123,11 @@ class Store:
     # ------------------------------------------------------------ writing
 
     def save(self, step: int, items: dict, meta: dict, copy: bool = True) -> None:
-        """Starts writing; returns once the arrays are copied. Failures appear at the next call or at `finish`.
+        """Starts writing `items`, trees by name; returns once the arrays are copied. Failures are raised later, at the latest by
+        `finish`.
 
-        meta: kept with it; "best" in it is the step of a checkpoint that stays when newer ones come. copy: whether a donated step
-        may overwrite the arrays before `finish`.
+        meta: stored with it; "best" in it is the step of a checkpoint to keep when newer ones come. copy: whether a donated step
+        may overwrite the arrays before `finish`. Raises RunError (exit code 5) as `finish` does.
         """
         self.finish()
         try:
@@ -131,7 +135,7 @@ class Store:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._checkpointer = _checkpointer()
             target = self.path(step)
-            # Without a manifest: a save that was cut off, and nothing refers to it.
+            # It has no manifest: an interrupted save that nothing refers to.
             if jax.process_index() == 0 and target.exists():
                 target.rmtree()
             if copy:
@@ -145,18 +149,18 @@ class Store:
         self._pending = self._thread.submit(self._commit, step, meta)
 
     def poll(self) -> None:
-        """Raises what a save in the background has failed with, if one has."""
+        """Raises the error of a background save that has failed, if any."""
         if self._pending is not None and self._pending.done():
             self.finish()
 
     def finish(self) -> None:
-        """Waits for the save in the background. Raises RunError (exit code 5) if it failed."""
+        """Waits for the background save. Raises RunError (exit code 5) if it failed, JaxRuntimeError if a process is missing."""
         pending, self._pending = self._pending, None
         if pending is not None:
             try:
                 pending.result()
             except (RunError, jax.errors.JaxRuntimeError):
-                raise  # the latter: another process did not come to its part
+                raise  # the latter: another process did not take part
             except Exception as e:
                 if not _of_storage(e):
                     raise
@@ -172,11 +176,11 @@ class Store:
         steps = self.steps()
         for step in steps[: -self.keep_last]:
             if step != best and not (self.keep_every and step % self.keep_every == 0):
-                (self.path(step) / manifest.NAME).unlink()  # first: half removed must not look finished
+                (self.path(step) / manifest.NAME).unlink()  # first: a half-removed checkpoint must not look finished
                 self.path(step).rmtree()
 
     def clean(self) -> None:
-        """Removes what a killed process left of its last save. For the process that trains, before it starts."""
+        """Removes what a killed process left of its last save. For the training process, before it starts."""
         if self.folder.is_dir():
             for path in self.folder.iterdir():
                 unfinished = path.name.isdigit() and not (path / manifest.NAME).exists()
@@ -185,18 +189,19 @@ class Store:
 
 
 def _on_host(x: jax.Array) -> bool:
-    """Whether Orbax's copy on the host is the buffer itself, which the next donated step overwrites."""
+    """Whether Orbax's host copy is the buffer itself, which the next donated step overwrites."""
     return jax.default_backend() == "cpu" or x.sharding.memory_kind == "pinned_host"
 
 
 def _of_storage(e: Exception) -> bool:
-    """Whether it tells of the disk: tensorstore says so by ValueError."""
+    """Whether the error is about storage, for which TensorStore raises ValueError."""
     return isinstance(e, (OSError, ValueError)) or storage_error(e) is not None
 
 
 def _checkpointer() -> ocp.AsyncCheckpointer:
-    """Named processes make Orbax wait for each other on the host, under a limit: else it would run collectives of devices,
-    also from its own thread, between those of training steps."""
+    """Given the processes, Orbax waits for them on the host, with a limit; otherwise it would run collectives of devices, also
+    from its own thread, between those of training steps.
+    """
     n = jax.process_count()
     among = ocp.options.MultiprocessingOptions(active_processes=set(range(n)) if n > 1 else None)
     handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=among))
@@ -205,7 +210,7 @@ def _checkpointer() -> ocp.AsyncCheckpointer:
 
 
 def _by_path(tree) -> dict[str, tuple]:
-    """'layers.mlp.up' -> (shape, dtype name) for every leaf, whatever containers the tree is made of."""
+    """'layers.mlp.up' -> (shape, dtype name) for every leaf, whatever the tree's containers."""
 
     def name(path):
         return ".".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)

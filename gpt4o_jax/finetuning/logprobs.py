@@ -1,4 +1,4 @@
-"""How probable a model finds the tokens of its batch, place by place: what preferences and rewards are learned through.
+"""Log-probabilities of a batch's target tokens, for DPO and GRPO.
 
 B rows, T positions
 """
@@ -15,7 +15,7 @@ from gpt4o_jax.training.step import expert_losses
 
 
 def token_logprobs(model: GPT, params, batch: Batch, chunk: int, key: jax.Array | None = None) -> jax.Array:
-    """Log-probability of each target given what stands before it in its segment, [B, T], float32. key: enables dropout.
+    """Log-probability in nats of each target given the earlier tokens of its segment, [B, T], float32. key: enables dropout.
 
     Logits exist for `chunk` positions of a row at a time, in the backward pass too.
     """
@@ -23,7 +23,7 @@ def token_logprobs(model: GPT, params, batch: Batch, chunk: int, key: jax.Array 
 
 
 def learned_logprobs(model: GPT, params, batch: Batch, t: TrainConfig, key: jax.Array | None):
-    """(the same, what a mixture of experts adds to what is minimised, its parts by name): as in ordinary training."""
+    """(token_logprobs; auxiliary losses of mixtures of experts, to add to the loss; their parts by name). As in `loss_sum`."""
     logp_BT, aux = _forward(model, params, batch, t.loss_chunk, key)
     if "routings" not in aux:
         return logp_BT, 0.0, {}
@@ -39,5 +39,5 @@ def _forward(model: GPT, params, batch: Batch, chunk: int, key: jax.Array | None
 
 @functools.lru_cache(maxsize=4)
 def scorer(model: GPT, chunk: int):
-    """jit: (params, Batch [B, T]) -> the same without a gradient."""
+    """Jitted token_logprobs without dropout: (params, Batch [B, T]) -> [B, T]."""
     return jax.jit(lambda params, batch: token_logprobs(model, params, batch, chunk))

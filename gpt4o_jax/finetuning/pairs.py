@@ -1,7 +1,8 @@
-"""Preference pairs: a conversation with an answer that is preferred and one that is not, as rows of tokens.
+"""Preference pairs: a conversation with a preferred and a rejected answer, as rows of tokens.
 
-JSONL, a line each: {"messages": [turns up to the question], "chosen": text, "rejected": text}. Or made of a world: rejected
-is the answer with one word of the answer to another question of the same slice, so that it takes a close look to tell them apart.
+JSONL, one per line: {"messages": [turns up to the question], "chosen": text, "rejected": text}. Or made from a world: the
+rejected answer is the right one with one word replaced by that of another answer from the same slice, so telling them apart takes
+attention.
 
 T row length in tokens (a row also holds the token after its last, as a target)
 """
@@ -34,11 +35,11 @@ class Pair(NamedTuple):
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
-    where: str  # as messages tell it
+    where: str  # for error messages
 
 
 class Encoded(NamedTuple):
-    """A pair as ids, with whether each is of the answer."""
+    """A pair as token ids, each with whether it belongs to the answer."""
 
     chosen: tuple[list[int], list[bool]]
     rejected: tuple[list[int], list[bool]]
@@ -48,11 +49,11 @@ class Encoded(NamedTuple):
         return len(self.chosen[0]) + len(self.rejected[0])
 
 
-# ---------------------------------------------------------------- where they come from
+# ---------------------------------------------------------------- sources of pairs
 
 
 def read(text: str, where: str) -> Iterator[Pair]:
-    """The pairs of a JSONL file; empty lines are passed over. Raises RunError with file:line and the field."""
+    """The pairs of a JSONL file; empty lines are skipped. Raises RunError with file:line and the field."""
     for n, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -80,9 +81,10 @@ def read(text: str, where: str) -> Iterator[Pair]:
 
 
 def of_world(world: World, size: int, held_out: bool, choosing: bool = True) -> Iterator[Pair]:
-    """One pair for each of the first items of a world whose slice has another answer nearby.
+    """One pair for each of the world's first `size` items whose slice has a different answer nearby.
 
-    choosing: of held-out items those that choose a checkpoint while training, or those of the last evaluation.
+    The rejected answer is a `near_miss`, or, if that would also be right, the whole other answer. choosing: of held-out items,
+    those that choose a checkpoint during training, else those of the last evaluation.
     """
     slices = len(world.slices)
     item = lambda i: world.item(conversations.SEED, i, False)
@@ -100,7 +102,7 @@ def of_world(world: World, size: int, held_out: bool, choosing: bool = True) -> 
 
 
 def near_miss(answer: str, other: str, rng: random.Random) -> str:
-    """`answer`, one of its words replaced by that of `other` at the same place; `other` where no word differs."""
+    """`answer` with a random word replaced by `other`'s word at the same place; `other` itself if no word differs."""
     words, others = answer.split(" "), other.split(" ")
     places = [i for i, (word, another) in enumerate(zip(words, others, strict=False)) if word != another]
     if not places:
@@ -110,7 +112,7 @@ def near_miss(answer: str, other: str, rng: random.Random) -> str:
 
 
 def load(config: RunConfig) -> tuple[list[Pair], list[Pair]]:
-    """(training pairs, held-out pairs). Those of files are held out by a hash of the question, or lie in data.holdout_path.
+    """(training pairs, held-out pairs). Pairs from files are held out by a hash of the question, or come from data.holdout_path.
 
     Raises RunError.
     """
@@ -133,14 +135,14 @@ def _of_files(path: str) -> list[Pair]:
     return [pair for file in sources.text_files(path) for pair in read(sources.read_text(file), str(file))]
 
 
-# ---------------------------------------------------------------- as rows
+# ---------------------------------------------------------------- rows of pairs
 
 
 class PairRows:
-    """Whole pairs, as many as fit side by side in a row, in segments 2i + 1 (chosen) and 2i + 2 (rejected) the i-th of a row.
+    """Rows of as many whole pairs as fit; the i-th pair of a row has the segments 2i + 1 (chosen) and 2i + 2 (rejected).
 
-    Each epoch the same rows in a new random order. `reference`, once it is known, holds for every target of every row, in
-    their first order, what the reference model gives it: [rows, T].
+    Each epoch has the same rows in a new random order. `reference` [rows, T], once known, is the log-probability that the
+    reference model gives each target, in the rows' first order.
     """
 
     def __init__(self, pairs: Sequence[Encoded], T: int, seed: int):
@@ -150,19 +152,19 @@ class PairRows:
         self._rows: list[list[Encoded]] = [[] for _ in range(self.rows_per_epoch)]
         for r, pair in zip(row, pairs, strict=True):
             self._rows[r].append(pair)
-        self.most = max(map(len, self._rows))  # pairs in a row
+        self.most = max(map(len, self._rows))  # most pairs in a row
         self.tokens_per_epoch = self.rows_per_epoch * T
         self.fill = float(lengths.sum() / (self.rows_per_epoch * (T + 1)))
         self.reference = np.zeros((self.rows_per_epoch, T), np.float32)
         self._epoch = functools.lru_cache(maxsize=2)(lambda epoch: shuffled(seed, epoch, self.rows_per_epoch))
 
     def __getitem__(self, row: int):
-        """Row number `row` of the run, as `at` gives it."""
+        """Row number `row` of the run, as returned by `at`."""
         epoch, row = divmod(row, self.rows_per_epoch)
         return self.at(int(self._epoch(epoch)[row]))
 
     def at(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(tokens, segments, weights [T + 1] each, reference [T]). The weights of a pair, as targets, add up to 1."""
+        """(tokens, segments, weights [T + 1] each, reference [T]). The weights of a pair, as targets, sum to 1."""
         tokens, segments = np.zeros((2, self.T + 1), np.int32)
         weights = np.zeros(self.T + 1, np.float32)
         at = 0
@@ -176,7 +178,7 @@ class PairRows:
 
 
 def pair_batch(rows: list[tuple], symbols: Symbols) -> Batch:
-    """Batch [B, T] of what PairRows gives (an empty row is two arrays of zeros), with "reference" beside."""
+    """Batch [B, T] of rows of PairRows (an empty row is two arrays of zeros), with "reference" in Batch.beside."""
     batch = make_batch([row[:2] for row in rows], symbols)
     empty = np.zeros(batch.tokens.shape[1], np.float32)
     weights = np.stack([row[2][1:] if len(row) > 2 else empty for row in rows])
@@ -186,7 +188,7 @@ def pair_batch(rows: list[tuple], symbols: Symbols) -> Batch:
 
 @dataclasses.dataclass(frozen=True)
 class PairCorpus:
-    """What the training loop asks of a corpus, of pairs."""
+    """The training loop's corpus, for pairs."""
 
     name: str
     tokenizer: Tokenizer
@@ -203,7 +205,7 @@ class PairCorpus:
 
 
 def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> PairCorpus:
-    """The pairs of a run. tokenizer: the run's own where it has one already. Raises RunError."""
+    """The pairs of a run. tokenizer: the run's own, if it already has one. Raises RunError."""
     tokenizer = tokenizer or tokenizers.load(epath.Path(config.tokenizer.path or config.init.from_))
     digest, made = hashlib.sha256(tokenizer.digest.encode()), []
     for pairs in load(config):
@@ -214,7 +216,7 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> PairCorpus
 
 
 def scored_at_last(config: RunConfig, corpus: PairCorpus) -> PairRows:
-    """Held-out pairs of the last evaluation. Of a world others than those that choose a checkpoint; of files the same."""
+    """Held-out pairs of the last evaluation: for a world, others than those that choose a checkpoint; for files, the same."""
     if config.data.source != "world":
         return corpus.held_out
     world = sources.world(config.data.path, config.data.holdout_fraction)
@@ -223,7 +225,7 @@ def scored_at_last(config: RunConfig, corpus: PairCorpus) -> PairRows:
 
 
 def _fitting(pairs: Sequence[Pair], config: RunConfig, tokenizer: Tokenizer) -> list[Encoded]:
-    """Those that fit in a row, as ids. Raises RunError where none does, and where the template cannot write one."""
+    """The pairs that fit in a row, as ids. Raises RunError if none does or the template cannot write one."""
     template = chat.template_for(conversations.template_name(config.data, tokenizer), tokenizer)
     T = config.model.context_length
 

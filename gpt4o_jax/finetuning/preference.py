@@ -1,7 +1,7 @@
-"""Learning from preferences: direct preference optimisation against cached log-probabilities of a reference.
+"""Direct preference optimisation (DPO), against cached log-probabilities of a reference model.
 
-Source: Rafailov et al. 2023, arXiv:2305.18290, equation 7. The loss only asks for a distance of the two answers, so that both may
-grow unlikely; a share of the preferred answer's cross-entropy keeps it (Pang et al. 2024, arXiv:2404.19733, equation 1).
+Source: Rafailov et al. 2023, arXiv:2305.18290, equation 7. The loss only separates the two answers, so both may become unlikely;
+a share of the preferred answer's cross-entropy prevents that (Pang et al. 2024, arXiv:2404.19733, equation 1).
 
 B rows, T positions, P pairs in a row, S = 2P segments
 """
@@ -29,16 +29,16 @@ __all__ = ["begin", "prepare"]
 
 
 def dpo_loss(beta: float, nll: float, pairs: int, model: GPT, params, batch: Batch, t, key):
-    """As Objective.loss: -log sigmoid(margin) + nll * chosen_nll, a sum over pairs. pairs: the most in a row."""
+    """As Objective.loss: -log sigmoid(margin) + nll * chosen_nll, summed over pairs. pairs: the most in a row."""
     logp_BT, more, of_experts = learned_logprobs(model, params, batch, t, key)
     total, parts = sums(beta, nll, pairs, logp_BT, batch)
     return total + more, parts | of_experts
 
 
 def margins(beta: float, pairs: int, logp_BT: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """(margin of each pair, its weight, 0 where there is none), [B, P] each.
+    """(margin of each pair; its weight, 0 if there is no pair), [B, P] each.
 
-    The margin is beta times what log p(chosen) - log p(rejected) has gained over the reference.
+    The margin is beta times the gain of log p(chosen) - log p(rejected) over the reference.
     """
     gain_BT = jnp.where(batch.weights > 0, logp_BT - batch.beside["reference"], 0.0)
     gain_BS, weight_BS = _by_answer(pairs, batch, gain_BT), _by_answer(pairs, batch, batch.weights)
@@ -46,7 +46,7 @@ def margins(beta: float, pairs: int, logp_BT: jax.Array, batch: Batch) -> tuple[
 
 
 def chosen_nll(pairs: int, logp_BT: jax.Array, batch: Batch) -> jax.Array:
-    """-log p of each preferred answer, per token, [B, P]; 0 where there is none."""
+    """-log p of each preferred answer, per token, [B, P]; 0 if there is no pair."""
     learned_BT = (batch.weights > 0).astype(jnp.float32)
     logp_BS, tokens_BS = _by_answer(pairs, batch, learned_BT * logp_BT), _by_answer(pairs, batch, learned_BT)
     return -logp_BS[:, 0::2] / jnp.maximum(tokens_BS[:, 0::2], 1)
@@ -59,7 +59,7 @@ def _by_answer(pairs: int, batch: Batch, x_BT: jax.Array) -> jax.Array:
 
 
 def sums(beta: float, nll: float, pairs: int, logp_BT: jax.Array, batch: Batch) -> tuple[jax.Array, dict]:
-    """(the loss, its parts by name), sums over pairs by weight."""
+    """(loss, its parts by name), weighted sums over pairs."""
     margin_BP, weight_BP = margins(beta, pairs, logp_BT, batch)
     of_chosen = jnp.sum(weight_BP * chosen_nll(pairs, logp_BT, batch))
     total = nll * of_chosen - jnp.sum(weight_BP * jax.nn.log_sigmoid(margin_BP))
@@ -70,8 +70,8 @@ def sums(beta: float, nll: float, pairs: int, logp_BT: jax.Array, batch: Batch) 
 def begin(config: RunConfig, corpus: PairCorpus, folder: epath.Path, mesh: jax.sharding.Mesh, reference: Callable):
     """(Objective, evaluate(model, params, whole) -> scores of the held-out pairs by name) of a run.
 
-    reference(model): the weights that the run starts from. What they say of each pair is kept in `folder`, which is theirs, so
-    that they are needed only once.
+    reference(model): the weights the run starts from. Their log-probabilities are cached in `folder`, which must be reserved for
+    this, so that the weights are needed only once.
     """
     c, t, symbols = config.objective, config.train, corpus.tokenizer.symbols
     _know_reference(config, corpus, folder, mesh, reference)
@@ -86,7 +86,7 @@ def begin(config: RunConfig, corpus: PairCorpus, folder: epath.Path, mesh: jax.s
 
 
 def scores(config: RunConfig, rows: PairRows, symbols: Symbols, model: GPT, params, whole: bool) -> dict:
-    """What a model prefers of pairs whose reference is known, by name. whole: of all of them."""
+    """Metrics of a model on pairs whose reference is known, by name. whole: on all of them, else on eval.max_tokens tokens."""
     most = None if whole else max(1, config.eval.max_tokens // rows.T)
     score = _scorer(config.objective.beta, config.objective.nll, rows.most, model, config.train.loss_chunk)
     found = [jax.device_get(score(params, batch)) for batch in in_order(rows, config.eval.batch_size, symbols, most)]
@@ -105,9 +105,9 @@ def _scorer(beta: float, nll: float, pairs: int, model: GPT, chunk: int):
 
 
 def last_scores(config: RunConfig, corpus: PairCorpus, model: GPT, params, reference) -> dict:
-    """`scores` of the held-out pairs of the last evaluation (pairs.scored_at_last). Needs the mesh in force.
+    """`scores` on the held-out pairs of the last evaluation (pairs.scored_at_last). Needs the mesh set.
 
-    reference: the weights that the run began with.
+    reference: the weights that the run started from.
     """
     rows, symbols = scored_at_last(config, corpus), corpus.tokenizer.symbols
     rows.reference = _said(config, rows, symbols, model, reference)
@@ -115,7 +115,7 @@ def last_scores(config: RunConfig, corpus: PairCorpus, model: GPT, params, refer
 
 
 def in_order(rows: PairRows, B: int, symbols: Symbols, most: int | None = None) -> Iterator[Batch]:
-    """Batches [B, T] of the first `most` rows (None: all), the last one filled up with empty rows."""
+    """Batches [B, T] of the first `most` rows (None: all), the last one padded with empty rows."""
     count = min(rows.rows_per_epoch, most or rows.rows_per_epoch)
     empty = (np.zeros(rows.T + 1, np.int32),) * 2
     for first in range(0, count, B):
@@ -123,10 +123,10 @@ def in_order(rows: PairRows, B: int, symbols: Symbols, most: int | None = None) 
 
 
 def _know_reference(config, corpus: PairCorpus, folder: epath.Path, mesh, reference: Callable) -> None:
-    """Fills in what the reference model says of every target: from `folder`, or computed and put there."""
+    """Fills in the reference's log-probability of every target: read from `folder`, or computed and saved there."""
     params = None
     for name, rows in (("training", corpus.training), ("holdout", corpus.held_out)):
-        path = folder / f"{corpus.name}-{name}.npy"  # of these pairs: others may be given to a run not yet begun
+        path = folder / f"{corpus.name}-{name}.npy"  # named after the pairs: a run that has not begun may get others
         if not path.exists():
             say(f"log-probabilities of the reference, {rows.count:,} {name} pairs")
             with jax.set_mesh(mesh):

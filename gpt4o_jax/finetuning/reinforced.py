@@ -1,7 +1,7 @@
-"""Learning from rewards that a program can check: group relative policy optimisation on the items of a world.
+"""Group relative policy optimisation (GRPO) on the items of a world, with rewards that a program can check.
 
-Each dispatch begins with samples of the newest weights, `objective.group` for each of its prompts, scored by the world's
-first metric; its K steps learn from B of them each. What dispatch s samples is a function of (weights, seed, s) alone.
+Each dispatch begins with samples from the newest weights, `objective.group` per prompt, scored by the world's first metric; each
+of its K steps learns from B of them. What dispatch s samples depends only on (weights, seed, s).
 
 Source: Shao et al. 2024, arXiv:2402.03300, equations 3 and 4 (outcome supervision).
 
@@ -39,15 +39,15 @@ from gpt4o_jax.tasks.item import Item
 from gpt4o_jax.tasks.worlds import World
 from gpt4o_jax.training.objective import Objective
 
-_FAR = 1_000_003  # between a question and those that may take its place; a prime, so that of few items each comes
-BESIDE = ("old", "reference", "advantage", "reward")  # what a batch holds for each target; log-probabilities are the first two
+_FAR = 1_000_003  # stride from a question to its replacements; prime, so that of few items each comes up
+BESIDE = ("old", "reference", "advantage", "reward")  # values per target in Batch.beside; the first two are log-probabilities
 
 
 # ---------------------------------------------------------------- the objective
 
 
 def grpo_loss(clip: float, beta: float, model: GPT, params, batch: Batch, t, key):
-    """As Objective.loss, sums over answers: each of them, whatever its length, weighs the same."""
+    """As Objective.loss, summed over answers: each has the same weight, whatever its length."""
     logp_BT, more, of_experts = learned_logprobs(model, params, batch, t, key)
     b, weights = batch.beside, batch.weights
     parts = per_token(jnp.where(weights > 0, logp_BT, b["old"]), b["old"], b["reference"], b["advantage"], clip, beta)
@@ -56,8 +56,8 @@ def grpo_loss(clip: float, beta: float, model: GPT, params, batch: Batch, t, key
 
 
 def per_token(logp, old, reference, advantage, clip: float, beta: float) -> dict[str, jax.Array]:
-    """Of each token: "loss", which is -min(ratio A, clipped ratio A) + beta KL; "kl", which is never negative, to the
-    reference: exp(d) - d - 1 with d = log reference - log p (Schulman's k3); and "clipped", whether clipping stops its gradient.
+    """Per token: "loss", which is -min(ratio A, clipped ratio A) + beta KL; "kl" to the reference, never negative: exp(d) - d - 1
+    with d = log reference - log p (Schulman's k3); and "clipped", 1 where clipping stops the gradient. Shapes as logp's.
     """
     ratio = jnp.exp(logp - old)
     held = jnp.clip(ratio, 1 - clip, 1 + clip)
@@ -68,7 +68,7 @@ def per_token(logp, old, reference, advantage, clip: float, beta: float) -> dict
 
 
 def advantages(rewards: np.ndarray) -> np.ndarray:
-    """Rewards [groups, group] less the mean of their group, over its standard deviation; 0 where all are the same."""
+    """Rewards [groups, group] minus their group's mean, divided by its standard deviation; 0 if all are equal."""
     spread = rewards.std(axis=1, keepdims=True)
     return (rewards - rewards.mean(axis=1, keepdims=True)) / np.maximum(spread, 1e-6)
 
@@ -78,14 +78,14 @@ def advantages(rewards: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """What the training loop asks of a corpus, of the questions of a world."""
+    """The training loop's corpus, for the questions of a world."""
 
     name: str
     tokenizer: Tokenizer
     world: World
     template: chat.Template
     in_lanes: tuple = ()
-    fill: float | None = None  # of rows nothing can be told before they are sampled
+    fill: float | None = None  # unknown: rows do not exist before they are sampled
     tokens_per_epoch: int = 0
 
     @property
@@ -96,9 +96,9 @@ class Prompts:
         return self
 
     def drawn(self, seed: int, number: int, T: int) -> tuple[Item, list[int]]:
-        """Question `number` of a run and its ids: another one in its place where it leaves no room in T for an answer.
+        """Question `number` of a run and its ids; replaced by another question if it leaves no room in T for an answer.
 
-        `prepare` has found some that do.
+        `prepare` has checked that some do leave room.
         """
         for n in itertools.count():
             item = self.world.item(seed, number + n * _FAR, False)
@@ -110,7 +110,7 @@ class Prompts:
         return chat.question(self.template, item.messages, self.tokenizer)
 
     def rewards(self, texts: Sequence[str], items: Sequence[Item]) -> np.ndarray:
-        """From 0 to 1, each by the first metric of the world that can score its item."""
+        """From 0 to 1, each by the world's first metric that can score the item."""
         by = [next(name for name in self.world.metrics if metrics.can_score(name, item)) for item in items]
         scores = np.zeros(len(items), np.float32)
         for name in dict.fromkeys(by):
@@ -120,7 +120,7 @@ class Prompts:
 
 
 def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Prompts:
-    """The prompts of a run. tokenizer: the run's own where it has one already. Raises RunError."""
+    """The prompts of a run. tokenizer: the run's own, if it already has one. Raises RunError."""
     tokenizer = tokenizer or tokenizers.load(epath.Path(config.tokenizer.path or config.init.from_))
     world = sources.world(config.data.path, config.data.holdout_fraction)
     name = conversations.template_name(config.data, tokenizer)
@@ -144,7 +144,7 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Prompts:
 
 
 def answer_row(prompt: list[int], c: Completion, end: int, eos: int, T: int):
-    """(tokens, segments, weights [T + 1] each) of a prompt and its answer, with what ended it; weights add up to 1."""
+    """(tokens, segments, weights [T + 1] each) of a prompt, its answer and the token that ended it; weights sum to 1."""
     ended = {"stop": [end], "eos": [eos]}.get(c.finished, [])
     ids = [*prompt, *c.ids, *ended][: T + 1]
     tokens, segments = np.zeros((2, T + 1), np.int32)
@@ -158,11 +158,11 @@ def answer_row(prompt: list[int], c: Completion, end: int, eos: int, T: int):
 
 
 def begin(config: RunConfig, prompts: Prompts, folder: epath.Path, mesh: jax.sharding.Mesh, reference: Callable):
-    """(Objective, evaluate(model, params, whole) -> scores on held-out items by name) of a run. whole: on those that no
-    evaluation before the last asks, for all that choose a checkpoint are asked each time.
+    """(Objective, evaluate(model, params, whole) -> scores on held-out items by name) of a run. whole: on items that no earlier
+    evaluation used, as all those that choose a checkpoint are used each time.
 
-    reference(model): the weights that the run starts from. Under adapters they are there anyway; else they are kept too.
-    Nothing is kept in `folder`: each dispatch has answers of its own.
+    reference(model): the weights the run starts from, kept for the KL term; with LoRA they are the base anyway. Nothing is saved
+    in `folder`: each dispatch samples new answers.
     """
     c, t = config.objective, config.train
     loss = functools.partial(grpo_loss, c.clip, c.beta)
@@ -183,9 +183,9 @@ def begin(config: RunConfig, prompts: Prompts, folder: epath.Path, mesh: jax.sha
 
 
 def scores(config: RunConfig, prompts: Prompts, model: GPT, params, choosing: bool) -> dict:
-    """Mean rewards of greedy answers to held-out items, and by slice. Needs the mesh in force.
+    """Mean reward of greedy answers to held-out items, overall and by slice. Needs the mesh set.
 
-    choosing: of items that choose a checkpoint while training, or else of those of the last evaluation.
+    choosing: on items that choose a checkpoint during training, else on those of the last evaluation.
     """
     items = conversations.held_out(prompts.world, config.objective.held_out, choosing)
     texts = generation.answer(model, params, prompts.tokenizer, prompts.template, items, config.eval.batch_size)
@@ -195,7 +195,7 @@ def scores(config: RunConfig, prompts: Prompts, model: GPT, params, choosing: bo
 
 
 def rollout(config: RunConfig, prompts: Prompts, model: GPT, params, reference, step: int) -> Batch:
-    """Batch [K, B, T] of the answers that `params` give to the questions of the dispatch that begins at `step`."""
+    """Batch [K, B, T] of the answers of `params` to the questions of the dispatch that begins at `step`."""
     c, t, T = config.objective, config.train, config.model.context_length
     K, B = t.steps_per_dispatch, t.batch_size
     each = B // c.group
@@ -207,7 +207,7 @@ def rollout(config: RunConfig, prompts: Prompts, model: GPT, params, reference, 
     found = generate(model, params, ids, c.answer_tokens, sampling, seed, **size)
     texts = [prompts.template.said(prompts.tokenizer.decode(f.ids)) for f in found]
     rewards = prompts.rewards(texts, [item for item in items for _ in range(c.group)])
-    eos = end if end in symbols.eos else symbols.eos[0]  # a published model may name the end of its turns among the ends of text
+    eos = end if end in symbols.eos else symbols.eos[0]  # a published model's end-of-turn token may be among its ends of text
     rows = [answer_row(ids[i // c.group], f, end, eos, T) for i, f in enumerate(found)]
     gains = advantages(rewards.reshape(-1, c.group)).reshape(-1)
     score, made = scorer(model, t.loss_chunk), []

@@ -25,7 +25,7 @@ from gpt4o_jax.parallel import constrain, context, even, per_shard
 def implementation(c: ModelConfig, compute: Compute, T: int, dropout: bool, context: int = 1) -> str:
     """Name of the attention implementation (ops/attention.py) for rows of T tokens, split over `context` devices.
 
-    Raises RunError if the one that the config names does not support this case.
+    Raises RunError if the one named in the config, or with "auto" every one, does not support this case.
     """
     knobs = dict(softcap=c.attention_softcap > 0, sinks=c.attention_sinks, dropout=dropout, context=context)
     return ops.choose(c.attention, compute, T, c.head_width, **knobs)
@@ -43,8 +43,8 @@ class Attention(nn.Module):
     def __call__(self, x_BTD, positions_BT, segments_BT, rotation, layer_cache, train: bool, value_embedding_BTKH=None):
         """x_BTD, the normalised input -> (y_BTD, layer_cache).
 
-        rotation: RoPE cosines and sines, or None. layer_cache: this layer's cache.Slots, or None.
-        value_embedding_BTKH: mixed into the values with two learned coefficients, or None.
+        rotation: RoPE cosines and sines, or None. layer_cache: this layer's cache.Slots, or None. value_embedding_BTKH: mixed
+        into the values with two learned coefficients, or None.
         """
         c = self.config
         D, N, K, H = c.d_model, c.n_heads, c.kv_heads, c.head_width
@@ -96,7 +96,7 @@ class Attention(nn.Module):
         return drop(y_BTD), layer_cache
 
     def _self_attention(self, q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N, dropout):
-        """Attention without a cache, [B, T, N, H]. With context parallelism, rows are in the order of parallel.context.zigzag."""
+        """Attention without a cache, [B, T, N, H]. With context parallelism, rows are in parallel.context.zigzag order."""
         c = self.config
         T = q_BTNH.shape[1]
         segments_BT = segments_BT if self.compute.packed else None

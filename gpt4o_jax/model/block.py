@@ -109,11 +109,11 @@ def inside_block(x_BTD):
 
 
 def make_norm(c: ModelConfig, name: str) -> Norm:
-    """The norm that the config describes."""
+    """The norm described by the config."""
     return Norm(c.norm, c.norm_eps, c.bias, c.norm_unit_offset, name=name)
 
 
-# Activations of a block that are saved for the backward pass, from the most to the least. The names are in ops/keep.py.
+# Which activations of a block are saved for the backward pass, from most to least. The names are in ops/keep.py.
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "save_mlp": jax.checkpoint_policies.save_only_these_names(keep.MLP_HIDDEN),
@@ -129,7 +129,7 @@ REMAT_POLICIES = {
 
 
 def remat_block(c: ModelConfig):
-    """The Block class, wrapped in nn.remat as config.remat says."""
+    """The Block class, wrapped in nn.remat according to config.remat."""
     if c.remat == "none":
         return Block
     # Inside a loop over layers, XLA cannot merge the recomputation with the forward pass. Unrolled, common-subexpression
@@ -139,7 +139,8 @@ def remat_block(c: ModelConfig):
 
 def unroll(c: ModelConfig, compute: Compute, periods: int) -> int:
     """The unroll factor of the scan over `periods`. 1 with remat on CPUs: outside a loop, XLA:CPU recomputes all layers before
-    it needs the first, and saves no memory."""
+    it needs the first, which saves no memory.
+    """
     return 1 if c.remat != "none" and compute.platform == "cpu" else min(c.scan_unroll, periods)
 
 
@@ -166,7 +167,7 @@ class Period(nn.Module):
 
 
 def value_tables(c: ModelConfig) -> jax.Array:
-    """Each layer's index of its value embedding table: 0, 1, .. in the first n, again in the last n, else -1. int32 [L]."""
+    """Index of each layer's value embedding table: 0, 1, ... in the first n layers, again in the last n, else -1. int32 [L]."""
     n, between = c.value_embeddings, c.n_layers - 2 * c.value_embeddings
     return jnp.array([*range(n), *[-1] * between, *range(n)], jnp.int32)
 
@@ -196,7 +197,7 @@ def layers(c: ModelConfig, compute: Compute, train: bool, x_BTD, cache, shared: 
         slots = (None,) * len(kinds) if cache is None else cache[len(out) : len(out) + len(kinds)]
         tables = None if tables_L is None else tables_L[begin:end].reshape(repeats, -1)
         if cache is not None and repeats == 1:  # a scan would copy the cache
-            whole_weight = lambda leaf: isinstance(leaf, Weight)  # keeps its axis of layers: indexing would copy it
+            whole_weight = lambda leaf: isinstance(leaf, Weight)  # keeps its layers axis: indexing would copy it
             first = lambda tree: jax.tree.map(lambda x: x if whole_weight(x) else x[0], tree, is_leaf=whole_weight)
             period = nn.map_variables(Period, "params", trans_in_fn=first)(c, compute, train, kinds, name=name)
             x_BTD, new = period(x_BTD, first((slots, tables)), shared)

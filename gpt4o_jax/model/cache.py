@@ -1,10 +1,10 @@
 """The key/value cache of generation: an explicit pytree, passed in and out.
 
-B batch, T new tokens, S slots, K key/value heads, H head width, X keys that are looked at
+B batch, T new tokens, S slots, K key/value heads, H head width, X keys that may be attended to
 
-A layer that sees everything keeps the token at position p in slot p. One that sees a window keeps it in slot p mod S
-of a ring, with some slots to spare, so that tokens may be taken back: to forget the newest of a row, go on at an
-earlier position. What a slot holds follows from the positions, so nothing else is stored.
+A global attention layer keeps the token at position p in slot p. A layer with a sliding window keeps it in slot p mod S of a ring
+with some spare slots, so that a row's newest tokens can be taken back: continue at an earlier position and they are forgotten.
+The contents of a slot follow from the positions, so nothing else is stored.
 """
 
 import flax.struct
@@ -14,14 +14,14 @@ import jax.numpy as jnp
 from gpt4o_jax.config import ModelConfig
 
 KINDS = ("float32", "bfloat16", "int8")
-SPARE, RING_UNIT = 16, 16  # slots of a ring beyond its window; rings are multiples of the unit
+SPARE, RING_UNIT = 16, 16  # slots of a ring beyond its window; ring sizes are multiples of RING_UNIT
 
 
 @flax.struct.dataclass
 class Slots:
-    """Keys and values of a layer, in the order in which attention multiplies them: slots of one head side by side.
+    """Keys and values of a layer, in the layout that attention multiplies: a head's slots are contiguous.
 
-    Where they are int8, up to 127, with the scale of each token's head.
+    int8 values are from -127 to 127, with one scale per token and head.
     """
 
     k_BKSH: jax.Array
@@ -30,14 +30,14 @@ class Slots:
     v_scale_BKS: jax.Array | None = None
 
 
-# One for each place of the layer pattern, its arrays leading with the periods; then, leading with 1, one for each layer left.
+# One per layer of a period, its arrays with a leading axis of periods; then one per remaining layer, with a leading axis of 1.
 Cache = tuple[Slots, ...]
 
 
 def empty_cache(config: ModelConfig, batch: int, slots: int, kind: str = "float32", spare: int = SPARE) -> Cache:
-    """A cache for `batch` rows of up to `slots` tokens each. kind: what is stored, one of KINDS.
+    """A cache for `batch` rows of up to `slots` tokens each. kind: storage type, one of KINDS.
 
-    spare: how many of the newest tokens of a row may be taken back.
+    spare: number of a row's newest tokens that can be taken back.
     """
 
     def layer(repeats, window):
@@ -50,7 +50,7 @@ def empty_cache(config: ModelConfig, batch: int, slots: int, kind: str = "float3
 
 
 def grow(config: ModelConfig, cache: Cache, slots: int, spare: int = SPARE) -> Cache:
-    """The same with room for `slots` tokens a row; whole rings stay as they are. spare: as when it was made."""
+    """The cache with room for `slots` tokens per row; rings of full size are unchanged. spare: as for `empty_cache`."""
 
     def layer(place, old: Slots):
         window = place[1]
@@ -63,16 +63,16 @@ def grow(config: ModelConfig, cache: Cache, slots: int, spare: int = SPARE) -> C
 
 
 def shrink(config: ModelConfig, cache: Cache, slots: int, spare: int = SPARE) -> Cache:
-    """The same with room for only `slots` tokens a row, for rows that hold no more. spare: as when it was made.
+    """The cache with room for only `slots` tokens per row; no row may hold more. spare: as for `empty_cache`.
 
-    A ring with more slots than that is cut too: rows so short have not come around in it, position p is in slot p.
+    Longer rings are cut too: rows this short have not wrapped around, so position p is in slot p.
     """
     cut = lambda window, old: jax.tree.map(lambda x: x[:, :, :, : _size(window, slots, spare)], old)
     return tuple(cut(window, old) for (_, window), old in zip(_places(config), cache, strict=True))
 
 
 def take_rows(cache: Cache, rows_B: jax.Array) -> Cache:
-    """The cache of these rows, in this order; a row may come several times."""
+    """The cache of these rows, in this order; a row may occur several times."""
     return jax.tree.map(lambda leaf: leaf[:, rows_B], cache)
 
 
@@ -83,14 +83,16 @@ def _places(config: ModelConfig) -> list[tuple[int, int | None]]:
 
 
 def _size(window: int | None, slots: int, spare: int) -> int:
-    # A ring is used as one only when it is whole: in a shorter one every position has a slot of its own.
+    # A ring below its full size never wraps around: every position has its own slot.
     return slots if window is None else min(slots, -(-(window + spare) // RING_UNIT) * RING_UNIT)
 
 
 def extend(slots: Slots, k_BTKH, v_BTKH, positions_BT, valid_BT, window: int | None):
-    """Adds the valid tokens of a call; rows are in order. Returns (slots, keys [B, X, K, H], values, their positions [B, X]).
+    """Adds a call's valid tokens, which are in order within each row.
 
-    Keys and values are all that these tokens may look at, and more; positions are negative where there is none.
+    Returns (slots, keys [B, X, K, H], values [B, X, K, H], their positions [B, X]): all that these tokens may attend to, and
+    more. The position of an empty slot is negative or, in layers without a window, later than every query: a causal mask over
+    non-negative positions excludes both.
     """
     S, T = slots.k_BKSH.shape[2], positions_BT.shape[1]
     new = _stored(k_BTKH, v_BTKH, slots)
@@ -98,15 +100,16 @@ def extend(slots: Slots, k_BTKH, v_BTKH, positions_BT, valid_BT, window: int | N
     slot_S = jnp.arange(S)
     if window is None:
         at_BT = jnp.where(valid_BT, positions_BT, S)
-        held_BS = jnp.broadcast_to(slot_S, (len(positions_BT), S))  # what is not a token yet lies after every query
+        held_BS = jnp.broadcast_to(slot_S, (len(positions_BT), S))  # slots without a token lie after every query
         written = _write(slots, new, at_BT)
         return written, *_read(written), held_BS
     at_BT = jnp.where(valid_BT & (positions_BT > last_B1 - S), positions_BT % S, S)
     written = _write(slots, new, at_BT)
     if window + T - 1 <= S:
         return written, *_read(written), last_B1 - (last_B1 - slot_S) % S
-    # The last of the new tokens push out what the first of them see: they look at the old slots, and at each other.
-    none = jnp.iinfo(jnp.int32).max  # beyond every position, which S is not
+    # The last new tokens overwrite keys that the first ones still attend to, so these are taken from the old slots and the new
+    # tokens.
+    none = jnp.iinfo(jnp.int32).max  # above every position, which S is not
     before_B1 = jnp.min(jnp.where(valid_BT, positions_BT, none), axis=1, keepdims=True) - 1
     keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(_read(slots), _read(new), strict=True))
     held_BX = jnp.concatenate([before_B1 - (before_B1 - slot_S) % S, jnp.where(valid_BT, positions_BT, -1)], axis=1)
@@ -114,18 +117,19 @@ def extend(slots: Slots, k_BTKH, v_BTKH, positions_BT, valid_BT, window: int | N
 
 
 def _write(slots: Slots, new: Slots, at_BT) -> Slots:
-    """Puts each token into its slot; slot S, which is none, drops it."""
+    """Writes each token to its slot; slot S does not exist and drops it."""
     if at_BT.shape[1] == 1:
         return _put(slots, new, at_BT[:, 0])
     rows_B1 = jnp.arange(len(at_BT))[:, None]
-    # Indices on both sides of a slice put their own axes first: [B, T, K, ...].
+    # Indices on both sides of a slice move their axes to the front: [B, T, K, ...].
     put = lambda old_BKS, x_BKT: old_BKS.at[rows_B1, :, at_BT].set(jnp.swapaxes(x_BKT, 1, 2), mode="drop")
     return jax.tree.map(put, slots, new)
 
 
 def _put(slots: Slots, new: Slots, at_B) -> Slots:
-    """One token a row, in place. Anything but a loop of unknown length XLA:CPU would write twice, to keep and to look at,
-    and copy the cache to be able to."""
+    """Writes one token per row in place. Without a loop of unknown length, XLA:CPU would write twice, once to store and once to
+    read, and copy the cache for it.
+    """
 
     def row(i, slots):
         def one(old_BKS, x_BK1):
@@ -149,13 +153,13 @@ def _stored(k_BTKH, v_BTKH, like: Slots) -> Slots:
 
 
 def _rounded(x_BKTH):
-    """(int8 [B, K, T, H], scale [B, K, T]) of the same product, within scale / 2."""
+    """(int8 [B, K, T, H], scale [B, K, T]): their product is x within scale / 2."""
     scale_BKT = jnp.max(jnp.abs(x_BKTH), axis=-1) / 127
     return jnp.round(x_BKTH / jnp.maximum(scale_BKT, 1e-30)[..., None]).astype(jnp.int8), scale_BKT
 
 
 def _read(slots: Slots):
-    """(keys, values) [B, S, K, H] as numbers."""
+    """(keys, values) [B, S, K, H], int8 ones multiplied by their scales."""
     numbers = lambda x, scale: x if scale is None else x.astype(jnp.float32) * scale[..., None]
     k_BKSH, v_BKSH = numbers(slots.k_BKSH, slots.k_scale_BKS), numbers(slots.v_BKSH, slots.v_scale_BKS)
     return jnp.swapaxes(k_BKSH, 1, 2), jnp.swapaxes(v_BKSH, 1, 2)

@@ -1,6 +1,6 @@
-"""Published sizes and families, as values.
+"""Published model families and sizes, as ModelConfig values.
 
-A config file copies one of them and may go on from there:
+A config file copies one of them and may change it:
 
     c = base_config()
     c.model.update(to_dict(GPT4O["small"]))
@@ -13,14 +13,14 @@ from gpt4o_jax.errors import RunError, did_you_mean
 
 
 def pick(file: str, sizes: dict[str, ModelConfig], size: str) -> ModelConfig:
-    """sizes[size]. Raises RunError where there is no such size."""
+    """sizes[size]; file: the config's name, for the message. Raises RunError if there is no such size."""
     if size not in sizes:
         raise RunError(f"configs/{file}:{size}: no such size{did_you_mean(size, sizes)}; sizes: {', '.join(sizes)}")
     return sizes[size]
 
 
 def large_run(file: str, sizes: dict[str, ModelConfig], size: str):
-    """The config of a long pretraining of sizes[size]: weights in shards over all devices, blocks recomputed backwards."""
+    """The config for pretraining sizes[size] at scale: FSDP over all devices, full remat. Raises RunError as `pick` does."""
     c = base_config()
     c.model.update(to_dict(pick(file, sizes, size)))
     c.model.remat = "full"
@@ -50,13 +50,13 @@ def _gpt4o(n_layers: int, d_model: int, vocab_size: int, context_length: int, n_
     )
 
 
-# Key/value heads are shared (GQA) from 1.3 B on, where the cache starts to limit the batch of a sampler, and
-# blocks are recomputed in the backward pass from there on, where activations outgrow the memory of one device.
+# From 1.3 B on, key/value heads are shared (GQA), as the cache starts to limit the batch of sampling, and blocks are
+# rematerialised, as activations outgrow the memory of one device.
 GPT4O: dict[str, ModelConfig] = {
     "nano": _gpt4o(4, 256, 2048, 256, scan_unroll=4),  # 4 M
     "tiny": _gpt4o(6, 512, 8192, 512, scan_unroll=6),  # 27 M
     "small": _gpt4o(12, 768, 32768, 1024),  # 135 M, the blocks of GPT-2 small
-    "moe_nano": _gpt4o(  # 10 M, of which a token passes the 4 M of nano
+    "moe_nano": _gpt4o(  # 10 M, of which 4 M active, as in nano
         4, 256, 2048, 256, scan_unroll=4, n_experts=8, experts_per_token=2, expert_d_ff=512, router_bias=True
     ),
     "medium": _gpt4o(24, 1024, 32768, 2048),  # 369 M
@@ -65,7 +65,7 @@ GPT4O: dict[str, ModelConfig] = {
     "xxl": _gpt4o(96, 8192, 131072, 8192, n_kv_heads=8, rope_theta=500_000.0, remat="full"),  # 68 B
 }
 
-# The model of the article this project began with, with what its code lacks (see README.md): one layer of GPT-2's kind.
+# The model of the article this project started from, including what its code lacks (see README.md): one layer in GPT-2's style.
 ARTICLE = ModelConfig(
     vocab_size=10_000,
     context_length=128,
@@ -86,12 +86,12 @@ ARTICLE = ModelConfig(
 
 # ---------------------------------------------------------------- published families
 #
-# Architecture as in the named checkpoints' own configuration files; how they were initialised is not published in
-# full, so output_init and init_std are GPT-2's throughout.
+# Architectures follow the named checkpoints' own configuration files; how they were initialised is not published in full, so
+# output_init and init_std are GPT-2's throughout.
 
 
 def _gpt2(n_layers: int, d_model: int, n_heads: int) -> ModelConfig:
-    """Radford et al. 2019. Heads of width 64, biases everywhere, a tied table, the tanh form of GELU."""
+    """Radford et al. 2019. Heads of width 64, biases everywhere, tied embeddings, the tanh form of GELU."""
     return ModelConfig(
         vocab_size=50_257,
         context_length=1024,
@@ -118,7 +118,7 @@ GPT2: dict[str, ModelConfig] = {
 
 
 def _llama(n_layers, d_model, n_heads, n_kv_heads, d_ff, norm_eps=1e-5, **more) -> ModelConfig:
-    """The frame that Llama (arXiv:2302.13971) set: RMSNorm, RoPE, SwiGLU, no biases; heads of width 128 unless told."""
+    """The architecture set by Llama (arXiv:2302.13971): RMSNorm, RoPE, SwiGLU, no biases; heads of width 128 by default."""
     return ModelConfig(
         n_layers=n_layers,
         d_model=d_model,
@@ -132,7 +132,7 @@ def _llama(n_layers, d_model, n_heads, n_kv_heads, d_ff, norm_eps=1e-5, **more) 
 
 
 def _llama3(n_layers, d_model, n_heads, d_ff, rope_factor=8.0, **more) -> ModelConfig:
-    """Llama 3.1 and 3.2 (arXiv:2407.21783): trained on 8,192 tokens, stretched to 131,072."""
+    """Llama 3.1 and 3.2 (arXiv:2407.21783): trained on 8,192 tokens, extended to 131,072."""
     stretch = dict(rope_theta=500_000.0, rope_scaling="llama3", rope_factor=rope_factor, rope_original_context=8192)
     return _llama(n_layers, d_model, n_heads, 8, d_ff, vocab_size=128_256, context_length=131_072, **stretch, **more)
 
@@ -155,7 +155,7 @@ LLAMA: dict[str, ModelConfig] = {
 
 
 def _qwen2(n_layers, d_model, n_heads, n_kv_heads, d_ff, vocab_size=151_936, **more) -> ModelConfig:
-    """Qwen 2 (arXiv:2407.10671): biases on queries, keys and values alone."""
+    """Qwen 2 (arXiv:2407.10671): biases on queries, keys and values only."""
     size = dict(vocab_size=vocab_size, context_length=131_072, rope_theta=1e6)
     return _llama(n_layers, d_model, n_heads, n_kv_heads, d_ff, norm_eps=1e-6, qkv_bias=True, **size, **more)
 
@@ -190,7 +190,7 @@ QWEN3: dict[str, ModelConfig] = {
 
 
 def _gemma2(n_layers, d_model, n_heads, n_kv_heads, d_ff, head_dim, query_scalar) -> ModelConfig:
-    """Gemma 2 (arXiv:2408.00118): local and global layers in turn, norms on both sides, soft-caps, GeGLU, a tied table."""
+    """Gemma 2 (arXiv:2408.00118): alternating local and global layers, norms on both sides, soft-caps, GeGLU, tied embeddings."""
     return _llama(
         n_layers,
         d_model,
@@ -222,9 +222,9 @@ GEMMA2: dict[str, ModelConfig] = {
 
 
 def _gemma3(n_layers, d_model, n_heads, n_kv_heads, d_ff, head_dim=256, query_scalar=256, window=1024) -> ModelConfig:
-    """Gemma 3's text decoder (arXiv:2503.19786): five local layers to a global one, QK-norm in the place of soft-caps.
+    """Gemma 3's text decoder (arXiv:2503.19786): five local layers per global one, QK-norm instead of soft-caps.
 
-    Contexts beyond 32,768 by stretching, in global layers alone.
+    Contexts beyond 32,768 tokens by RoPE scaling, in global layers only.
     """
     return _llama(
         n_layers,
@@ -233,7 +233,7 @@ def _gemma3(n_layers, d_model, n_heads, n_kv_heads, d_ff, head_dim=256, query_sc
         n_kv_heads,
         d_ff,
         norm_eps=1e-6,
-        vocab_size=262_208,  # with rows for images
+        vocab_size=262_208,  # including rows for images
         context_length=131_072,
         head_dim=head_dim,
         mlp="geglu",
@@ -260,14 +260,14 @@ GEMMA3: dict[str, ModelConfig] = {
     "27b": _gemma3(62, 5376, 32, 16, 21_504, head_dim=128, query_scalar=168),
 }
 
-# Mistral 7B v0.1 (arXiv:2310.06825): every layer sees the last 4,096 tokens.
+# Mistral 7B v0.1 (arXiv:2310.06825): a sliding window of 4,096 tokens in every layer.
 _WINDOW = dict(layer_pattern=("local",), window=4096)
 MISTRAL: dict[str, ModelConfig] = {
     "7b": _llama(32, 4096, 32, 8, 14_336, vocab_size=32_000, context_length=32_768, **_WINDOW),
 }
 
 
-# Mixtral (arXiv:2401.04088): eight experts, of which a token passes two; no window.
+# Mixtral (arXiv:2401.04088): eight experts, two per token; no window.
 _EIGHT = dict(n_experts=8, experts_per_token=2, rope_theta=1e6, vocab_size=32_000)
 MIXTRAL: dict[str, ModelConfig] = {
     "8x7b": _llama(32, 4096, 32, 8, 14_336, context_length=32_768, **_EIGHT),

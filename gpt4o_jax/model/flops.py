@@ -1,13 +1,13 @@
-"""Parameters and floating-point operations, by formula.
+"""Parameter counts and floating-point operations, by formula.
 
-XLA's own count sees the body of a scan once, so it cannot be used for a scanned stack.
+XLA's own count sees the body of a scan only once, so it does not work for a scanned stack.
 """
 
 from gpt4o_jax.config_model import LayerKind, ModelConfig
 
 
 def parameter_count(c: ModelConfig, active: bool = False) -> int:
-    """Every number that training changes; active: less the experts that a token does not pass."""
+    """Number of parameters of the model; active: without the routed experts that a token does not use."""
     D, N, K, H, F, V = c.d_model, c.n_heads, c.kv_heads, c.head_width, c.ff_width, c.vocab_size
     norm = D * (2 if c.norm == "layer" and c.bias else 1)
     tables = V * D * (1 if c.tied else 2) + (c.context_length * D if c.positions == "learned" else 0)
@@ -28,7 +28,7 @@ def parameter_count(c: ModelConfig, active: bool = False) -> int:
 
 
 def _matrices(c: ModelConfig, kind: LayerKind, experts: int) -> int:
-    """Entries of a layer's matrices, so many of its routed experts counted."""
+    """Number of entries in a layer's matrices, with `experts` routed experts counted."""
     attention = c.d_model * c.head_width * (2 * c.n_heads + 2 * c.kv_heads)
     in_and_out = c.d_model * (3 if c.gated else 2)
     if not kind.experts:
@@ -37,16 +37,16 @@ def _matrices(c: ModelConfig, kind: LayerKind, experts: int) -> int:
 
 
 def forward_flops_per_token(c: ModelConfig, keys: float) -> float:
-    """Operations (a multiply-add is two) of the forward pass for a token that looks at `keys` keys, or the window's."""
+    """FLOPs (a multiply-add is two) of the forward pass of a token that attends to `keys` keys, or to the window's if fewer."""
     matrices = sum(_matrices(c, kind, c.experts_per_token) for kind in c.layer_kinds) + c.d_model * c.vocab_size
     seen = sum(min(keys, kind.window) if kind.local else keys for kind in c.layer_kinds)
     return 2 * matrices + 4 * c.n_heads * c.head_width * seen
 
 
 def train_flops_per_token(c: ModelConfig, frozen: bool = False) -> float:
-    """Forward and backward, over all T keys, or the window's: the 6N + 12LDT of PaLM (arXiv:2204.02311); remat not counted.
+    """FLOPs of forward and backward over all T keys, or the window's: PaLM's 6N + 12LDT (arXiv:2204.02311), without remat.
 
-    frozen: the weights get no gradient (those of adapters are not counted), which leaves 4N + 12LDT.
+    frozen: the weights get no gradient, which leaves 4N + 12LDT; the products of adapters are not counted.
     """
     T, D = c.context_length, c.d_model
     keys = min(T, c.period[-1].window or T)
@@ -60,8 +60,8 @@ def train_flops_per_token(c: ModelConfig, frozen: bool = False) -> float:
 
 
 def masked_flops_per_token(c: ModelConfig) -> float:
-    """Of train_flops_per_token, what a causal kernel may leave out: keys that come after the token."""
+    """The part of train_flops_per_token that a causal kernel can skip: keys after the token."""
     T = c.context_length
     kinds = [*c.layer_kinds, *[c.period[-1]] * c.mtp_heads]
-    widths = [min(T, kind.window or T) for kind in kinds]  # the token at place t sees min(t, width) keys
+    widths = [min(T, kind.window or T) for kind in kinds]  # the t-th token sees min(t, width) keys
     return 12 * c.n_heads * c.head_width * sum(w * (w - 1) / (2 * T) for w in widths)

@@ -54,9 +54,9 @@ class GPT(nn.Module):
         in_order: False returns rows in the token order of parallel.context.zigzag, which saves the communication to undo it.
 
         Returns (hidden_BTD, cache, aux). hidden_BTD: float32, after the final norm and muP's output multiplier: the input of
-        `unembed`. cache: with these tokens added, or None. aux: dict that may hold "ahead_nBTD", the same for each
-        multi-token prediction head, always in zigzag order; and "routings", a moe.Routing for every mixture of experts, nested
-        as its parameters are.
+        `unembed`. cache: with these tokens added, or None. aux: dict that may hold "ahead_nBTD", the same for each multi-token
+        prediction head, always in zigzag order, and "routings", one moe.Routing per mixture of experts, nested like the
+        parameters.
         """
         c = self.config
         if cache is None:  # context parallelism: reorder each row, so that causal attention loads all devices evenly
@@ -90,14 +90,14 @@ class GPT(nn.Module):
         if not c.tied:  # declared here, used by unembed()
             param(self, "unembedding", normal(c.init_std), (c.d_model, c.vocab_size), ("embed", "vocab"))
         hidden_BTD = make_norm(c, "final_norm")(x_BTD)
-        if c.mup_base_width:  # muP's multiplier of the logits, applied here so that every reader of the hidden states gets it
+        if c.mup_base_width:  # muP's logit multiplier, applied here so that every use of the hidden states includes it
             hidden_BTD *= c.width_ratio
         if cache is None and in_order:
             hidden_BTD = context.in_order(hidden_BTD)
         return hidden_BTD, cache, aux
 
     def _value_embeddings(self, tokens_BT):
-        """Value embeddings [n, B, T, K, H], or None without tables. Initialised at the scale of the values that they join."""
+        """Value embeddings [n, B, T, K, H], or None without tables. Initialised at the scale of attention values."""
         c = self.config
         if not c.value_embeddings:
             return None
@@ -109,7 +109,7 @@ class GPT(nn.Module):
 
 
 def _rotations(c: ModelConfig, positions_BT, below: int | None) -> tuple[Rotation | None, Rotation | None]:
-    """RoPE tables of (all layers, local layers if theirs differ). below: exclusive upper bound of positions, if known."""
+    """RoPE tables (of all layers, of local layers if theirs differ). below: exclusive upper bound of positions, if known."""
     if c.positions != "rope":
         return None, None
     scaling = None

@@ -14,7 +14,7 @@ from gpt4o_jax.ops.weights import Weight
 def param(module: nn.Module, name: str, init, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
     """A float32 parameter of `shape`, with logical axis names (parallel/rules.py).
 
-    Where the params hold a quantised Weight or an Adapted (LoRA) under this name, that is returned instead.
+    If the params hold a quantised Weight or an Adapted (LoRA) under this name, that is returned instead.
     """
     if module.has_variable("params", name) and isinstance(given := module.get_variable("params", name), Weight | Adapted):
         return given
@@ -38,7 +38,7 @@ def rms_normalise(x: jax.Array, eps: float, axes: int | tuple[int, ...] = -1) ->
 
 
 def _normalised(x, eps, axes):
-    """(y, what the gradient needs)."""
+    """(y, residuals of the gradient)."""
     inverse = jax.lax.rsqrt(jnp.mean(x * x, axis=axes, keepdims=True) + eps)
     return x * inverse, (x * inverse, inverse)
 

@@ -1,9 +1,9 @@
-"""Adapters of low rank: which weights get one, how they start, how they stand beside the weights and are added to them.
+"""LoRA adapters: which weights get one, how they are initialised, used beside the weights and merged into them.
 
 Source: LoRA, Hu et al. 2021, arXiv:2106.09685.
 
-Adapters are a tree like the parameters, with {"A": ..., "B": ...} in the place of each weight that has one, and without the
-others. A [..., *summed, r] and B [..., r, *outputs] lead with layers and experts as their weight does.
+Adapters are a tree like the parameters, with {"A": ..., "B": ...} in place of each adapted weight and without the others.
+A [..., *summed, r] and B [..., r, *outputs] have the leading axes (layers, experts) of their weight.
 """
 
 import fnmatch
@@ -21,7 +21,7 @@ from gpt4o_jax.ops.adapted import Adapted, change
 
 
 def adaptable(axes: dict) -> dict[str, Matrix]:
-    """The weights that can have an adapter, by path: hidden matrices, but for routers, whose products are exact.
+    """The weights that can have an adapter, by path: hidden matrices except routers, whose products are always float32.
 
     axes: model.gpt.logical_axes.
     """
@@ -31,7 +31,7 @@ def adaptable(axes: dict) -> dict[str, Matrix]:
 
 
 def chosen(c: LoraConfig, axes: dict) -> dict[str, Matrix]:
-    """Those that get one. Raises RunError where a pattern matches none."""
+    """The weights that get an adapter, by path; axes: as for `adaptable`. Raises RunError if a pattern matches none."""
     able = adaptable(axes)
     for pattern in c.targets:
         if not fnmatch.filter(able, pattern):
@@ -43,7 +43,7 @@ def chosen(c: LoraConfig, axes: dict) -> dict[str, Matrix]:
 
 
 def logical_axes(c: LoraConfig, axes: dict) -> dict:
-    """For every adapter the names of its axes; axes: those of the model. Raises RunError as `chosen` does."""
+    """Axis names of every adapter, in a tree like theirs; axes: those of the model. Raises RunError as `chosen` does."""
     flat, made = traverse_util.flatten_dict(axes, sep="/"), {}
     for path, (rows, columns) in chosen(c, axes).items():
         names = flat[path]
@@ -52,9 +52,9 @@ def logical_axes(c: LoraConfig, axes: dict) -> dict:
 
 
 def init(c: LoraConfig, axes: dict, shapes: dict, key: jax.Array) -> dict:
-    """Fresh adapters, which change nothing: A random, of variance 1 / inputs, B zero.
+    """Fresh adapters, which change nothing: A random with variance 1 / inputs, B zero.
 
-    axes, shapes: of the model's parameters.
+    axes, shapes: of the model's parameters. Raises RunError as `chosen` does.
     """
     flat, made = traverse_util.flatten_dict(shapes, sep="/"), {}
     for i, (path, (rows, columns)) in enumerate(chosen(c, axes).items()):
@@ -66,7 +66,7 @@ def init(c: LoraConfig, axes: dict, shapes: dict, key: jax.Array) -> dict:
 
 
 def beside(base: dict | None, adapters: dict, scale: float) -> dict:
-    """The parameters of a model: `base` with an Adapted for every weight that has an adapter. base None: `adapters` are all."""
+    """The model's parameters: `base` with an Adapted for every adapted weight, or, if base is None, `adapters` as they are."""
     if base is None:
         return adapters
     if not isinstance(base, dict):
@@ -76,6 +76,6 @@ def beside(base: dict | None, adapters: dict, scale: float) -> dict:
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=2)
 def merged(base: dict, adapters: dict, scale: float) -> dict:
-    """Plain parameters that compute what `base` with its adapters does; base's memory is theirs. -scale undoes it."""
+    """Plain parameters equivalent to `base` with its adapters; `base` is donated. -scale undoes it."""
     added = lambda w: w.base + change(w) if isinstance(w, Adapted) else w
     return jax.tree.map(added, beside(base, adapters, scale), is_leaf=lambda w: isinstance(w, Adapted))

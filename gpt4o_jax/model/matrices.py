@@ -1,22 +1,22 @@
-"""Which parameters are hidden matrices, told from the logical names of their axes."""
+"""Which parameters are hidden matrices, determined from the logical names of their axes."""
 
 from typing import NamedTuple
 
-STACKED = ("layers", "ahead")  # axes of modules that stand in a row: layers, and heads of multi-token prediction
+STACKED = ("layers", "ahead")  # axes of stacked modules: layers, and multi-token prediction heads
 
 
 class Matrix(NamedTuple):
-    """Which axes of a weight are summed over by its product (rows), and which it produces (columns); others are stacked."""
+    """The axes of a weight that its product sums over (rows) and produces (columns); the other axes are stacked."""
 
     rows: tuple[int, ...]
     columns: tuple[int, ...]
 
 
 def hidden_matrix(names: tuple[str, ...]) -> Matrix | None:
-    """Which axes of a weight are its matrix's rows (summed over) and columns; None where it is no hidden matrix.
+    """The row (summed over) and column axes of a weight's matrix; None if it is not a hidden matrix.
 
-    A hidden matrix reads from the residual stream ("embed" first) or writes to it ("embed" last); one end of an adapter's is
-    its rank. Every expert has its own.
+    A hidden matrix reads from the residual stream ("embed" first) or writes to it ("embed" last); one end of an adapter's is its
+    rank. Every expert has its own.
     """
     stacked = STACKED if names[-1] == "expert" else (*STACKED, "expert")  # a router's columns are the experts
     axes = [i for i, name in enumerate(names) if name not in stacked]
@@ -26,7 +26,7 @@ def hidden_matrix(names: tuple[str, ...]) -> Matrix | None:
         return Matrix((axes[0],), tuple(axes[1:]))
     if names[axes[-1]] in ("embed", "rank"):
         return Matrix(tuple(axes[:-1]), (axes[-1],))
-    return None  # a bias of several heads: (heads, head_dim)
+    return None  # such as a bias per head: (heads, head_dim)
 
 
 def is_names(x) -> bool:

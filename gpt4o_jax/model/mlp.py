@@ -17,11 +17,11 @@ from gpt4o_jax.parallel import constrain
 
 ACTIVATIONS = {
     "gelu": functools.partial(nn.gelu, approximate=False),  # with erf
-    "gelu_tanh": functools.partial(nn.gelu, approximate=True),  # as GPT-2 has it
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),  # as in GPT-2
     "relu": nn.relu,
     "relu2": lambda x: jnp.square(nn.relu(x)),  # Primer, arXiv:2109.08668
     "swiglu": nn.silu,  # gated, arXiv:2002.05202
-    "geglu": functools.partial(nn.gelu, approximate=True),  # gated, as Gemma has it
+    "geglu": functools.partial(nn.gelu, approximate=True),  # gated, as in Gemma
 }
 
 

@@ -1,6 +1,6 @@
-"""A mixture of experts in the place of a feed-forward, and what keeps their load even.
+"""A mixture of experts in place of a feed-forward, and its load balancing.
 
-B batch, T positions, D model width, F hidden width of an expert, E experts, k experts of a token
+B batch, T positions, D model width, F hidden width of an expert, E experts, k experts per token
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ INTO, OUT = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")  # axes of th
 
 
 class Routing(NamedTuple):
-    """Sums over the real tokens of a batch: padding does not count."""
+    """Sums over the tokens of a batch, without padding."""
 
-    tokens_E: jax.Array  # that were sent to each expert
-    probability_E: jax.Array  # that the router gave each expert, of 1 a token
-    squared_z: jax.Array  # squares of the log-normaliser of the router's logits
+    tokens_E: jax.Array  # number sent to each expert
+    probability_E: jax.Array  # of each expert, 1 per token in total
+    squared_z: jax.Array  # squared log-normaliser of the router logits
 
 
 class Experts(nn.Module):
-    """Sum over the k experts that a router chooses for a token, plus the shared experts, which every token passes."""
+    """Weighted sum of the k experts that the router chooses for a token, plus the shared experts, which process every token."""
 
     config: ModelConfig
     compute: Compute
@@ -70,7 +70,7 @@ def _mixture(c: ModelConfig, compute: Compute, x_BTD, real_BT, *weights) -> tupl
 
 
 def _among_devices(c, compute, axes, scatter, x_BTD, real_BT, router_DE, balance_E, gate_EDF, up_EDF, down_EFD):
-    """`_routed` of a device with its parts of weights; T is split over "tensor" where scatter, Routing is summed over `axes`."""
+    """`_routed` on one device with its shards of the weights; `scatter` splits T over "tensor"; Routing is summed over `axes`."""
     router_DE = gathered(gathered(router_DE, "fsdp", 0), "expert", 1)
     balance_E = None if balance_E is None else gathered(balance_E, "expert", 0)
     gate_EDF = None if gate_EDF is None else _whole(gate_EDF, INTO, compute)
@@ -82,23 +82,23 @@ def _among_devices(c, compute, axes, scatter, x_BTD, real_BT, router_DE, balance
 
 
 def _named(w, names: tuple[str, ...]):
-    """The names of its axes, for all arrays that w consists of."""
+    """Axis names for every array of w."""
     if not isinstance(w, Adapted):
         return names
     return dataclasses.replace(w, base=names, A=(*names[:2], "rank"), B=(names[0], "rank", names[2]))
 
 
 def _whole(w, names: tuple[str, ...], compute):
-    """A device's part of w with those of the others along "fsdp"."""
+    """This device's part of w, joined with those of the others along "fsdp"."""
     join = lambda part, names: gathered(part, "fsdp", names.index("embed"), compute.operand) if "embed" in names else part
     return jax.tree.map(join, w, _named(w, names))
 
 
 def _routed(c, compute, experts, x_BTD, real_BT, router_DE, balance_E, *weights):
-    """(sum over the chosen experts, as `experts` computes it, [B, T, D]; Routing of these tokens)."""
+    """(weighted sum of the chosen experts, computed by `experts`, [B, T, D]; Routing of these tokens)."""
     B, T, D = x_BTD.shape
     x_MD, real_M = x_BTD.reshape(B * T, D), real_BT.reshape(B * T).astype(jnp.float32)
-    # In float32 throughout: a router's rounding errors decide where tokens go.
+    # In float32 throughout: rounding errors of the router change where tokens go.
     logits_ME = jnp.dot(x_MD, router_DE, precision=jax.lax.Precision.HIGHEST)
     scores_ME = ops.SCORES[c.router_scores](logits_ME)
     chosen_Mk, gates_Mk = ops.choose(scores_ME, c.experts_per_token, c.router_normalise, balance_E)
@@ -114,11 +114,11 @@ def _routed(c, compute, experts, x_BTD, real_BT, router_DE, balance_E, *weights)
     return y_MD.reshape(B, T, D), routing
 
 
-# ---------------------------------------------------------------- what training does with it
+# ---------------------------------------------------------------- losses, metrics and balancing
 
 
 def _mixtures(routings: dict) -> Routing:
-    """One Routing of all mixtures of a model, their arrays stacked along a new first axis."""
+    """One Routing for all mixtures of a model, their arrays concatenated along the layers axis."""
     leaves = jax.tree.leaves(routings, is_leaf=lambda x: isinstance(x, Routing))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *leaves)
 
@@ -126,8 +126,8 @@ def _mixtures(routings: dict) -> Routing:
 def losses(routings: dict) -> tuple[jax.Array, jax.Array]:
     """(load-balancing loss, router z-loss), means over tokens and mixtures.
 
-    The first is E sum_e f_e P_e of Switch (arXiv:2101.03961), f_e the share of assignments and P_e of probability: 1
-    where both are even. The second is the squared log-normaliser of the logits (ST-MoE, arXiv:2202.08906).
+    The first is Switch's E sum_e f_e P_e (arXiv:2101.03961), f_e being an expert's share of assignments and P_e of probability: 1
+    if both are even. The second is the squared log-normaliser of the logits (ST-MoE, arXiv:2202.08906).
     """
     r = _mixtures(routings)
     tokens_L = jnp.maximum(jnp.sum(r.probability_E, axis=-1), 1)
@@ -137,27 +137,27 @@ def losses(routings: dict) -> tuple[jax.Array, jax.Array]:
 
 
 def load(routings: dict) -> dict:
-    """Of every mixture the tokens_E of its experts, named as its parameters are: {"layers": {"moe": [L, E]}}."""
+    """tokens_E of every mixture, nested like the parameters: {"layers": {"moe": [L, E]}}."""
     return jax.tree.map(lambda r: r.tokens_E, routings, is_leaf=lambda x: isinstance(x, Routing))
 
 
 def load_metrics(load: dict) -> dict[str, jax.Array]:
-    """How even the load is, as means over mixtures."""
+    """How even the load is, averaged over mixtures."""
     tokens_LE = jnp.concatenate(jax.tree.leaves(load))
     share_LE = tokens_LE / jnp.maximum(jnp.sum(tokens_LE, axis=-1, keepdims=True), 1)
     E = tokens_LE.shape[-1]
     entropy_L = -jnp.sum(jax.scipy.special.xlogy(share_LE, share_LE), axis=-1)
     return {
         "expert_load_max": jnp.mean(jnp.max(share_LE, axis=-1) * E),  # in units of the mean load; 1: even
-        "expert_load_entropy": jnp.mean(entropy_L) / jnp.log(max(E, 2)),  # 1: even; 0 of a single one
+        "expert_load_entropy": jnp.mean(entropy_L) / jnp.log(max(E, 2)),  # 1: even; 0: a single expert
         "experts_dead": jnp.mean(tokens_LE == 0),  # share of experts without a token
     }
 
 
 def rebalanced(new: dict, old: dict, load: dict, rate: float) -> dict:
-    """Parameters `new` with each router's bias that of `old`, moved by `rate` towards an even load (arXiv:2408.15664).
+    """Parameters `new`, but each router's bias is that of `old`, moved by `rate` towards an even load (arXiv:2408.15664).
 
-    Experts with less than the mean load rise, those with more sink; what an optimizer did to the bias is undone.
+    Biases of experts with less than the mean load rise, the others' sink; the optimizer's own change of the bias is discarded.
     """
     if isinstance(load, dict):
         return new | {name: rebalanced(new[name], old[name], part, rate) for name, part in load.items()}

@@ -1,4 +1,4 @@
-"""A model as generation wants it: each layer's parameters in arrays of their own, and its matrices in fewer bits."""
+"""A model prepared for generation: unstacked layers, quantised matrices."""
 
 import dataclasses
 import functools
@@ -9,8 +9,8 @@ from gpt4o_jax.model.gpt import GPT
 from gpt4o_jax.ops.weights import rounded
 
 WEIGHTS = ("float32", "bfloat16", "int8", "int4")
-# The matrices of a model by the last names of their path: how many leading axes are summed over. The embedding is what
-# multiplies where it is the head too.
+# Matrices by the last two names of their path: the number of leading axes summed over. The embedding, handled in `_converted`, is
+# stored transposed, as a tied head uses it.
 MATRICES = {
     ("attention", "query"): 1,
     ("attention", "key"): 1,
@@ -23,28 +23,27 @@ MATRICES = {
     ("shared", "gate"): 1,
     ("shared", "down"): 1,
 }
-EXPERTS = (("moe", "up"), ("moe", "gate"), ("moe", "down"))  # a matrix for each expert, summed over its first axis
+EXPERTS = (("moe", "up"), ("moe", "gate"), ("moe", "down"))  # one matrix per expert, summed over its first axis
 
 
 def for_generation(model: GPT, params, weights: str = "float32", kv_cache: str = "float32", rows: int = 1) -> tuple[GPT, dict]:
-    """(model, parameters) that compute the same, or nearly, in less time. weights: one of WEIGHTS; kv_cache: of KINDS.
+    """(model, parameters) that compute the same, or nearly, in less time. weights: one of WEIGHTS; kv_cache: one of cache.KINDS.
 
-    rows: tokens that will mostly be computed at once, those of all rows; any number can be.
+    rows: the number of tokens, over all rows of the batch, that will mostly be computed together; others work too.
 
-    Layers are no longer stacked, so that no step slices their matrices out of the stack. int8: a scale for each output;
-    int4: one for each 128 inputs of an output, and int8 for embedding and head; norms, biases, positions and routers stay
-    float32.
+    Layers are unstacked, so that no step slices their matrices out of the stack. int8: one scale per output; int4: one per 128
+    inputs of an output, with int8 for embedding and head; norms, biases, positions and routers stay float32.
     """
     model = GPT(model.config, dataclasses.replace(model.compute, kv_cache=kv_cache))
-    rows = rows if model.compute.dtype == "bfloat16" else 1  # only products of bfloat16 read weights of bfloat16 as such
+    rows = rows if model.compute.dtype == "bfloat16" else 1  # only bfloat16 products read bfloat16 weights directly
     convert = lambda tree: tree if weights == "float32" else _converted(tree, weights, rows)
     return _unstacked(model, params, convert)
 
 
 def _unstacked(model: GPT, params, convert) -> tuple[GPT, dict]:
-    """The same model whose layer pattern is its whole depth: a single period.
+    """The same model with its whole depth as one period.
 
-    convert(parameters): of one layer at a time, so that no second copy of all of them exists before it.
+    convert(parameters): applied to one layer at a time, so that the whole stack is never duplicated before conversion.
     """
     c = model.config
     if c.n_layers == 1:
@@ -65,7 +64,7 @@ def _unstacked(model: GPT, params, convert) -> tuple[GPT, dict]:
 def _converted(params, weights: str, rows: int) -> dict:
     def convert(path, leaf):
         names = tuple(key.key for key in path)
-        if names[-2:] in MATRICES:  # leads with an axis of layers
+        if names[-2:] in MATRICES:  # has a leading layers axis
             return jax.vmap(lambda w: rounded(w, MATRICES[names[-2:]], weights, rows))(leaf)
         if names[-2:] in EXPERTS:
             return jax.vmap(jax.vmap(lambda w: rounded(w, 1, weights)))(leaf)

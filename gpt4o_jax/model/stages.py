@@ -1,4 +1,4 @@
-"""The layers as stages of a pipeline (parallel/pipeline.py), on the very parameters that model/block.py stacks.
+"""The layers as stages of a pipeline (parallel/pipeline.py), with the same parameters as model/block.py.
 
 B batch, T positions, D model width, L layers, M micro-batches, n value embeddings
 """
@@ -15,9 +15,10 @@ from gpt4o_jax.parallel.pipeline import Schedule, cut, joined, pipeline
 def staged_layers(
     c: ModelConfig, compute: Compute, order: Schedule, params, x_BTD: jax.Array, shared: Shared, key: jax.Array | None
 ):
-    """What block.layers returns without a cache: (x_BTD, routings). params: those under "layers". key: enables dropout.
+    """What block.layers returns without a cache: (x_BTD, routings). params: those under "layers". key: enables dropout, or None.
 
-    Routings are sums over all micro-batches. Every layer has its dropout of every micro-batch, so another than without stages.
+    Routings are summed over all micro-batches. Dropout is drawn per layer and micro-batch, so it differs from that without
+    stages.
     """
     P, train = len(c.period), key is not None
     make = (remat_block(c), c.period[0]) if P == 1 else (Period, c.period)

@@ -19,7 +19,7 @@ from gpt4o_jax.parallel import even, gathered, mesh_axes, per_shard, shards_even
 def lookup(table: jax.Array | Weight, ids_BT: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """table[ids], [B, T, ...]. axes: logical names of the table's axes.
 
-    The result is sharded as ids are; where the rows of the table are split over "tensor", so is T.
+    The result is sharded like ids; if the rows of the table are split over "tensor", so is T, where it divides.
     """
     if isinstance(table, Weight):
         return rows(table, ids_BT)
@@ -44,19 +44,19 @@ def lookup(table: jax.Array | Weight, ids_BT: jax.Array, axes: tuple[str, ...]) 
 
 
 def layout(ids_BT, rows: str = "batch") -> tuple[tuple, tuple]:
-    """Logical names of the axes of (what is inside a block, what is between blocks), as far as they divide."""
+    """Logical axis names of [B, T] arrays (inside a block, between blocks); None where an axis does not divide."""
     inside = even(ids_BT, rows, "seq")
     between = even(ids_BT, rows, "residual")
     return inside, between if between[1] else inside
 
 
 def head_layout(ids_BT) -> tuple[tuple, tuple]:
-    """`layout` where the head is: after a pipeline all stages share its rows, or each has all where they do not divide."""
+    """`layout` at the head: after a pipeline the stages share its rows, or each has them all if they do not divide."""
     return layout(ids_BT, "staged_batch" if shards_evenly(ids_BT, "staged_batch", None) else "batch")
 
 
 def unembedding(params) -> jax.Array | Weight:
-    """The head's matrix [D, V]: its own, or the embedding table transposed where they are tied (as a Weight it already is)."""
+    """The head's matrix [D, V]: its own, or the transposed embedding table if tied (a Weight is stored transposed)."""
     if "unembedding" in params:
         return params["unembedding"]
     table = params["embedding"]
@@ -66,7 +66,7 @@ def unembedding(params) -> jax.Array | Weight:
 def head_losses(
     c: ModelConfig, compute: Compute, params, hidden_BTD, targets_BT, weights_BT, chunk: int, z_loss: float = 0.0
 ) -> LossSums:
-    """ops.cross_entropy of a batch, sums over all of it."""
+    """ops.cross_entropy of a batch, summed over all devices."""
 
     def local(axes, hidden_BTD, unembed_DV, targets_BT, weights_BT):
         sums = cross_entropy(hidden_BTD, unembed_DV, targets_BT, weights_BT, chunk, compute, c.logit_softcap, z_loss, "tensor")
@@ -76,7 +76,7 @@ def head_losses(
 
 
 def head_scores(c: ModelConfig, compute: Compute, params, hidden_BTD, targets_BT, chunk: int) -> tuple[jax.Array, jax.Array]:
-    """ops.token_scores of a batch, [B, T] each."""
+    """ops.token_scores of a batch: (negative log-likelihood in nats, whether the target ranks first), [B, T] each."""
     how = (chunk, compute, c.logit_softcap)
     if isinstance(unembedding(params), Weight):
         return token_scores(hidden_BTD, unembedding(params), targets_BT, *how)
@@ -85,7 +85,7 @@ def head_scores(c: ModelConfig, compute: Compute, params, hidden_BTD, targets_BT
 
 
 def _head(local, params, hidden_BTD, others_BT: tuple, out_names):
-    """local(mesh axes that split tokens, hidden_BTD, unembed_DV, *others_BT) per device: its tokens, all D, its part of V."""
+    """local(mesh axes that split tokens, hidden_BTD, unembed_DV, *others_BT) per device: its tokens, all of D, its part of V."""
     tokens, between = head_layout(others_BT[0])
     axes = mesh_axes(*tokens)
 

@@ -1,15 +1,15 @@
-"""Scaled dot-product attention with grouped key/value heads: the reference, and who computes it where.
+"""Scaled dot-product attention with grouped key/value heads: the reference implementation, and which backend runs where.
 
-`attention` takes any mask and is the definition. `self_attention` is the same over rows in order, causal within
-their segments, by the implementation that suits the hardware:
+`attention` takes any mask and defines the result. `self_attention` computes it for rows in order, causal within their segments,
+with the implementation that suits the hardware:
 
     name       where  why
-    blocks     CPU    2 to 5 times the reference's speed, no [T, T] in memory; not for attention dropout
-    cudnn      GPU    flash attention of cuDNN; bfloat16, head width a multiple of 8 up to 128, no soft-cap, no sinks
-    splash     TPU    Pallas flash attention; T a multiple of 128
-    reference  all    everything else: dropout on the weights, odd shapes, float32 on a GPU
-    ring       all    rows cut over several devices (mesh.context above 1), by parallel/context.py; not for attention dropout
-    gather     all    the same for few devices, with more memory
+    blocks     CPU    2 to 5 times the reference's speed, no [T, T] in memory; no attention dropout
+    cudnn      GPU    cuDNN flash attention; bfloat16, head width a multiple of 8 up to 128; no soft-cap, sinks, attention dropout
+    splash     TPU    Pallas flash attention; T a multiple of 128; no attention dropout
+    reference  all    everything else: attention dropout, odd shapes, float32 on a GPU
+    ring       all    rows split over several devices (mesh.context above 1), in parallel/context.py; no attention dropout
+    gather     all    the same with fewer messages and more memory, for few devices
 
 B batch, T query positions, S key positions, N query heads, K key/value heads,
 G query heads per key/value head, H head width
@@ -38,10 +38,10 @@ def attention(
     sinks_N: jax.Array | None = None,
     dropout=None,
 ) -> jax.Array:
-    """softmax(scale * q k^T) v over the keys that the mask allows. Float32 softmax and result.
+    """softmax(scale * q k^T) v over the keys that mask_BTS (bool) allows, [B, T, N, H]. Float32 softmax and result.
 
     scale: None means 1 / sqrt(H). softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv:2408.00118).
-    sinks_N: one more logit in each head's softmax, which takes weight and gives nothing (arXiv:2508.10925).
+    sinks_N: an extra logit per head in the softmax, with a value of zero (arXiv:2508.10925).
     dropout: None, or a function applied to the attention weights [B, K, G, T, S].
     Source: Attention Is All You Need (arXiv:1706.03762), grouped heads: arXiv:2305.13245.
     """
@@ -83,9 +83,11 @@ def self_attention(
     softcap: float | None = None,
     dropout=None,
 ) -> jax.Array:
-    """Attention of rows in order to themselves: causal, within segments and window. For the arguments see `attention`.
+    """Self-attention of rows in order: causal, within segments and window. Other arguments as for `attention`.
 
-    segments_BT: documents of a row, each in one piece; None: a row is one document. Returns [B, T, N, H], float32.
+    implementation: as returned by `choose`. segments_BT: each position's document, documents being contiguous; None: one per row.
+    window: number of keys attended to, the query's own included; None: all. dropout: used by the reference only.
+    Returns [B, T, N, H], float32.
     """
     scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
     if implementation == "blocks":
@@ -112,9 +114,10 @@ def choose(
     dropout: bool = False,
     context: int = 1,
 ) -> str:
-    """The name of the implementation for these shapes. wanted: a name, or "auto" for the first that can.
+    """Name of the implementation for these shapes. wanted: a name, or "auto" for the first that supports the case.
 
-    context: over how many devices a row is cut. Raises RunError where the wanted one cannot do it, with the reason.
+    T: row length; H: head width; context: number of devices a row is split over. Raises RunError with the reason if the wanted
+    implementation, or with "auto" every one, does not support the case.
     """
     whole = (context > 1, f"needs whole rows, and mesh.context={context} cuts them")
     cut = _first(
@@ -151,7 +154,7 @@ def choose(
     able = [name for name, reason in reasons.items() if reason is None]
     if wanted == "auto" and able:
         return able[0]
-    if wanted == "auto":  # only rows that are cut can leave nothing
+    if wanted == "auto":  # only rows split over devices can rule out every implementation
         raise RunError(f"model.attention=auto: ring {reasons['ring']}, and nothing else takes rows cut by mesh.context={context}")
     if reasons[wanted] is not None:
         other = f"auto would take {able[0]}" if able else "nor can auto take anything else"
@@ -164,7 +167,7 @@ def _first(*checks) -> str | None:
 
 
 def _cudnn(q_BTNH, k_BTKH, v_BTKH, segments_BT, compute, scale, window):
-    # cuDNN takes packed documents as a mask in memory: [B, 1, T, T], one for all heads.
+    # For packed documents cuDNN needs a mask in memory: [B, 1, T, T], shared by all heads.
     mask_B1TT = None if segments_BT is None else (segments_BT[:, None, :, None] == segments_BT[:, None, None, :])
     operands = [x.astype(compute.operand) for x in (q_BTNH, k_BTKH, v_BTKH)]
     local = None if window is None else (window - 1, 0)

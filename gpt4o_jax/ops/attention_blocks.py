@@ -1,16 +1,16 @@
-"""Causal self-attention by blocks of queries: one key/value head at a time, recomputed in the backward pass.
+"""Causal self-attention by blocks of queries, one key/value head at a time, recomputed in the backward pass.
 
-XLA:CPU multiplies the small batched matrices of the plain einsum slowly, and writes all scores [B, N, T, T] to
-memory several times. Here the scores of one block of queries of one head stay in the cache of a core, the keys that
-causality or the window hide from a block are never multiplied, and nothing but the output and one number a query is
-kept for the backward pass, which computes the scores again (FlashAttention-2, arXiv:2307.08691, without its online softmax:
-a row of scores fits). Products are float32: in this form bfloat16 ones are no faster.
+XLA:CPU multiplies the small batched matrices of the plain einsum slowly, and writes all scores [B, N, T, T] to memory several
+times. Here the scores of one block of queries of one head stay in a core's cache, keys hidden from a block by causality or the
+window are never multiplied, and only the output and one number per query are kept for the backward pass, which recomputes the
+scores (FlashAttention-2, arXiv:2307.08691, without its online softmax: a row of scores fits). Products are float32: bfloat16 is
+no faster in this form.
 
-`block_attention` is for whole rows on CPUs. `attend` and `attend_backward` are what it is made of, and what
-parallel/context.py puts together for rows that are cut over several devices, there on any platform.
+`block_attention` is for whole rows on CPUs. `attend` and `attend_backward` are its building blocks, which parallel/context.py
+combines for rows split over several devices, on any platform.
 
 B batch, T positions, N query heads, K key/value heads, G query heads per key/value head, H head width,
-X rows times key/value heads, S positions of keys, c queries of a block, s keys that the block can see
+X rows times key/value heads, S key positions, c queries of a block, s keys that the block can see
 """
 
 import functools
@@ -22,21 +22,21 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gpt4o_jax.ops import keep
 
-SMALLEST_BLOCK, MOST_BLOCKS = 64, 8  # queries; the blocks are unrolled, so that more of them would only compile longer
+SMALLEST_BLOCK, MOST_BLOCKS = 64, 8  # queries; blocks are unrolled, so more of them would only compile longer
 
 
 class How(NamedTuple):
-    """What is known when compiling."""
+    """Static arguments."""
 
     scale: float
     window: int | None
     softcap: float | None
-    serial: bool  # heads one after another, as a CPU's cache wants it; or all at once
-    heads: int  # key/value heads of a row: so many follow one another in X, and share the row's segments
+    serial: bool  # heads one after another, to stay in a CPU's cache; or all together
+    heads: int  # key/value heads of a row: consecutive in X, sharing the row's segments
 
 
 def block_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N, scale: float, window=None, softcap=None):
-    """Equal to ops.attention.attention under causal_mask of rows in order; see there for the arguments. Float32.
+    """Equal to ops.attention.attention with the causal_mask of rows in order; see there for the arguments. Float32 [B, T, N, H].
 
     sinks_N, segments_BT: arrays, or None.
     """
@@ -72,11 +72,11 @@ _rows.defvjp(_rows_forward, _rows_backward)
 def attend(how: How, q, k, v, segments=None, key_segments=None, sinks=None, distance=None):
     """(softmax over the visible keys, times values [X, G, T, H]; log of its denominator [X, G, T, 1]), float32.
 
-    q: [X, G, T, H], float32; k, v: [X, S, H], whose type the operands of products take; sinks: [X, G] or None.
-    distance: None: the keys are the queries' own, causal, with segments [X / how.heads, T] or None. Else positions, possibly
-    traced, from the first key to the first query: all keys lie before all queries, which are one block, and key_segments
-    [X / how.heads, S] are theirs. A query to which window and segments leave no key has the least of all normalisers, and its
-    output means nothing.
+    q: [X, G, T, H], float32; k, v: [X, S, H], whose dtype the operands of products take; sinks: [X, G] or None.
+    distance: None if the keys are the queries' own: causal, with segments [X / how.heads, T] or None. Otherwise the number of
+    positions, possibly traced, from the first key to the first query: all keys precede all queries, the queries form one block,
+    and key_segments [X / how.heads, S] belong to the keys. A query without visible keys gets the lowest normaliser and a
+    meaningless output.
     """
 
     blocks = _blocks(q.shape[2], k.shape[1], how.window, distance)
@@ -103,17 +103,17 @@ def attend(how: How, q, k, v, segments=None, key_segments=None, sinks=None, dist
 
 
 def attend_backward(how: How, q, k, v, out, normaliser, d_out, segments=None, key_segments=None, sinks=None, distance=None):
-    """Gradients of q, k, v and sinks (or None), float32, as far as these keys go.
+    """Gradients of q, k, v and sinks (or None), float32, as far as they come from these keys.
 
-    out, normaliser: of the softmax over all keys, be they these or more. The other arguments are those of `attend`.
+    out, normaliser: of the softmax over all keys, of which these may be a part. Other arguments as for `attend`.
     """
 
     blocks = _blocks(q.shape[2], k.shape[1], how.window, distance)
 
     def head(visible, q_GTH, k_SH, v_SH, sinks_G, out_GTH, normaliser_GT1, d_out_GTH):
-        # softmax's gradient: weights * (d_weights - sum(weights * d_weights)), the sum is that of out * d_out.
+        # softmax's gradient: weights * (d_weights - sum(weights * d_weights)); the sum equals that of out * d_out.
         inner_GT1 = jnp.sum(out_GTH * d_out_GTH, axis=-1, keepdims=True)
-        # Transposed, so that the small factor of their products is the one to transpose: twice as fast on XLA:CPU.
+        # Accumulated transposed, so that their products transpose the smaller factor: twice as fast on XLA:CPU.
         d_q, d_k_HS, d_v_HS = [], *(jnp.zeros(x.shape[::-1], jnp.float32) for x in (k_SH, v_SH))
         for (begin, end, first, last), visible_cs in zip(blocks, visible, strict=True):
             q_GcH, k_sH, v_sH = q_GTH[:, begin:end], k_SH[first:last], v_SH[first:last]
@@ -138,15 +138,15 @@ def attend_backward(how: How, q, k, v, out, normaliser, d_out, segments=None, ke
 
 
 def equal_blocks(T: int) -> int:
-    """In how many blocks of equal size T queries are best computed against keys that all lie before them."""
+    """The best number of equal blocks for T queries whose keys all precede them."""
     return max(n for n in range(1, MOST_BLOCKS + 1) if n == 1 or (T % n == 0 and n * SMALLEST_BLOCK <= T))
 
 
 def _over_heads(how, head, visible, segments, arrays):
     """head(visible(*segments of its row), *arrays of the head) for all heads.
 
-    What the heads of a row see is computed before, and lies in memory: XLA:CPU would otherwise compare segments within every
-    exponential, and then vectorises neither.
+    The masks of a row are computed beforehand and kept in memory: XLA:CPU would otherwise compare segments inside every
+    exponential, and then vectorise neither.
     """
     if not how.serial:
         rows = jax.tree.map(lambda x: x.reshape(-1, how.heads, *x.shape[1:]), arrays)
@@ -172,7 +172,7 @@ def _blocks(T: int, S: int, window: int | None, distance) -> list[tuple[int, int
 
 
 def _visible(window, blocks, distance, segments_T, key_segments_S) -> list:
-    """For each block the keys that its queries see, [c, s], or None where they see all."""
+    """For each block, the mask [c, s] of the keys that its queries see, or None if they see all."""
     segments_S = segments_T if distance is None else key_segments_S
     visible = []
     for begin, end, first, last in blocks:
@@ -187,7 +187,7 @@ def _visible(window, blocks, distance, segments_T, key_segments_S) -> list:
 
 
 def _scores(how, q_GcH, k_sH, visible_cs):
-    """(scores [G, c, s] with hidden ones at the least float32, the derivative of the soft-cap or None)."""
+    """(scores [G, c, s], hidden ones at the lowest float32; derivative of the soft-cap, or None)."""
     c, s = q_GcH.shape[1], k_sH.shape[0]
     scores = _dot(q_GcH.reshape(-1, q_GcH.shape[-1]) * how.scale, k_sH.T).reshape(-1, c, s)
     slope = None

@@ -1,4 +1,4 @@
-"""Causal self-attention on TPUs: the splash kernel that JAX ships, with its shapes and masks filled in.
+"""Causal self-attention on TPUs: the splash kernel that JAX ships, with its block sizes and masks.
 
 B batch, T positions, N query heads, K key/value heads, H head width
 """
@@ -15,7 +15,7 @@ LARGEST_BLOCK = 512
 def splash_attention(
     q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks_N, compute, scale: float, window=None, softcap=None, interpret=False
 ):
-    """Equal to ops.attention.attention under causal_mask of rows in order; T a multiple of 128.
+    """Equal to ops.attention.attention with the causal_mask of rows in order, float32 [B, T, N, H]; T a multiple of 128.
 
     interpret: runs the kernel on any platform, slowly, for tests.
     """
@@ -26,7 +26,7 @@ def splash_attention(
     kernel = _kernel(T, N, window, softcap, interpret)
     ids = None if segments_BT is None else splash.SegmentIds(segments_BT, segments_BT)
     call = lambda q, k, v, ids: kernel(q, k, v, segment_ids=ids, sinks=sinks_N)
-    # The kernel does not scale: in float32, before the operands are rounded.
+    # The kernel does not scale. Done here in float32, before the operands are rounded.
     out_BNTH = jax.vmap(call)(first_heads(q_BTNH * scale), first_heads(k_BTKH), first_heads(v_BTKH), ids)
     return jnp.moveaxis(out_BNTH, 1, 2).astype(jnp.float32)
 

@@ -1,4 +1,4 @@
-"""Next-token cross-entropy that never holds the logits of a whole batch.
+"""Next-token cross-entropy that never holds a whole batch's logits.
 
 B batch, T positions, D model width, V vocabulary, c positions in one chunk
 """
@@ -14,7 +14,7 @@ from gpt4o_jax.ops.products import product
 
 
 class LossSums(NamedTuple):
-    """Sums over positions, float32. Only `total` has a gradient: the others are what it is made of."""
+    """Sums over positions, float32. Only `total` has a gradient: the others are its parts."""
 
     total: jax.Array
     nll: jax.Array  # weight * negative log-likelihood, in nats
@@ -35,11 +35,11 @@ def cross_entropy(
     """Weighted sum of -log softmax(logits)[target] + z_loss * logsumexp(logits)^2, logits as in `capped_logits`.
 
     z_loss keeps the normaliser near 1 (PaLM, arXiv:2204.02311, section 5).
-    Logits exist for `chunk` positions of each row at a time. The gradient is computed in
-    the forward pass, chunk by chunk, and only scaled in the backward one: three products
-    in all, where recomputing the logits would take four (the idea is Liger Kernel's,
-    arXiv:2410.10989).
-    vocab_axis: in a shard_map, the axis over which V is split; then the gradient of hidden_BTD is that of a device's part of V.
+    Logits exist for `chunk` positions of each row at a time. The gradient is computed in the forward pass, chunk by chunk, and
+    only scaled in the backward pass: three products in all, where recomputing the logits would take four (an idea of Liger
+    Kernel, arXiv:2410.10989).
+    vocab_axis: inside a shard_map, the mesh axis that V is split over; the gradient of hidden_BTD is then that of the device's
+    part of V.
     """
     how = (min(chunk, hidden_BTD.shape[1]), compute, softcap, z_loss, vocab_axis)
     return LossSums(*_weighted_sums(how, hidden_BTD, unembed_DV, targets_BT, weights_BT))
@@ -56,12 +56,12 @@ def token_scores(
 ):
     """Per position: negative log-likelihood of the target in nats, and whether it ranks first. [B, T] each.
 
-    A gradient through the first computes the logits of a chunk again, so that none of a whole batch are kept.
+    The gradient of the first recomputes the logits chunk by chunk, so that a whole batch's are never kept.
     """
 
     def scores(h_BcD, y_Bc):
         logits_BcV = capped_logits(h_BcD, unembed_DV, compute, softcap)
-        # First among equals is the one with the smallest id.
+        # Ties go to the smallest id.
         fixed_BcV, V = jax.lax.stop_gradient(logits_BcV), logits_BcV.shape[-1]
         best_Bc, top_Bc = jnp.argmax(fixed_BcV, axis=-1) + _first_id(V, vocab_axis), jnp.max(fixed_BcV, axis=-1)
         if vocab_axis is not None:
@@ -77,9 +77,9 @@ def token_scores(
 
 
 class _Parts(NamedTuple):
-    """What the loss and its gradient are made of."""
+    """Terms of the loss and its gradient."""
 
-    exp_BcV: jax.Array  # of the logits less their maximum
+    exp_BcV: jax.Array  # exp(logits - their maximum)
     total_Bc: jax.Array  # sum of exp over V
     is_target_BcV: jax.Array
     normaliser_Bc: jax.Array  # log of the sum of exp of the logits
@@ -87,9 +87,9 @@ class _Parts(NamedTuple):
 
 
 def _parts(logits_BcV, y_Bc, vocab_axis) -> _Parts:
-    top_Bc = jax.lax.stop_gradient(jnp.max(logits_BcV, axis=-1))  # it changes no result, only what rounds away
+    top_Bc = jax.lax.stop_gradient(jnp.max(logits_BcV, axis=-1))  # affects rounding only
     top_Bc = top_Bc if vocab_axis is None else jax.lax.pmax(top_Bc, vocab_axis)
-    # Written once, read twice: XLA:CPU would compute the exponentials again inside the sum, and there ten times slower.
+    # Written once, read twice: XLA:CPU would recompute the exponentials inside the sum, ten times slower.
     exp_BcV = jax.lax.optimization_barrier(jnp.exp(logits_BcV - top_Bc[..., None]))
     total_Bc = _sum(exp_BcV, vocab_axis)
     normaliser_Bc = top_Bc + jnp.log(total_Bc)
@@ -100,13 +100,13 @@ def _parts(logits_BcV, y_Bc, vocab_axis) -> _Parts:
 
 
 def _sum(x_BcV, vocab_axis):
-    """Over V, all its parts."""
+    """Sum over V, including its other shards."""
     sum_Bc = jnp.sum(x_BcV, axis=-1)
     return sum_Bc if vocab_axis is None else jax.lax.psum(sum_Bc, vocab_axis)
 
 
 def _first_id(V: int, vocab_axis):
-    """Of this device's part of the vocabulary."""
+    """First token id of this device's part of the vocabulary."""
     return 0 if vocab_axis is None else jax.lax.axis_index(vocab_axis) * V
 
 
@@ -136,7 +136,7 @@ def _weighted_sums(how, hidden_BTD, unembed_DV, targets_BT, weights_BT):
 
 
 def _add(sums, nll_Bc, z_Bc, weight_Bc):
-    """(total, nll, z-loss) with those of a chunk added."""
+    """(total, nll, z-loss) plus those of a chunk."""
     return tuple(a + jnp.sum(x * weight_Bc) for a, x in zip(sums, (nll_Bc + z_Bc, nll_Bc, z_Bc), strict=True))
 
 
@@ -164,7 +164,7 @@ def _backward(how, saved, g):
     *_, vocab_axis = how
     d_hidden_BTD, d_unembed_DV, per_position_BT = saved
     g_total, _, _ = g
-    # Every device holds the same total and got its share of the gradient; through the sum over V it meets all parts of V.
+    # Every device holds the same total and receives a share of its cotangent; each part of V needs their sum.
     g_parts = g_total if vocab_axis is None else jax.lax.psum(g_total, vocab_axis)
     return d_hidden_BTD * g_parts, d_unembed_DV * g_parts, None, per_position_BT * g_total
 

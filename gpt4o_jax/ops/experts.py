@@ -1,9 +1,9 @@
-"""A mixture of experts without dropped tokens: which experts a token goes to, and their products.
+"""A mixture of experts without dropped tokens: the choice of experts, and their products.
 
-M tokens, E experts, k experts of a token, n = M * k rows sorted by expert, D model width, F hidden width of an expert, b blocks,
-O outputs of a matrix
+M tokens, E experts, k experts per token, n = M * k rows sorted by expert, D model width, F hidden width of an expert, b blocks, O
+outputs of a matrix
 
-Source: MegaBlocks (arXiv:2211.15841): rows sorted by expert make one product of groups of unequal size.
+Source: MegaBlocks (arXiv:2211.15841): rows sorted by expert form one product of groups of unequal size.
 """
 
 import functools
@@ -24,10 +24,10 @@ SCORES = {"softmax": functools.partial(jax.nn.softmax, axis=-1), "sigmoid": jax.
 
 
 def choose(scores_ME: jax.Array, k: int, normalise: bool, bias_E: jax.Array | None = None):
-    """(experts chosen_Mk int32, their shares gates_Mk): those with the k highest scores.
+    """(chosen_Mk: int32 ids of the experts with the k highest scores; gates_Mk: their weights).
 
-    normalise: a token's shares sum to 1 (Mixtral, arXiv:2401.04088, where they are a softmax over the chosen).
-    bias_E is added to the scores for choosing only (arXiv:2408.15664).
+    normalise: a token's weights sum to 1 (Mixtral, arXiv:2401.04088, where they are a softmax over the chosen).
+    bias_E is added to the scores for the choice only (arXiv:2408.15664).
     """
     wanted_ME = jax.lax.stop_gradient(scores_ME if bias_E is None else scores_ME + bias_E)
     chosen_Mk = jax.lax.top_k(wanted_ME, k)[1]
@@ -47,16 +47,16 @@ def experts(
     activation: Callable,
     compute: Compute,
 ) -> jax.Array:
-    """Sum over a token's experts of their share times down(activation(gate(x)) * up(x)), or down(activation(up(x))). [M, D]."""
+    """Weighted sum over a token's experts of down(activation(gate(x)) * up(x)), or of down(activation(up(x))). [M, D]."""
     order_n, inverse_n, sizes_E = by_expert(chosen_Mk, _groups(up_EDF))
     y_nD = feed_forward(sorted_rows(x_MD, order_n, inverse_n), sizes_E, gate_EDF, up_EDF, down_EFD, activation, compute)
     return weighted_sum(y_nD, order_n, inverse_n, gates_Mk)
 
 
 def in_chunks(f: Callable, chunk: int | None, *rows: jax.Array) -> jax.Array:
-    """f(*rows), `chunk` tokens of the arrays' first axis M at a time; None: all at once.
+    """f(*rows), at most `chunk` tokens of the arrays' first axis M at a time; None: all together.
 
-    The backward pass computes a chunk again: to keep what it needs of all of them would take the room that chunks save.
+    The backward pass recomputes each chunk: keeping what it needs of all chunks would take the memory that chunks save.
     """
     M = len(rows[0])
     if chunk is None or chunk >= M:
@@ -69,27 +69,27 @@ def in_chunks(f: Callable, chunk: int | None, *rows: jax.Array) -> jax.Array:
 
 
 def by_expert(chosen_Mk: jax.Array, E: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(order_n that sorts the M * k rows by expert, its inverse, rows of each expert sizes_E)."""
+    """(order_n that sorts the M * k rows by expert, its inverse, number of rows per expert sizes_E)."""
     order_n = jnp.argsort(chosen_Mk.reshape(-1), stable=True)
     return order_n, jnp.argsort(order_n), jnp.bincount(chosen_Mk.reshape(-1), length=E).astype(jnp.int32)
 
 
 def sorted_rows(x_MD: jax.Array, order_n: jax.Array, inverse_n: jax.Array) -> jax.Array:
-    """Every token once for each of its experts, sorted by expert. [n, D]."""
+    """Every token once per chosen expert, sorted by expert. [n, D]."""
     k = len(order_n) // len(x_MD)
     return permuted(jnp.broadcast_to(x_MD[:, None], (len(x_MD), k, x_MD.shape[1])).reshape(len(order_n), -1), order_n, inverse_n)
 
 
 def weighted_sum(y_nD: jax.Array, order_n: jax.Array, inverse_n: jax.Array, gates_Mk: jax.Array) -> jax.Array:
-    """What became of `sorted_rows`, summed by token with its shares. [M, D]."""
+    """Rows in the order of `sorted_rows`, summed by token with its weights. [M, D]."""
     return jnp.sum(permuted(y_nD, inverse_n, order_n).reshape(*gates_Mk.shape, -1) * gates_Mk[..., None], axis=1)
 
 
 def feed_forward(x_nD, sizes_E, gate_EDF, up_EDF, down_EFD, activation: Callable, compute: Compute) -> jax.Array:
-    """Of rows sorted by expert: down(activation(gate(x)) * up(x)), or down(activation(up(x))). [n, D] float32.
+    """Feed-forward of rows sorted by expert: down(activation(gate(x)) * up(x)), or down(activation(up(x))). [n, D] float32.
 
-    Rows beyond the sum of sizes belong to no expert and mean nothing; where they, and their part of the gradient that
-    comes back, are zero, they add nothing to any gradient.
+    Rows beyond the sum of sizes belong to no expert and their results are meaningless; if these rows and their cotangents are
+    zero, they add nothing to any gradient.
     """
     into = lambda w_EDF: checkpoint_name(_product_of_groups(compute, x_nD, w_EDF, sizes_E), keep.MLP_HIDDEN)
     hidden_nF = activation(into(up_EDF)) if gate_EDF is None else activation(into(gate_EDF)) * into(up_EDF)
@@ -97,12 +97,12 @@ def feed_forward(x_nD, sizes_E, gate_EDF, up_EDF, down_EFD, activation: Callable
 
 
 def _groups(w: jax.Array | Weight | Adapted) -> int:
-    """Of how many experts these are the matrices."""
+    """Number of experts in a stack of matrices."""
     return w.values[0].shape[-3] if isinstance(w, Weight) else w.shape[0]
 
 
 def _product_of_groups(compute: Compute, x_nD, w_EDF: jax.Array | Weight | Adapted, sizes_E):
-    """grouped_product, with what an adapter adds to it."""
+    """grouped_product, plus an adapter's change."""
     if not isinstance(w_EDF, Adapted):
         return grouped_product(compute, x_nD, w_EDF, sizes_E)
     x_nr = grouped_product(compute, x_nD, w_EDF.A, sizes_E)
@@ -111,22 +111,22 @@ def _product_of_groups(compute: Compute, x_nD, w_EDF: jax.Array | Weight | Adapt
 
 @jax.custom_vjp
 def permuted(x_nD, order_n, inverse_n):
-    """x_nD[order_n]; its gradient is a lookup too, where autodiff would scatter."""
+    """x_nD[order_n], whose gradient is a gather too, where autodiff would scatter."""
     return x_nD[order_n]
 
 
 permuted.defvjp(lambda x, order, inverse: (x[order], inverse), lambda inverse, g: (g[inverse], None, None))
 
 
-# ---------------------------------------------------------------- products of groups
+# ---------------------------------------------------------------- grouped products
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def grouped_product(compute: Compute, x_nD: jax.Array, w_EDF: jax.Array | Weight, sizes_E: jax.Array) -> jax.Array:
     """Row i times the matrix of its group: the first sizes[0] rows belong to group 0, and so on. [n, F] float32.
 
-    Operands, those of the gradient too, are rounded to compute.dtype. sizes sum to n, or less: see `feed_forward`. A Weight,
-    whose arrays lead with the groups, has its own precision and no gradient.
+    Operands, including the gradient's, are rounded to compute.dtype. sizes sum to at most n: see `feed_forward`. A Weight, whose
+    arrays lead with the groups, has its own precision and no gradient.
     """
     if isinstance(w_EDF, Weight):
         return _weight_product(compute, x_nD, w_EDF, sizes_E)
@@ -154,7 +154,7 @@ def _product(compute, x_nD, w_EDF, sizes_E):
 
 
 def _weight_product(compute, x_nD, w: Weight, sizes_E):
-    experts = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[-2:]), w)  # [E, O, ...]: an axis of one layer goes
+    experts = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[-2:]), w)  # [E, O, ...]: drops a layers axis of size 1
     if compute.platform == "cpu":
         expert = lambda owner: jax.tree.map(lambda leaf: leaf[owner], experts)
         return _by_blocks(lambda rows, owner: weight_product(rows, expert(owner), compute), x_nD, sizes_E)
@@ -164,14 +164,14 @@ def _weight_product(compute, x_nD, w: Weight, sizes_E):
 
 
 def _by_blocks(product: Callable, x_nD, sizes_E):
-    """product(rows, group) of each block, put together in the order of x_nD."""
+    """product(rows, group) of each block, joined in the order of x_nD."""
     slot_n, owner_b, size = _blocks(len(x_nD), sizes_E)
     y_bsO = jax.lax.map(lambda block: product(*block), (_in_blocks(x_nD, slot_n, owner_b, size), owner_b))
     return y_bsO.reshape(-1, y_bsO.shape[-1])[slot_n]
 
 
 def _outer(compute, x_nD, g_nF, sizes_E):
-    """Of each group the sum of its rows' outer products, [E, D, F]: the weights' gradient."""
+    """Each group's sum of its rows' outer products, [E, D, F]: the gradient of the weights."""
     if compute.platform != "cpu":
         sum_over_rows = RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
         return ragged_dot_general(x_nD, g_nF, sizes_E, sum_over_rows, preferred_element_type=jnp.float32)
@@ -187,15 +187,15 @@ def _outer(compute, x_nD, g_nF, sizes_E):
 
 
 def _blocks(n: int, sizes_E):
-    """(each row's slot, each block's group, rows in a block), with every group's rows starting a block.
+    """(each row's slot, each block's group, rows per block), every group starting a new block.
 
-    On CPU ragged_dot multiplies all rows with all matrices (jaxlib 0.10); blocks of one group are plain products. A few
-    rows, as of one token in generation, are blocks of their own, which read the matrices of their experts and no others.
+    On CPU ragged_dot multiplies all rows with all matrices (jaxlib 0.10); blocks of one group are plain products. Few rows, such
+    as those of one generated token, become blocks of their own, which read only their experts' matrices.
     """
     E = len(sizes_E)
     size = 1 if n <= E else min(128, max(8, n // (2 * E)))
     used_E = -(-sizes_E // size)
-    most = min(n, E)  # groups that have rows, the last block of each not full
+    most = min(n, E)  # number of groups with rows, whose last block may be partly empty
     owner_b = jnp.repeat(jnp.arange(E), used_E, total_repeat_length=(n - most) // size + most)
     group_n = jnp.repeat(jnp.arange(E), sizes_E, total_repeat_length=n)
     first_E = jnp.cumsum(used_E) - used_E

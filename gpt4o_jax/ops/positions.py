@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoFormer, arXiv:2104.09864; pairing as in Llama's weights), and its stretching to longer contexts.
+"""Rotary position embedding (RoFormer, arXiv:2104.09864; pairs as in Llama's weights), and its scaling to longer contexts.
 
 B batch, T positions, N heads, H head width, R rotated width, h half of it, P positions of a table, X an axis of 1 for the heads
 """
@@ -16,10 +16,10 @@ Rotation = tuple[jax.Array, jax.Array]  # (cosines, sines), [B, T, 1, h] each
 class RopeScaling(NamedTuple):
     """How wavelengths are stretched by `factor` for contexts longer than those trained on.
 
-    linear: all of them, as if positions were divided (arXiv:2306.15595). ntk: by a larger base, the longest by
-    the whole factor, the shortest not at all. yarn (arXiv:2309.00071, the ramp of its published code) and llama3
-    (Llama 3.1's): by the whole factor where a pair turns fewer than `low` times within `original_context`
-    tokens, not where it turns more than `high` times, in between by a ramp. yarn also sharpens attention.
+    linear: all of them, as if positions were divided (arXiv:2306.15595). ntk: by a larger base, which stretches the longest by
+    the whole factor and the shortest not at all. yarn (arXiv:2309.00071, with the ramp of its published code) and llama3 (Llama
+    3.1): by the whole factor for pairs that turn fewer than `low` times within `original_context` tokens, not at all for more
+    than `high` times, and by a ramp between. yarn also sharpens attention.
     """
 
     kind: str
@@ -32,9 +32,9 @@ class RopeScaling(NamedTuple):
 def rotation(
     positions_BT: jax.Array, width: int, theta: float, scaling: RopeScaling | None = None, below: int | None = None
 ) -> Rotation:
-    """Cosines and sines of position * theta^(-2i/width): computed once, used by every layer. Float32.
+    """Cosines and sines of position * theta^(-2i/width), [B, T, 1, width / 2] float32 each, computed once for all layers.
 
-    below: where all positions are known to be below it, they are computed for these once and looked up for every row.
+    below: exclusive upper bound of all positions, if known: a table up to it may then be computed once and looked up by each row.
     """
     if below is not None and below < positions_BT.size:
         table = rotation(jnp.arange(below)[None], width, theta, scaling)
@@ -49,24 +49,24 @@ def rotation(
         temperature = 0.1 * math.log(scaling.factor) + 1 if scaling.kind == "yarn" else 1.0
     angle_BT1h = (positions_BT[..., None].astype(jnp.float32) * frequency_h)[:, :, None, :]
     cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
-    if temperature != 1.0:  # on queries and keys alike, so scores get its square
+    if temperature != 1.0:  # on both queries and keys, so scores get its square
         cos, sin = cos * temperature, sin * temperature
-    # Without the barrier XLA fuses sine and cosine into every use, and computes them again for each head.
+    # Without the barrier XLA fuses sine and cosine into every use, and recomputes them for each head.
     return jax.lax.optimization_barrier((cos, sin))
 
 
 def _slowdown(half: int, theta: float, s: RopeScaling) -> np.ndarray:
-    """What each pair's frequency is multiplied by: between 1 / factor and 1, [h] float32."""
+    """Factor of each pair's frequency, from 1 / factor to 1, [h] float32."""
     i_h = np.arange(half)
     if s.kind == "ntk":
-        kept_h = np.ones(half)  # the base has changed already
+        kept_h = np.ones(half)  # the base is already larger
     elif s.kind == "linear":
         kept_h = np.zeros(half)
     elif s.kind == "llama3":
         turns_h = s.original_context * theta ** (-i_h / half) / (2 * math.pi)
         kept_h = (turns_h - s.low) / (s.high - s.low)
     else:
-        # yarn: linear in the number of the pair, between those that turn `high` and `low` times, rounded outward
+        # yarn: linear in the pair's index, between the pairs that turn `high` and `low` times, rounded outward
         pair = lambda turns: half * math.log(s.original_context / (turns * 2 * math.pi)) / math.log(theta)
         first, last = max(math.floor(pair(s.high)), 0), min(math.ceil(pair(s.low)), 2 * half - 1)
         kept_h = 1 - (i_h - first) / max(last - first, 1e-3)
@@ -75,7 +75,7 @@ def _slowdown(half: int, theta: float, s: RopeScaling) -> np.ndarray:
 
 
 def rotary(x_BTNH: jax.Array, rotation: Rotation) -> jax.Array:
-    """Rotates the pairs (i, i + R/2) of the first R coordinates of every head; the others pass."""
+    """Rotates the pairs (i, i + R/2) of the first R coordinates of every head; the others are unchanged. [B, T, N, H]."""
     cos, sin = rotation
     half = cos.shape[-1]
     first, second, rest = x_BTNH[..., :half], x_BTNH[..., half : 2 * half], x_BTNH[..., 2 * half :]

@@ -1,8 +1,7 @@
 """Matrix products with a chosen operand type and float32 sums.
 
-On CPUs with AVX512-BF16, on GPUs and on TPUs a product of bfloat16 operands that
-accumulates into float32 is much faster than a float32 one. Automatic differentiation
-would hand the backward products a float32 cotangent and lose that, so the rule is
+On CPUs with AVX512-BF16, on GPUs and on TPUs, a product of bfloat16 operands that accumulates in float32 is much faster than a
+float32 one. Automatic differentiation would pass a float32 cotangent to the backward products and lose that, so the rule is
 written out here.
 """
 
@@ -18,15 +17,15 @@ from gpt4o_jax.ops.adapted import Adapted
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.weights import Weight, weight_product
 
-# XLA:CPU has no kernel for a vector of bfloat16 (it takes 12 to 25 times as long as in float32), and gains nothing with a few
-# rows. All of them in one way: with a draft, several tokens of a text are computed at once, and should come out the same.
+# XLA:CPU has no kernel for bfloat16 vectors (12 to 25 times slower than float32), and gains nothing with a few rows. One rule for
+# all few-row products: with a draft model, several tokens are computed together and should give the same results.
 FEW_ROWS = 8
 
 
 def product(spec: str, x: jax.Array, w: jax.Array | Weight | Adapted, compute: Compute) -> jax.Array:
     """einsum(spec, x, w), operands rounded to compute.dtype, float32 result. A Weight has its own precision and no gradient.
 
-    The last axes of x meet the first of w, and nothing is batched: "BTD,DNH->BTNH".
+    Sums over the last axes of x and the first of w, without batch axes: "BTD,DNH->BTNH".
     The gradient's two products round their operands too. On CPU fewer than FEW_ROWS rows are multiplied in float32.
     """
     if isinstance(w, Weight):
@@ -39,7 +38,7 @@ def product(spec: str, x: jax.Array, w: jax.Array | Weight | Adapted, compute: C
 
 
 def _change(spec: str, x, w: Adapted, compute: Compute):
-    """What the adapter adds to product(spec, x, w.base): scale * (x A) B."""
+    """An adapter's contribution to product(spec, x, w): scale * (x A) B."""
     a, b, out = spec.replace("->", ",").split(",")
     kept = "".join(i for i in a if i in out)
     summed, outputs = a[len(kept) :], b[len(a) - len(kept) :]
@@ -58,7 +57,7 @@ def _plain(spec: str, x, w, compute: Compute):
     n = sum(i not in out for i in a)
     if compute.platform != "cpu" or n == 1:
         return jnp.einsum(spec, x, w, preferred_element_type=jnp.float32)
-    # Summed over several axes, XLA:CPU would transpose a copy of w at each token that is generated.
+    # With several summed axes, XLA:CPU would transpose a copy of w for every generated token.
     flat = jnp.einsum("...K,KN->...N", x.reshape(*x.shape[:-n], -1), w.reshape(math.prod(w.shape[:n]), -1))
     return flat.reshape(*x.shape[:-n], *w.shape[n:])
 
@@ -66,8 +65,7 @@ def _plain(spec: str, x, w, compute: Compute):
 def joint_product(specs: list[str], x: jax.Array, ws: list[jax.Array | Weight | Adapted], compute: Compute) -> list[jax.Array]:
     """product(spec, x, w) for several weights that read the same x and sum over its last axis.
 
-    On CPU as one wide product: the narrow ones of a query, key or value projection keep two cores
-    busy only half of the time.
+    On CPU in bfloat16, one wide product: the narrow query, key and value products keep two cores busy only half of the time.
     """
     if any(isinstance(w, Adapted) for w in ws):
         ys = joint_product(specs, x, [w.base if isinstance(w, Adapted) else w for w in ws], compute)
@@ -109,9 +107,8 @@ def _einsum(spec, compute, x, y):
 def _flat_dot(spec, x, y):
     """The same einsum as one product of two matrices.
 
-    XLA's fast CPU kernel for bfloat16 (jaxlib 0.10) takes rank-2 operands whose left one
-    is contracted over its minor axis; anything else is cast up to float32 first, at half
-    the speed. The layout constraint makes the transposition of the left operand real.
+    XLA's fast CPU kernel for bfloat16 (jaxlib 0.10) needs rank-2 operands, the left one contracted over its minor axis; anything
+    else is first cast to float32, at half the speed. The layout constraint forces the transposition of the left operand.
     """
     a, b, out = spec.replace("->", ",").split(",")
     summed = [i for i in a if i not in out]
@@ -124,7 +121,7 @@ def _flat_dot(spec, x, y):
     else:
         flat = jnp.einsum("mk,nk->mn", x, y.reshape(-1, k), preferred_element_type=jnp.float32)
     if transposed:
-        # A weight's gradient. Where the weight was used transposed (tied embeddings), XLA would fold the transposition
-        # of this result into the product, and then finds no kernel for it.
+        # A weight's gradient. If the weight was used transposed (tied embeddings), XLA would fold the transposition of this
+        # result into the product, and then find no kernel for it.
         flat = jax.lax.optimization_barrier(flat)
     return flat.reshape([size[i] for i in out])

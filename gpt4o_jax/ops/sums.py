@@ -1,7 +1,7 @@
-"""Sums in the form that XLA:CPU runs at the speed of memory; elsewhere they are what they look like.
+"""Sums in a form that XLA:CPU runs at memory speed; on other platforms they are plain sums.
 
-XLA:CPU (jaxlib 0.10) moves the arithmetic before a sum into the sum, and in programs with products turns a sum over rows,
-or over several axes, into one of windows. Both are ten to a hundred times slower than reading the array.
+XLA:CPU (jaxlib 0.10) moves the arithmetic before a sum into the sum, and in programs with products turns a sum over rows, or over
+several axes, into a windowed one. Both are ten to a hundred times slower than reading the array.
 """
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def written(x):
-    """x, but on CPU written to memory before it is summed."""
+    """x, on CPU written to memory before it is summed."""
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
@@ -38,7 +38,7 @@ def global_norm(tree) -> jax.Array:
 
 @jax.custom_vjp
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """x + bias, which has the last axes of x."""
+    """x + bias, where bias has the last axes of x."""
     return x + bias
 
 
@@ -47,7 +47,7 @@ add_bias.defvjp(lambda x, bias: (x + bias, bias.ndim), lambda ndim, g: (g, sum_o
 
 @jax.custom_vjp
 def multiply_scale(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """x * scale, which has the last axes of x."""
+    """x * scale, where scale has the last axes of x."""
     return x * scale
 
 

@@ -1,11 +1,11 @@
-"""Weights as generation reads them: matrices in 16, 8 or 4 bits.
+"""Weights for generation: matrices in 16, 8 or 4 bits.
 
-One token at a time, generation is as fast as its weights come from memory. XLA:CPU has no product of a float32 vector and
-narrower weights: it widens the whole matrix in memory first. Written as sums of slices, widening, multiplying and adding are
-one loop over what was read, which it vectorises (a reduction it would not: float sums keep their order). How fast that is,
+Generation of one token at a time is as fast as its weights are read from memory. XLA:CPU has no product of a float32 vector and
+narrower weights: it widens the whole matrix in memory first. Written as sums of slices, widening, multiplying and adding form one
+loop over the data read, which it vectorises (it would not vectorise a reduction: float sums keep their order). How fast that is,
 and what else was tried, is measured in BENCHMARKS.md.
 
-M rows, O outputs, K summed over, in P parts of C values each; G groups of K with one scale each
+M rows, O outputs, K inputs summed over, in P parts of C values each; G groups of K with one scale each
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ import jax.numpy as jnp
 from gpt4o_jax.ops.compute import Compute
 
 FORMATS = ("bfloat16", "int8", "int4")
-LANES = 64  # values side by side in a sum
-GROUP = 2 * LANES  # int4: values that share a scale; the halves of a group are the halves of its bytes
-LONGEST_PART = 768  # values whose sum is one expression
-# Above so many rows, each widening the weights for itself, it is quicker to widen them once in memory; or, of bfloat16, to
-# multiply as they are, if they lie in memory as such: XLA:CPU makes bfloat16 of its bits no faster than 1.4 GB/s.
+LANES = 64  # values added side by side
+GROUP = 2 * LANES  # int4: values that share a scale; the halves of a group are the low and high nibbles of its bytes
+LONGEST_PART = 768  # values summed in one expression
+# Up to this many rows, each widens the weights itself. With more, it is faster to widen them once in memory, or, for bfloat16, to
+# multiply them directly if they are stored as bfloat16: XLA:CPU converts bits to bfloat16 at no more than 1.4 GB/s.
 MOST_ROWS = {"bfloat16": 3, "int8": 8, "int4": 8}
-DENSE_ROWS = 8  # XLA:CPU multiplies so many rows of bfloat16 in a tenth of the time of one
+DENSE_ROWS = 8  # XLA:CPU multiplies this many rows of bfloat16 in a tenth of the time of one
 
 
 @functools.partial(
@@ -32,10 +32,10 @@ DENSE_ROWS = 8  # XLA:CPU multiplies so many rows of bfloat16 in a tenth of the 
 )
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A parameter of shape (*summed, *outputs), rounded. Arrays may lead with an axis of layers; to multiply, of one."""
+    """A rounded parameter of shape (*summed, *outputs). Arrays may have a leading layers axis, of size 1 in products."""
 
-    # P of [O, C], the parts of K, padded with zeros: bits of bfloat16 as uint16, int8, two int4 in a uint8 [O, C / 2]. Or one
-    # [O, K] of bfloat16.
+    # P arrays [O, C], the parts of K, padded with zeros: bfloat16 bits as uint16, int8, or two int4 per uint8 [O, C / 2]. Or one
+    # bfloat16 array [O, K].
     values: tuple[jax.Array, ...]
     scales: jax.Array | None  # int8: [O, 1]; int4: [O, G]
     format: str
@@ -46,8 +46,8 @@ class Weight:
 def rounded(w: jax.Array, n_summed: int, format: str, rows: int = 1) -> Weight:
     """The Weight of a float32 parameter whose first `n_summed` axes are summed over. format: one of FORMATS.
 
-    rows: how many it will mostly be multiplied with: more than a few make bfloat16 lie in memory as such.
-    int8: each output has a scale; int4: each 128 inputs of an output have one. Both symmetric, to the nearest.
+    rows: number of rows it will mostly be multiplied with: for more than a few, bfloat16 is stored as such, not as bits.
+    int8: one scale per output; int4: one per 128 inputs of an output. Both symmetric, rounded to nearest.
     """
     summed, outputs = w.shape[:n_summed], w.shape[n_summed:]
     K = math.prod(summed)
@@ -71,17 +71,17 @@ def rounded(w: jax.Array, n_summed: int, format: str, rows: int = 1) -> Weight:
 
 
 def _in_parts(values_OK, C: int) -> tuple[jax.Array, ...]:
-    """P times [O, C]: each is an array of its own, so that a sum over one reads memory in one go."""
+    """P arrays [O, C], separate so that a sum over one reads contiguous memory."""
     return tuple(jnp.split(values_OK, values_OK.shape[1] // C, axis=1))
 
 
 def _whole(w: "Weight"):
-    """The values in one array again, [O, K]."""
+    """The values joined into one array [O, K]."""
     return jnp.concatenate(_of_one_layer(w).values, axis=1)
 
 
 def dense(w: Weight) -> jax.Array:
-    """The matrix [O, K] that it stands for, padding included: float32, or bfloat16 where it lies in memory as such."""
+    """The represented matrix [O, K], including padding: float32, or bfloat16 if it is stored as such."""
     w = _of_one_layer(w)
     values_OK = _whole(w)
     if w.format == "bfloat16":
@@ -93,8 +93,8 @@ def dense(w: Weight) -> jax.Array:
 
 
 def rows(w: Weight, indices: jax.Array) -> jax.Array:
-    """What the outputs of these indices multiply: an embedding's rows, [*indices.shape, K], float32."""
-    # Tied to the indices, or XLA:CPU would widen a table of bfloat16 before a loop that looks rows of it up.
+    """The weights of the outputs at `indices`, such as an embedding's rows, [*indices.shape, K], float32."""
+    # Tied to the indices, or XLA:CPU would widen a bfloat16 table before a loop that looks up rows of it.
     w, indices = jax.lax.optimization_barrier((w, indices))
     values, scales = jax.tree.map(lambda x: x[indices.ravel()], (w.values, w.scales))
     taken = Weight(values, scales, w.format, w.summed, ())
@@ -102,15 +102,15 @@ def rows(w: Weight, indices: jax.Array) -> jax.Array:
 
 
 def weight_product(x: jax.Array, w: Weight, compute: Compute) -> jax.Array:
-    """x [..., *summed] times w: [..., *outputs], float32 sums."""
+    """x [..., *summed] times w -> [..., *outputs], float32 sums."""
     leading = x.shape[: x.ndim - len(w.summed)]
     x_MK = x.reshape(math.prod(leading), -1)
     M, K = len(x_MK), len(w.values) * w.values[0].shape[-1] * (2 if w.format == "int4" else 1)
     x_MK = jnp.pad(x_MK, ((0, 0), (0, K - x_MK.shape[1])))
     as_it_is = w.values[0].dtype == compute.operand
     if compute.platform == "cpu" and len(x_MK) <= MOST_ROWS[w.format] and not as_it_is:
-        # Tied to x, or XLA would widen all weights of a loop over tokens before the loop; and kept apart from what
-        # comes after, with which it would break the one loop here into several.
+        # Tied to x, or XLA would widen all weights of a loop over tokens before the loop; and fenced off from what follows, with
+        # which XLA would split this one loop into several.
         x_MK, w = jax.lax.optimization_barrier((x_MK.astype(jnp.float32), w))
         y_MO = jax.lax.optimization_barrier(_summed_in_lanes(x_MK, w))
     else:
@@ -133,7 +133,7 @@ def _summed_in_lanes(x_MK, w: Weight):
 
 
 def _part_of_sum(x_M1C, w_OC, scales_OG):
-    """The sum over one part of K, [M, O], in one loop. scales_OG: of int4, else None."""
+    """The sum over one part of K, [M, O], in one loop. scales_OG: for int4, else None."""
     lanes = lambda array, i: array[..., i * LANES : (i + 1) * LANES]
     if scales_OG is None:
         terms = [lanes(x_M1C, i) * _widened(lanes(w_OC, i)) for i in range(x_M1C.shape[-1] // LANES)]
@@ -154,18 +154,18 @@ def _of_one_layer(w: Weight) -> Weight:
 
 
 def _part(K: int, unit: int) -> int:
-    """The largest divisor of K up to LONGEST_PART that is whole units."""
+    """The largest divisor of K up to LONGEST_PART that is a multiple of `unit`."""
     return max(c for c in range(unit, LONGEST_PART + 1, unit) if K % c == 0)
 
 
 def _widened(values) -> jax.Array:
-    """int8, or the bits of bfloat16, as float32. (XLA:CPU converts the type bfloat16 itself one by one.)"""
+    """int8, or the bits of bfloat16, as float32. (XLA:CPU converts the type bfloat16 itself one value at a time.)"""
     if values.dtype == jnp.uint16:
         return jax.lax.bitcast_convert_type(values.astype(jnp.uint32) << 16, jnp.float32)
     return values.astype(jnp.float32)
 
 
 def _nibbles(packed) -> tuple[jax.Array, jax.Array]:
-    """(low, high) halves of each byte, as numbers from -8 to 7."""
+    """(low, high) nibbles of each byte, as numbers from -8 to 7."""
     number = lambda n: (n.astype(jnp.int8) - 8).astype(jnp.float32)
     return number(packed & 15), number(packed >> 4)

@@ -1,4 +1,4 @@
-"""Meshes and sharding: everything that knows about several devices."""
+"""Meshes and sharding: everything that deals with several devices."""
 
 from gpt4o_jax.parallel.mesh import make_mesh
 from gpt4o_jax.parallel.peers import Peers

@@ -1,4 +1,4 @@
-"""Which processes make up this job, and which of them this one is: decided here, from flags, the environment or TPU metadata."""
+"""Which processes make up this job, and which one this is: from flags, the environment or TPU metadata."""
 
 import dataclasses
 import glob
@@ -13,26 +13,26 @@ from collections.abc import Mapping
 
 from gpt4o_jax.errors import RunError
 
-PORT = 8482  # of the coordinator, where nothing names one
+PORT = 8482  # of the coordinator, by default
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Process `index` of `processes`. The coordinator, HOST:PORT, is where process 0 runs."""
+    """Process `index` of `processes`. Process 0 runs the coordinator, HOST:PORT."""
 
     coordinator: str
     processes: int
     index: int
     told_by: str
-    local_devices: tuple[int, ...] | None = None  # None: all that this machine has
+    local_devices: tuple[int, ...] | None = None  # None: all of this machine
 
 
 def find(coordinator: str, num_processes: int, process_id: int, environment: Mapping[str, str]) -> Job | None:
-    """The job this process belongs to; None where it works alone.
+    """The job this process belongs to; None if it works alone.
 
-    The first that says something is believed: the flags (coordinator "", num_processes 0 and process_id -1 say nothing),
+    The first source that says something decides: the flags (coordinator "", num_processes 0 and process_id -1 say nothing),
     JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID, Slurm, TPU pods of GKE, JobSet, a Cloud TPU VM.
-    num_processes=1 alone asks to work alone. Raises RunError where they contradict themselves or leave something open.
+    num_processes=1 without the others means alone. Raises RunError if the values are contradictory or incomplete.
     """
     if num_processes == 1 and not coordinator:
         return None
@@ -74,17 +74,17 @@ def _number(values: Mapping[str, str], name: str) -> int:
         raise RunError(f"{name}={values.get(name, '')}: expected a whole number") from None
 
 
-# ---------------------------------------------------------------- who starts several processes
+# ---------------------------------------------------------------- launchers
 
 
 def _slurm(env: Mapping[str, str]) -> Job | None:
-    """A step of srun. In the batch script itself, outside of srun, there is one process: no step is set."""
+    """A step of srun. The batch script itself, outside srun, is a single process without a step."""
     if "SLURM_JOB_ID" not in env or "SLURM_STEP_NODELIST" not in env or "SLURM_PROCID" not in env:
         return None
     count = _number(env, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS")
-    first = re.match(r"([^\[,]+)(?:\[(\d+))?", env["SLURM_STEP_NODELIST"])  # of node[007-015],other: node007
+    first = re.match(r"([^\[,]+)(?:\[(\d+))?", env["SLURM_STEP_NODELIST"])  # node[007-015],other -> node007
     host = "".join(part or "" for part in first.groups()) if first else ""
-    # A port of the job's own: two jobs may share a node, and a requeued one keeps its number.
+    # A port per job: two jobs may share a node, and a requeued one keeps its id.
     port = 61440 + _number(env, "SLURM_JOB_ID") % 4096
     here = max(int(n) for n in re.findall(r"(\d+)(?:\(x\d+\))?", env.get("SLURM_STEP_TASKS_PER_NODE", "1")))
     visible = env.get("CUDA_VISIBLE_DEVICES", "").count(",") + 1 if env.get("CUDA_VISIBLE_DEVICES") else None
@@ -102,7 +102,7 @@ def _slurm(env: Mapping[str, str]) -> Job | None:
 
 
 def _gke_tpu(env: Mapping[str, str]) -> Job | None:
-    """A pod with TPUs: GKE says which hosts make up the slice, and JobSet which slices make up the job."""
+    """A pod with TPUs: GKE says which hosts form the slice, and JobSet which slices form the job."""
     if not env.get("TPU_WORKER_HOSTNAMES") or "TPU_WORKER_ID" not in env:
         return None
     return _slices(env["TPU_WORKER_HOSTNAMES"].split(","), _number(env, "TPU_WORKER_ID"), env, "GKE")
@@ -116,7 +116,7 @@ def _slices(hosts: list[str], worker: int, env: Mapping[str, str], told_by: str)
 
 
 def _jobset(env: Mapping[str, str]) -> Job | None:
-    """Pods of a JobSet; launch/gke_jobset.yaml sets these variables, but for JOB_COMPLETION_INDEX, which Kubernetes does."""
+    """Pods of a JobSet; launch/gke_jobset.yaml sets these variables, except JOB_COMPLETION_INDEX, which Kubernetes sets."""
     if "JOB_COMPLETION_INDEX" not in env:
         return None
     missing = [n for n in ("JOBSET_NAME", "REPLICATED_JOB_NAME", "JOB_INDEX", "JOBS", "PODS_PER_JOB") if not env.get(n)]
@@ -132,13 +132,13 @@ def _jobset(env: Mapping[str, str]) -> Job | None:
 
 
 def _tpu_vm(env: Mapping[str, str]) -> Job | None:
-    """A worker of a Cloud TPU: its metadata server knows the others."""
+    """A worker of a Cloud TPU: the metadata server knows the others."""
     if env.get("TPU_SKIP_MDS_QUERY") or not _has_tpu(env):
         return None
     hosts, worker = _metadata(env, "worker-network-endpoints"), _metadata(env, "agent-worker-number")
     if hosts is None or worker is None:
         return None
-    addresses = [part.split(":")[-1] for part in hosts.split(",")]  # of name:id:address, or addresses alone
+    addresses = [part.split(":")[-1] for part in hosts.split(",")]  # name:id:address, or addresses only
     described = dict(re.findall(r"^(\w+)\s*:\s*'?([^'\n]*)'?\s*$", _metadata(env, "tpu-env") or "", re.MULTILINE))
     return _slices(addresses, int(worker), {**described, **env}, "TPU metadata")
 
@@ -165,7 +165,7 @@ def _metadata(env: Mapping[str, str], key: str) -> str | None:
                 return None
             failure = e
         except urllib.error.URLError as e:
-            if isinstance(e.reason, socket.gaierror):  # no such name: not a machine of Google's
+            if isinstance(e.reason, socket.gaierror):  # no such host: not a Google machine
                 return None
             failure = e
         except OSError as e:
@@ -175,5 +175,5 @@ def _metadata(env: Mapping[str, str], key: str) -> str | None:
 
 
 def this_host() -> str:
-    """How messages name this machine and process."""
+    """The name of this machine and process in messages."""
     return f"{os.uname().nodename}, pid {os.getpid()}"

@@ -1,18 +1,18 @@
-"""Context parallelism: attention of rows that are cut along their length over the mesh axis "context".
+"""Context parallelism: attention for rows split along their length over the mesh axis "context".
 
-Of 2C chunks of a row, device i of C holds chunks i and 2C - 1 - i: with causal attention all devices then have the same
-work (zig-zag order, as in github.com/zhuzilin/ring-flash-attention and Llama 3, arXiv:2407.21783, section 3.3.2; after
-Striped Attention, arXiv:2311.09431). A device's queries stay where they are, and meet the keys in one of two ways:
+Of 2C chunks of a row, device i of C holds chunks i and 2C - 1 - i: with causal attention all devices then have the same work
+(zig-zag order, as in github.com/zhuzilin/ring-flash-attention and Llama 3, arXiv:2407.21783, section 3.3.2; after Striped
+Attention, arXiv:2311.09431). A device's queries stay in place, and meet the keys in one of two ways:
 
-    ring    keys and values go round from neighbour to neighbour, and are sent on while they are computed with (Ring Attention,
-            arXiv:2310.01889); in layers with a window only as far as it reaches. A device holds its own and two others' keys.
-    gather  every device collects all keys and values first: one collective instead of C - 1, for few devices or slow
-            starts of messages (Llama 3, ibid.); keys, values and their gradients are whole on every device.
+    ring    keys and values pass from neighbour to neighbour, sent on while they are used (Ring Attention, arXiv:2310.01889);
+            in layers with a window, only as far as it reaches. A device holds its own keys and those of two others.
+    gather  every device first collects all keys and values: one collective instead of C - 1, for few devices or high message
+            latency (Llama 3, ibid.); keys, values and their gradients are whole on every device.
 
-Both meet chunk by chunk: the 2C - 1 pairs of chunks that a device computes are either whole in the past, so that causality
-needs no mask, or a chunk with itself. What the window hides is skipped. Partial softmaxes are joined by their normalisers,
-and the backward pass computes the scores again from the joint one (FlashAttention-2, arXiv:2307.08691). The pairs are
-computed by ops/attention_blocks.py on every platform: plain XLA on GPUs and TPUs, no fused kernel inside the ring.
+Both work chunk by chunk: a device computes 2C - 1 pairs of chunks that lie wholly in the past, so that causality needs no mask,
+and its two chunks with themselves. What the window hides is skipped. Partial softmaxes are joined by their normalisers, and the
+backward pass recomputes the scores from the joint one (FlashAttention-2, arXiv:2307.08691). The pairs are computed by
+ops/attention_blocks.py on every platform: plain XLA on GPUs and TPUs, no fused kernel inside the ring.
 
 B batch, T positions of the whole row, N query heads, K key/value heads, G query heads per key/value head, H head width,
 X rows times key/value heads, C devices along the axis, c = T / 2C positions of a chunk
@@ -32,7 +32,7 @@ AXIS = "context"
 
 
 def parts(T: int) -> int:
-    """How many devices each row of T positions is cut over: C where 2C divides T, else 1, and every device has it whole."""
+    """Number of devices that rows of T positions are split over: C if 2C divides T, else 1, and every device has whole rows."""
     C = dict(jax.sharding.get_abstract_mesh().shape).get(AXIS, 1)
     return C if T % (2 * C) == 0 else 1
 
@@ -41,7 +41,7 @@ def parts(T: int) -> int:
 
 
 def zigzag(x: jax.Array) -> jax.Array:
-    """Moves the chunks of x [B, T, ...] to where attention wants them: i and 2C - 1 - i on device i, in this order."""
+    """Moves the chunks of x [B, T, ...] to the devices that attend with them: i and 2C - 1 - i to device i, in this order."""
     return _moved(_to_zigzag, x)
 
 
@@ -62,7 +62,7 @@ def _holder(chunk: int, C: int) -> int:
 
 
 def _to_zigzag(x):
-    """Of a device's chunks 2d and 2d + 1 the even ones all go to different devices, and so do the odd ones."""
+    """Of the devices' chunks 2d and 2d + 1, the even ones all go to different devices, and so do the odd ones."""
     C, even_place = jax.lax.axis_size(AXIS), jax.lax.axis_index(AXIS) % 2 == 0
     even, odd = jnp.split(x, 2, axis=1)
     even = jax.lax.ppermute(even, AXIS, [(d, _holder(2 * d, C)) for d in range(C)])
@@ -94,7 +94,7 @@ def context_attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> jax.Array:
-    """ops.attention.self_attention of rows in zig-zag order, inside a shard_map: a device's shards, t = T / C of T positions.
+    """ops.attention.self_attention for rows in zig-zag order, in a shard_map: on a device's shards, t = T / C of T positions.
 
     name: "ring" or "gather". Returns [B, t, N, H], float32.
     """
@@ -166,7 +166,7 @@ _attention.defvjp(_forward, _backward)
 
 
 def _as_heads(x):
-    """[2, X, ...] -> [2X, ...]: every chunk by itself."""
+    """[2, X, ...] -> [2X, ...]: each chunk separately."""
     return x.reshape(-1, *x.shape[2:])
 
 
@@ -179,14 +179,14 @@ def _segments(segments, at, keys, key):
 
 
 class Block(NamedTuple):
-    """A block of queries: the number of its chunk, its first place in it, how many they are."""
+    """A block of queries: the index of its chunk, its first position there, its size."""
 
     chunk: jax.Array
     first: jax.Array
     size: int
 
     def of(self, x, axis: int = 3):
-        """Its part of x [2, X, G, c, ...], whose places are along `axis`."""
+        """Its part of x [2, X, G, c, ...], with positions along `axis`."""
         return jax.lax.dynamic_slice_in_dim(x[self.chunk], self.first, self.size, axis - 1)
 
     def put(self, x, part):
@@ -195,7 +195,7 @@ class Block(NamedTuple):
 
 
 def _by_blocks(how, see):
-    """`see` for whole chunks, and by how many chunks instead of places; what the window hides is left out."""
+    """`see` for whole chunks, with distances in chunks instead of positions; what the window hides is skipped."""
 
     def seen(mine, theirs, keys, query, key, back):
         c = keys.k.shape[2]
@@ -212,19 +212,19 @@ def _by_blocks(how, see):
     return seen
 
 
-# ---------------------------------------------------------------- who meets whom
+# ---------------------------------------------------------------- the order in which chunks meet
 
-# Called as (see, window, mine, keys, theirs): `mine` stays with the queries, `theirs` belongs to the keys, such as their
-# gradients, or None. see(mine, theirs, keys, query, key, back) returns both after chunk `query` of the device's own has
-# seen chunk `key` of `keys`, which in the row lies `back` chunks before it. What is returned is (mine, theirs) of every device
-# after all pairs but those of chunks with themselves.
+# Called as (see, window, mine, keys, theirs): `mine` stays with the queries; `theirs` belongs to the keys, such as their
+# gradients, or is None. see(mine, theirs, keys, query, key, back) returns both after the device's own chunk `query` has attended
+# to chunk `key` of `keys`, which is `back` chunks earlier in the row. Returns (mine, theirs) of every device after all pairs
+# except those of chunks with themselves.
 
 
 def _ring(see, window, mine, keys, theirs):
-    """Step j: the device holds the keys of the one j places before it, p, all the way round.
+    """In step j, the device holds the keys of device p, j places before it; they go all the way round.
 
-    Its upper chunk lies behind their lower one, whoever p is, and sees it while the keys are sent on. Of those that arrive
-    only one chunk more is seen: where p < i their lower one by its lower one, else their upper one by its upper one.
+    Its upper chunk comes after p's lower one, whatever p is, and attends to it while the keys are sent on. Of the arriving keys
+    only one more chunk is attended to: if p < i, their lower one by its lower one, else their upper one by its upper one.
     """
     C, i = jax.lax.axis_size(AXIS), jax.lax.axis_index(AXIS)
     lower_of = lambda mine, theirs, keys, j: see(mine, theirs, keys, 1, 0, 2 * C - 1 - i - (i - j) % C)
@@ -248,15 +248,15 @@ def _ring(see, window, mine, keys, theirs):
 
 
 def _send(tree, shift: int):
-    """To the device so many places on; from the one so many places before."""
+    """Sends to the device `shift` places ahead; receives from the one `shift` places behind."""
     C = jax.lax.axis_size(AXIS)
     return jax.tree.map(lambda x: jax.lax.ppermute(x, AXIS, [(d, (d + shift) % C) for d in range(C)]), tree)
 
 
 def _legs(C: int, window: int | None, c: int) -> list[tuple[int, int, int]]:
-    """The way of the keys round the ring as (from which step, how many moves, by how many places each).
+    """The keys' way round the ring as (first step, number of moves, places per move).
 
-    A window that reaches n chunks back makes neighbours of no devices but those up to n places before and behind.
+    With a window that reaches n chunks back, only devices up to n places apart, ahead or behind, have pairs of chunks.
     """
     n = C if window is None else -(-(window - 1) // c)
     if n == 0:
@@ -266,7 +266,7 @@ def _legs(C: int, window: int | None, c: int) -> list[tuple[int, int, int]]:
 
 
 def _gather(see, window, mine, keys, theirs):
-    """The lower chunk sees the i chunks before it, then the upper one the 2C - 1 - i before it."""
+    """The lower chunk attends to the i chunks before it, then the upper one to the 2C - 1 - i before it."""
     C, i = jax.lax.axis_size(AXIS), jax.lax.axis_index(AXIS)
     everyones = jax.tree.map(_gathered, keys)
     sums = jax.tree.map(lambda x: jnp.zeros((2 * C, *x.shape[1:]), x.dtype), theirs)
@@ -282,7 +282,7 @@ def _gather(see, window, mine, keys, theirs):
 
 
 def _gathered(x):
-    """Two chunks of each device -> all [2C, ...] in the order of the row."""
+    """Two chunks per device -> all [2C, ...] in the order of the row."""
     x = jax.lax.all_gather(x, AXIS)
     return jnp.concatenate([x[:, 0], x[::-1, 1]])
 

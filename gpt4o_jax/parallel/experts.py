@@ -1,12 +1,12 @@
-"""Expert parallelism: rows travel to the devices that hold their experts, and what became of them travels back.
+"""Expert parallelism: rows travel to the devices that hold their experts, and the results travel back.
 
-Nothing is dropped, so a device has room for all rows of its group, p times as many as it gets from an even router. Taken in
-chunks of tokens, it is the room of one chunk.
+Nothing is dropped, so a device has room for all rows of its group, p times as many as an even router sends it. With chunks of
+tokens, the room is that of one chunk.
 
-p devices along the mesh axis, M tokens of a device, k experts of a token, n = M * k rows of a device, e experts of a device,
-E = p * e of all, most: rows that one device can have for another, r = p * most rows that a device has room for
+p devices along the mesh axis, M tokens of a device, k experts per token, n = M * k rows of a device, e experts of a device,
+E = p * e experts in all, most: rows that one device can have for another, r = p * most rows that a device has room for
 
-Source: GShard (arXiv:2006.16668) for the two all-to-alls, here of rows in unequal numbers.
+Source: GShard (arXiv:2006.16668) for the two all-to-alls, here with unequal numbers of rows.
 """
 
 import functools
@@ -33,18 +33,18 @@ def experts(
     activation: Callable,
     compute: Compute,
 ) -> jax.Array:
-    """In a shard_map: ops.experts, each device along the mesh axis "expert" having its own of them; chosen_Mk counts all."""
+    """ops.experts in a shard_map, each device along the axis "expert" holding e of the experts; chosen_Mk counts all. [M, D]."""
     p, e = jax.lax.axis_size(AXIS), up_eDF.shape[0]
     order_n, inverse_n, sizes_E = ops.by_expert(chosen_Mk, p * e)
-    all_ppe = jax.lax.all_gather(sizes_E, AXIS).reshape(p, p, e)  # rows by device that has them, that wants them, expert
-    most = len(x_MD) * min(chosen_Mk.shape[1], e)  # a token's experts are different ones
+    all_ppe = jax.lax.all_gather(sizes_E, AXIS).reshape(p, p, e)  # rows by (device that has them, device that wants them, expert)
+    most = len(x_MD) * min(chosen_Mk.shape[1], e)  # a token's experts are distinct
     route = _Route(jnp.sum(all_ppe, axis=-1), chosen_Mk.reshape(-1)[order_n] // e)
     how = (most, compute.ragged)
 
-    # The products would round their operands on arrival; rounded before, half as many bytes travel.
+    # The products would round their operands after arrival; rounded before, half as many bytes are sent.
     x_rD = _there(how, ops.sorted_rows(x_MD.astype(compute.operand), order_n, inverse_n), route).astype(jnp.float32)
     mine_pe = all_ppe[:, jax.lax.axis_index(AXIS)]
-    runs_pe1 = jnp.concatenate([mine_pe, most - jnp.sum(mine_pe, axis=1, keepdims=True)], axis=1)  # the last of each: no rows
+    runs_pe1 = jnp.concatenate([mine_pe, most - jnp.sum(mine_pe, axis=1, keepdims=True)], axis=1)  # last in each: unused room
     owner_r = jnp.repeat(jnp.tile(jnp.arange(e + 1), p), runs_pe1.reshape(-1), total_repeat_length=p * most)
     order_r = jnp.argsort(owner_r, stable=True)
     inverse_r = jnp.argsort(order_r)
@@ -54,29 +54,29 @@ def experts(
     return ops.weighted_sum(y_nD, order_n, inverse_n, gates_Mk)
 
 
-# ---------------------------------------------------------------- there and back, each the other's transpose
+# ---------------------------------------------------------------- there and back, transposes of each other
 
 
 class _Route(NamedTuple):
-    sent_pp: jax.Array  # rows from (first axis) each device to each
-    to_n: jax.Array  # the device that each of this one's rows, sorted by expert, goes to
+    sent_pp: jax.Array  # number of rows from each device (first axis) to each
+    to_n: jax.Array  # the device to which each of this one's rows, sorted by expert, goes
 
     def here(self):
-        """(this device, where its rows for each device start)."""
+        """(this device's index, where its rows for each device start)."""
         me = jax.lax.axis_index(AXIS)
         return me, (jnp.cumsum(self.sent_pp, axis=1) - self.sent_pp)[me]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _there(how, x_nD, route):
-    """Rows of all devices for this one, those of device i from i * most on; zeros between. [r, D]."""
+    """All devices' rows for this one, those of device i starting at i * most, zeros between. [r, D]."""
     (most, ragged), p = how, len(route.sent_pp)
     me, start_p = route.here()
     if ragged:
         room_rD = jnp.zeros((p * most, x_nD.shape[1]), x_nD.dtype)
         place_p = jnp.full(p, me * most, jnp.int32)
         return jax.lax.ragged_all_to_all(x_nD, room_rD, start_p, route.sent_pp[me], place_p, route.sent_pp[:, me], axis_name=AXIS)
-    # Where there is no ragged exchange (ops/compute.py), every device sends all that it might have for another.
+    # Without a ragged exchange (ops/compute.py), every device sends the most that it could have for another.
     place = jnp.arange(most)
     parts_pmD = jnp.where(
         (place < route.sent_pp[me][:, None])[..., None], jnp.take(x_nD, start_p[:, None] + place, axis=0, mode="clip"), 0
@@ -86,7 +86,7 @@ def _there(how, x_nD, route):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _back(how, y_rD, route):
-    """What `_there` brought, back where it came from. [n, D]."""
+    """Returns what `_there` brought to where it came from. [n, D]."""
     (most, ragged), p, n = how, len(route.sent_pp), len(route.to_n)
     me, start_p = route.here()
     if ragged:

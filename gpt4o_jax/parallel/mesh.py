@@ -1,4 +1,4 @@
-"""The device mesh: one, always, also on one device."""
+"""The device mesh, used even with a single device."""
 
 import jax
 import numpy as np
@@ -10,12 +10,12 @@ from gpt4o_jax.errors import RunError
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
-    """A mesh over `devices` (default: all), axes as in config_mesh.AXES. Enter it with jax.set_mesh.
+    """A mesh over `devices` (default: all) with the axes of config_mesh.AXES. Enter it with jax.set_mesh.
 
-    TPUs are laid as their links run, several slices along one axis; other devices in their order, those of a host side by side:
-    where context or tensor then runs from host to host a line says so, for hosts may share fast links, and rows may need it.
-    (jax.make_mesh takes neither several slices, which several GPU hosts are too, nor every shape of a TPU slice.)
-    Raises RunError where the sizes do not multiply to the number of devices, or slices do not divide an axis.
+    TPUs are arranged as their links run, with several slices along one axis; other devices in order, those of a host adjacent. If
+    context or tensor then crosses GPU hosts, a message says so, not an error: hosts may share fast links, and rows may need it.
+    (jax.make_mesh supports neither several slices, which GPU hosts count as too, nor every shape of a TPU slice.)
+    Raises RunError if the sizes do not multiply to the number of devices, or slices do not divide an axis.
     """
     devices = jax.devices() if devices is None else devices
     sizes = config.sizes(len(devices))
@@ -28,7 +28,7 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
 
 
 def axis_between(slices: int, sizes: dict[str, int]) -> str:
-    """The mesh axis that runs from slice to slice: data, or fsdp where that alone divides. Raises RunError."""
+    """The mesh axis along which slices lie: data, or fsdp if only that divides. Raises RunError."""
     axis = next((a for a in ("data", "fsdp") if sizes[a] % slices == 0), None)
     if axis is None:
         raise RunError(
@@ -39,7 +39,7 @@ def axis_between(slices: int, sizes: dict[str, int]) -> str:
 
 
 def _tell_of_hosts(laid: np.ndarray, sizes: dict[str, int]) -> None:
-    """Warns of axes that send in every layer and do so from host to host. JAX takes a host's GPUs for a slice."""
+    """Warns of axes that communicate in every layer and cross hosts. JAX treats a host's GPUs as a slice."""
     hosts = np.array([getattr(d, "slice_index", d.process_index) for d in laid.flat]).reshape(laid.shape)
     most = max(np.bincount(hosts.ravel()))
     for i, axis in enumerate(AXES):

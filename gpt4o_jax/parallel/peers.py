@@ -1,4 +1,4 @@
-"""What a training process knows of the others of its job: that they go on, and when all of them stop."""
+"""What a training process knows of its job's other processes: that they make progress, and when all of them stop."""
 
 import contextlib
 import json
@@ -16,10 +16,10 @@ _STOP, _WHERE = "gpt4o_jax/stop", "gpt4o_jax/where"
 
 
 class Peers:
-    """Of a process that works alone, with limit None; or a watch over all of a job, as a context manager.
+    """A watch over a job's processes, as a context manager; limit None: this process works alone.
 
-    A dead peer is noticed by JAX. One that lives but does not go on is not: every collective waits for it, for ever. So each
-    process tells where it is, and ends with exit code 76, saying where the others were, once it is `limit` seconds in one place.
+    JAX notices a dead peer, but not one that is alive and stuck: every collective waits for it forever. So each process reports
+    where it is, and after `limit` seconds in one place ends with exit code 76, printing where the others were.
     """
 
     def __init__(self, limit: float | None = None):
@@ -35,24 +35,24 @@ class Peers:
         self._ended.set()
 
     def at(self, what: str | None, times: int = 1) -> None:
-        """This process begins `what`, which may take `times` the limit; None: something that only concerns itself."""
+        """This process begins `what`, which may take `times` the limit; None: unwatched, as it only concerns this process."""
         self._where = what and (what, time.monotonic(), times)
 
     def stop_at(self, step: int, K: int, wanted: str | None) -> tuple[int, str] | None:
-        """(step to stop at, by what signal) once any process wants to stop; the same in all of them. wanted: this one's signal.
+        """(step to stop at, signal name) once any process wants to stop, the same in all; else None. wanted: this one's signal.
 
-        Call it after each dispatch of K steps, once the metrics of the dispatch before have been read: no process gets metrics
-        that another has not begun to compute, so none is more than one dispatch ahead of the others when it looks here, and
-        two dispatches on, all of them have seen what the first one wrote.
+        Call it after each dispatch of K steps, once the metrics of the previous dispatch have been read: no process gets metrics
+        that another has not begun to compute, so none is more than one dispatch ahead of the others here, and two dispatches
+        later all of them have seen what the first one wrote.
         """
         if self._limit is None:
             return (step, wanted) if wanted else None
         client = distributed.global_state.client
         if self._agreed is None and wanted:
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was first
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process was first
                 client.key_value_set(_STOP, json.dumps([step + 2 * K, wanted]))
         if self._agreed is None:
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody wants to
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # no process wants to stop
                 self._agreed = tuple(json.loads(client.key_value_try_get(_STOP)))
         return self._agreed
 

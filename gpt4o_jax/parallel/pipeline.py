@@ -1,18 +1,17 @@
-"""A pipeline: the layers of a stage lie on the devices of one place along the mesh axis "stage", micro-batches pass from
-stage to stage.
+"""Pipeline parallelism: the layers of a stage are on the devices at one place of the mesh axis "stage", and micro-batches pass
+from stage to stage.
 
-S stages, R repeats, M micro-batches of b rows, n layers that a stage computes in a row: L = R * S * n in all
+S stages, R repeats, M micro-batches of b rows, n consecutive layers that a stage computes: L = R * S * n in all
 
-Item (r, m), micro-batch m on its way through the stages for the r-th time, is in stage s at step r * max(M, S) + m + s.
-After each step every stage hands what it computed to the next, and the last to the first, which keeps it until its turn
-comes again. With R = 1 that is GPipe's order (arXiv:1811.06965). With more, group g of n layers is in stage g % S, and the
-stages wait R times shorter for the first micro-batch and after the last (arXiv:2104.04473, section 2.2, but forward and
-backward one after the other). Parameters lie in order of layers, the first L / S on the first stage, whatever R is: with
-R > 1 each step of training sends them to where they are computed, and their gradients back; and the backward pass computes
-every group of layers once more, whatever the remat policy is within it.
+Item (r, m), micro-batch m on pass r through the stages, is in stage s at step r * max(M, S) + m + s. After each step every stage
+hands its result to the next, and the last to the first, which keeps it until its turn comes again. R = 1 is GPipe's order
+(arXiv:1811.06965). With R > 1, group g of n layers is in stage g % S, and the stages' idle time before the first micro-batch and
+after the last is R times shorter (arXiv:2104.04473, section 2.2, but all forward passes before the backward ones). Parameters are
+in order of layers, the first L / S on the first stage, whatever R is: with R > 1 each training step sends them to where they are
+computed, and their gradients back, and the backward pass recomputes every group of layers, whatever the remat policy within it.
 
-Written per stage, in a shard_map over "stage" alone: the other axes are XLA's, as they are outside of it, and a shard_map
-inside of a stage takes what axes are left.
+Written per stage, in a shard_map over "stage" alone: the other axes are left to XLA, as outside of it, and a shard_map inside a
+stage takes the axes that are left.
 """
 
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from gpt4o_jax.parallel.rules import ways
 
 
 class Schedule(NamedTuple):
-    """Who computes what when."""
+    """Which stage computes which micro-batch when."""
 
     stages: int
     repeats: int
@@ -34,7 +33,7 @@ class Schedule(NamedTuple):
 
     @property
     def between(self) -> int:
-        """Steps from one repeat of a micro-batch to its next."""
+        """Steps between successive repeats of a micro-batch."""
         return max(self.micro_batches, self.stages)
 
     @property
@@ -43,7 +42,7 @@ class Schedule(NamedTuple):
 
     @property
     def bubble(self) -> float:
-        """The part of the steps in which a stage has nothing to do."""
+        """Fraction of the steps in which a stage is idle."""
         return 1 - self.repeats * self.micro_batches / self.steps
 
     def __str__(self) -> str:
@@ -52,25 +51,25 @@ class Schedule(NamedTuple):
 
 
 def schedule(rows: int, repeats: int = 1, wanted: int = 0) -> Schedule:
-    """Of a batch of so many rows on the mesh in force. wanted: micro-batches (config_mesh.micro_batches)."""
+    """The schedule of a batch of `rows` rows on the mesh that is set. wanted: micro-batches (config_mesh.micro_batches)."""
     stages, (devices,) = dict(jax.sharding.get_abstract_mesh().shape)["stage"], ways(("batch",))
     return Schedule(stages, repeats, 1 if rows % devices else micro_batches(rows // devices, stages, wanted))
 
 
 def cut(x: jax.Array, M: int, axis: int = 0) -> jax.Array:
-    """[M, ...]: row i along `axis` goes to micro-batch i % M, so that each has rows of every data shard."""
+    """[M, ...]: row i along `axis` goes to micro-batch i % M, so that each has rows from every data shard."""
     return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, M, *x.shape[axis + 1 :]), axis + 1, 0)
 
 
 def joined(x_Mb: jax.Array) -> jax.Array:
-    """What was cut along its first axis."""
+    """The inverse of `cut` along the first axis."""
     return jnp.moveaxis(x_Mb, 0, 1).reshape(-1, *x_Mb.shape[2:])
 
 
 def pipeline(stage: Callable, layers, x_Mb: jax.Array, others_Mb, order: Schedule):
-    """x_Mb after all layers [M, b, ...], and what stage tells of every layer, summed over micro-batches [L, ...] each.
+    """(x_Mb [M, b, ...] after all layers; what `stage` reports of each layer, summed over micro-batches, [L, ...] each).
 
-    stage(n of the layers, x [b, ...], others [b, ...], m) -> (x after them, what it tells of each: arrays [n, ...]).
+    stage(n of the layers, x [b, ...], others [b, ...], m) -> (x after them, reports of each layer: arrays [n, ...]).
     layers: a tree of arrays [L, ...]; others_Mb: a tree of arrays [M, ...] that every layer reads.
     """
     S, R, M = order
@@ -78,7 +77,7 @@ def pipeline(stage: Callable, layers, x_Mb: jax.Array, others_Mb, order: Schedul
     def in_turn(layers_Rn, r, *inputs):
         return stage(jax.tree.map(lambda leaf: leaf[0] if R == 1 else _at(leaf, r), layers_Rn), *inputs)
 
-    if R > 1:  # or the backward pass would keep a copy of a group's parameters for every step
+    if R > 1:  # else the backward pass would keep a copy of a group's parameters for every step
         in_turn = jax.checkpoint(in_turn, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
 
     def local(layers_Rn, x_Mb, others_Mb):
@@ -87,11 +86,11 @@ def pipeline(stage: Callable, layers, x_Mb: jax.Array, others_Mb, order: Schedul
         def step(carry, t):
             waiting_Mb, x = carry
             r = jnp.clip((t - s) // order.between, 0, R - 1)
-            m = jnp.clip((t - s) % order.between, 0, M - 1)  # of no item: whatever is there is computed, and dropped
+            m = jnp.clip((t - s) % order.between, 0, M - 1)  # if there is no item, whatever is there is computed and dropped
             x = jnp.where(s == 0, _at(waiting_Mb, m), x)
             x, told = in_turn(layers_Rn, r, x, jax.tree.map(lambda leaf: _at(leaf, m), others_Mb), m)
             x = jax.lax.ppermute(x, "stage", [(i, (i + 1) % S) for i in range(S)])
-            # On the first stage: of the item that was in the last one.
+            # On the first stage: the micro-batch that has left the last one.
             m = (t - S + 1) % order.between
             came = (t >= S - 1) & (m < M)
             waiting_Mb = jax.lax.dynamic_update_index_in_dim(waiting_Mb, jnp.where(came, x, _at(waiting_Mb, m)), m, 0)

@@ -1,7 +1,7 @@
-"""Several processes as one job: joined under a time limit, host steps that all take together, and a lost peer told as such.
+"""Several processes as one job: joining within a time limit, host steps of all processes, and reporting a lost peer.
 
-Every host step (`leader_first`, `barrier`, the stop that is agreed on) has a name and a limit, and raises RunError (exit code
-76) instead of waiting for ever. In a process that works alone all of them do nothing.
+Every host step (`leader_first`, `barrier`, the agreed stop) has a name and a limit, and raises RunError (exit code 76) instead of
+waiting forever. A process that works alone never waits.
 """
 
 import atexit
@@ -25,18 +25,18 @@ from gpt4o_jax.parallel.cluster import Job
 from gpt4o_jax.parallel.peers import Peers
 
 T = TypeVar("T")
-_LONG = 24 * 3600.0  # seconds: what process 0 prepares for all, as tokenising a corpus, may take hours; the watch ends it sooner
-_SHORT = 2 * 3600.0  # of what takes minutes at most; where the watch (`Peers.at`) knows of it, that ends it much sooner
+_LONG = 24 * 3600.0  # seconds: preparation by process 0, such as tokenising a corpus, may take hours; the watch ends it sooner
+_SHORT = 2 * 3600.0  # of what takes minutes at most; much sooner where the watch (`Peers.at`) covers it
 _LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "Gloo", "NCCL", "Connection", "coordination service")
-_uses: collections.Counter = collections.Counter()  # of each name: a barrier of JAX works once
+_uses: collections.Counter = collections.Counter()  # of each name: a JAX barrier works only once
 
 
 def places(
     sharding: jax.sharding.Sharding, shape: tuple[int, ...], axis: int, devices: Iterable[jax.Device] | None = None
 ) -> list[int]:
-    """The indices along `axis`, in order, of those parts of an array of this shape that lie on `devices`.
+    """The indices along `axis`, in order, of the parts of an array of this shape that are on `devices`.
 
-    devices: None for those of this process. Replicas hold the same places: processes of one tensor-parallel group all of theirs.
+    devices: None for those of this process. Replicas hold the same indices, as do all processes of a tensor-parallel group.
     """
     parts = sharding.devices_indices_map(shape)
     held = (parts[d][axis] for d in (sharding.addressable_devices if devices is None else devices))
@@ -45,21 +45,21 @@ def places(
 
 @contextlib.contextmanager
 def joined(job: Job | None, start_limit: float, peer_limit: float):
-    """Makes this process part of `job`, for the length of the block, with a watch over the others.
+    """Makes this process part of `job` for the duration of the block, and watches the others. Yields Peers.
 
-    Where job is None it only looks for devices.
+    job None: only checks that there are devices.
 
-    start_limit: seconds until all processes must have come. peer_limit: seconds after which one that does not answer is lost.
-    Raises RunError: ids or counts that contradict each other (2), no devices of the platform asked for (2), a peer that did
-    not come or was lost (76). Gives Peers.
+    start_limit: seconds within which all processes must have come. peer_limit: seconds after which an unresponsive one is lost.
+    Raises RunError: ids or counts that contradict each other (2), no devices of the requested platform (2), a peer that did not
+    come or was lost (76).
     """
     if job is not None:
         rollcall.call(job, start_limit)
         if job.index:
-            console.quiet()  # what happens is told once, by process 0; mistakes by whoever meets them
+            console.quiet()  # process 0 reports what happens; each process its own errors
         _exit_on_abort(job)
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        # JAX's own notice of SIGTERM would swallow it until training listens, while a corpus is made, say.
+        # JAX's own SIGTERM handler would swallow it until training listens, for example while a corpus is prepared.
         jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(
             job.coordinator,
@@ -104,7 +104,7 @@ def _peer_lost(what: str) -> RunError:
 
 
 def _leave(error: BaseException, lost: bool) -> None:
-    """How a process goes that met an error: all together after a stop, at once after anything else."""
+    """How a process exits after an error: together with the others after a stop, immediately after anything else."""
     told = error if isinstance(error, RunError) else storage_error(error)
     code = ExitCode.PEER_LOST if lost else told.code if told else ExitCode.CRASHED
     if isinstance(error, KeyboardInterrupt):
@@ -123,7 +123,7 @@ def _leave(error: BaseException, lost: bool) -> None:
 
 
 def _exit_on_abort(job: Job) -> None:
-    """Turns the abort by which JAX answers the loss of a peer (its callback cannot be had from Python) into exit code 76."""
+    """Turns JAX's abort on the loss of a peer (its callback is not accessible from Python) into exit code 76."""
     who = f"gpt4o_jax: process {job.index} of {job.processes}"
     line = f"{who}: a peer was lost, see above; the same command goes on from the last checkpoint\n"
 
@@ -138,16 +138,16 @@ def _exit_on_abort(job: Job) -> None:
     install(int(signal.SIGABRT), handle)
 
 
-# ---------------------------------------------------------------- host steps that all take together
+# ---------------------------------------------------------------- host steps of all processes
 
 
 def is_leader() -> bool:
-    """Whether this process writes what is written once."""
+    """Whether this is process 0, which writes what is written once."""
     return jax.process_index() == 0
 
 
 def leader_first(name: str, make: Callable[[], T], limit: float = _LONG) -> T:
-    """make() of process 0; then, once that is done, of the others. RunError of the first is raised in all."""
+    """make() on process 0, then on the others. A RunError of process 0 is raised on all."""
     if is_leader():
         return share(name, make, limit, keep=True)
     share(name, make, limit)
@@ -155,7 +155,7 @@ def leader_first(name: str, make: Callable[[], T], limit: float = _LONG) -> T:
 
 
 def share(name: str, make: Callable[[], T], limit: float = _SHORT, keep: bool = False) -> T:
-    """make() of process 0 alone, a JSON value, for all. Its RunError is raised in all. keep: the others need not the value."""
+    """make() of process 0, a JSON value, on all. Its RunError is raised on all. keep: the others get None instead."""
     if jax.process_count() == 1:
         return make()
     key, client = _key(name), distributed.global_state.client
@@ -170,14 +170,14 @@ def share(name: str, make: Callable[[], T], limit: float = _SHORT, keep: bool = 
         told = e if isinstance(e, RunError) else storage_error(e)
         if told is not None:
             client.key_value_set(key, json.dumps({"error": str(told), "code": int(told.code)}))
-            barrier(f"{name}: told", 10.0, strict=False)  # or they would see a lost peer instead
+            barrier(f"{name}: told", 10.0, strict=False)  # otherwise they would see a lost peer
         raise
     client.key_value_set(key, json.dumps({"value": None if keep else value}))
     return value
 
 
 def barrier(name: str, limit: float = _SHORT, strict: bool = True) -> None:
-    """Returns once every process has called it. Raises RunError (76) after `limit` seconds, if strict."""
+    """Returns once every process has called it. After `limit` seconds it raises RunError (76) if strict, else returns."""
     if jax.process_count() == 1:
         return
     key, client = _key(name), distributed.global_state.client

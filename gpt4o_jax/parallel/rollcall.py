@@ -1,8 +1,8 @@
 """The roll call: processes find each other before JAX joins them.
 
-JAX's own way of saying that a process is missing, or that two claim one id, is to abort after its time limit with a stack of
-C++ functions. Here process 0 listens on the port that JAX will take over, every other one says who it is, and each is told in
-one line what is wrong, or to go on. One that is started again meanwhile takes the place of the one that has ended.
+If a process is missing, or two claim the same id, JAX aborts after its time limit with a C++ stack trace. Here process 0 listens
+on the port that JAX will take over, every other process reports who it is, and each is told in one line what is wrong, or to go
+on. A process restarted meanwhile takes the place of the one that ended.
 """
 
 import contextlib
@@ -18,16 +18,16 @@ _PATIENCE = 5.0  # seconds for one message
 
 
 class _Member(NamedTuple):
-    """A process other than 0 that has come, and now waits for the others."""
+    """A process other than 0 that has reported and waits for the others."""
 
     who: str
     connection: socket.socket
 
 
 def call(job: Job, limit: float) -> None:
-    """Returns once all processes of the job are there. Raises RunError, the same in all that can be told, within `limit` seconds.
+    """Returns once all processes of the job are there; else raises RunError within `limit` seconds, the same on all within reach.
 
-    Exit code 2 where ids or counts contradict each other, 76 where some did not come or the coordinator is not reached.
+    Exit code 2 if ids or counts contradict each other or the port is taken, 76 if some did not come or could not reach process 0.
     """
     host, _, port = job.coordinator.rpartition(":")
     deadline = time.monotonic() + limit
@@ -63,7 +63,7 @@ def _lead(job: Job, port: int, deadline: float, limit: float) -> None:
             connections.enter_context(connection)
             said = _read(connection)
             if said is None:
-                continue  # something that is no process of ours
+                continue  # not a process of ours
             problem = _contradiction(job, members, said)
             if problem:
                 waiting.append(connection)
@@ -75,7 +75,7 @@ def _lead(job: Job, port: int, deadline: float, limit: float) -> None:
                 connection.settimeout(_PATIENCE)
                 connection.sendall(json.dumps({"problem": problem, "code": code}).encode() + b"\n")
         if problem is None:
-            # They hang up first: the port is then free at once for JAX.
+            # They hang up first, so that the port is immediately free for JAX.
             for connection in waiting:
                 with contextlib.suppress(OSError):
                     connection.recv(1)
@@ -84,9 +84,9 @@ def _lead(job: Job, port: int, deadline: float, limit: float) -> None:
 
 
 def _strike_off(members: dict[int, _Member], asked: list[int]) -> bool:
-    """Whether some of those asked do not answer any more; then they are not there, and their next start takes their place.
+    """Removes those of `asked` that no longer answer, so that a restart can take their place; whether there were any.
 
-    They are asked, for a machine that was taken away does not hang up.
+    They have to be asked: a machine that was taken away does not hang up.
     """
     for index in asked:
         with contextlib.suppress(OSError):
@@ -132,7 +132,7 @@ def _report(job: Job, host: str, port: int, deadline: float, limit: float) -> No
 
 
 def _read(connection: socket.socket, seconds: float = _PATIENCE) -> dict | None:
-    """One line of JSON that is a message of ours, or None."""
+    """One line of JSON that is one of our messages, or None."""
     try:
         connection.settimeout(seconds)
         said = json.loads(connection.makefile("rb").readline(4096))

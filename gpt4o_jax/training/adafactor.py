@@ -1,4 +1,4 @@
-"""Adafactor's direction, matrix by matrix: optax's own arithmetic, layer by layer of a stacked weight.
+"""Adafactor's update direction per matrix: optax's arithmetic, applied to each layer of a stacked weight.
 
 Source: Shazeer and Stern 2018, arXiv:1804.04235.
 """
@@ -10,16 +10,16 @@ import optax
 
 from gpt4o_jax.model.matrices import STACKED, hidden_matrix, is_names
 
-MIN_WIDTH = 128  # of both sides of a matrix whose second moment is factored; the default of optax
-CLIP_RMS = 1.0  # of the update of one matrix; the paper's d
+MIN_WIDTH = 128  # of both sides of a matrix whose second moment is factored; optax's default
+CLIP_RMS = 1.0  # of one matrix's update; d in the paper
 
 
 def factored_direction(axes) -> optax.GradientTransformation:
-    """Gradients over the root of their factored second moment, root-mean-square at most CLIP_RMS for each weight.
+    """Gradients over the root of their factored second moment, with a root-mean-square of at most CLIP_RMS per weight.
 
-    axes: tree of the parameters' logical axis names. A hidden matrix of several heads counts as the one matrix that its
-    product sees, and each layer of a stacked weight by itself. State: a row and a column of means for every matrix of at
-    least MIN_WIDTH either way, else a second moment of the parameter's own shape.
+    axes: tree of the parameters' logical axis names. A hidden matrix of several heads counts as the one matrix of its product,
+    and each layer of a stacked weight separately. State: row and column means for every matrix with both sides at least
+    MIN_WIDTH, else a second moment of the parameter's own shape.
     """
     one = optax.chain(
         optax.scale_by_factored_rms(min_dim_size_to_factor=MIN_WIDTH, decay_rate=0.8, epsilon=1e-30),
@@ -31,7 +31,7 @@ def factored_direction(axes) -> optax.GradientTransformation:
         return jax.tree.map(lambda names, x: _as_matrix(names, x), axes, params, is_leaf=is_names)
 
     def by_depth(matrices):
-        """jax.vmap takes weights of one depth, and not all have the model's: extra heads, experts, an unfinished period."""
+        """Grouped for jax.vmap, which needs equal depths: extra heads, experts and an unfinished period differ."""
         label = lambda names, x: f"stacked_{x.shape[0]}" if set(STACKED) & set(names) else "single"
         labels = jax.tree.map(label, axes, matrices, is_leaf=is_names)
         groups = {name: one if name == "single" else stacked for name in jax.tree.leaves(labels)}
@@ -50,7 +50,7 @@ def factored_direction(axes) -> optax.GradientTransformation:
 
 
 def _as_matrix(names, x: jax.Array) -> jax.Array:
-    """[layers, rows, columns] where that is to be factored, else x."""
+    """[stacked, rows, columns] if it is to be factored, else x."""
     matrix = hidden_matrix(names)
     if matrix is None:
         return x

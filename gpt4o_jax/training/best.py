@@ -1,6 +1,7 @@
-"""The best evaluation of a run so far, and when to give up waiting for a better one.
+"""The best evaluation of a run so far, and early stopping.
 
-All of it follows from the records of metrics.jsonl up to a step, so that a run that goes on decides as one never stopped.
+Both follow from the records of metrics.jsonl and the checkpoints up to a step, so that a resumed run decides like an
+uninterrupted one.
 """
 
 import math
@@ -9,11 +10,11 @@ from collections.abc import Container, Iterable
 from gpt4o_jax.errors import RunError, did_you_mean
 
 LESS_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "wer", "cer")
-STOPPED = "stopped_early"  # stands in the record of the last evaluation of a run that gave up
+STOPPED = "stopped_early"  # in the record of a run's last evaluation if it stopped early
 
 
 class Best:
-    """metric: name of a number of evaluations, "" for none; patience: evaluations without a better one, 0 for no end."""
+    """metric: name of an evaluation metric, "" for none; patience: evaluations without improvement before stopping, 0: never."""
 
     def __init__(
         self,
@@ -23,11 +24,11 @@ class Best:
         steps: Container[int] | None = None,
         since: int | None = None,
     ):
-        """records: of a run up to the step where it goes on. steps: of the checkpoints that it has; None: of all of them.
+        """records: of a run, up to the step it resumes from. steps: those with a checkpoint; None: all.
 
-        Only what has a checkpoint can be the best: where `metric` is asked for late, better ones were not kept. since: how many
-        evaluations were no better, as the checkpoint says; None: counted in the records, where of equal ones whose checkpoints
-        are gone only the last is seen.
+        Only evaluations with a checkpoint can be the best: if `metric` was set later, better ones were not kept. since:
+        evaluations without improvement, as stored in the checkpoint; None: counted from the records, which is too low if equal
+        earlier ones have lost their checkpoints.
         """
         self.metric, self._patience = metric, patience
         self.step: int | None = None
@@ -44,9 +45,9 @@ class Best:
             self._since = since
 
     def take(self, step: int, values: dict) -> bool:
-        """Takes an evaluation in; whether none before was better. Raises RunError where it has no such number.
+        """Adds an evaluation; returns whether none before was better. Raises RunError if it lacks the metric.
 
-        Of equal ones the newest stays (what counts whole answers may be 0 for long), but patience waits for a better one.
+        Among equals the newest is kept (an exact-match metric may be 0 for long), but patience waits for a better one.
         """
         if not self.metric:
             return False
@@ -66,10 +67,10 @@ class Best:
 
     @property
     def kept(self) -> dict:
-        """What a checkpoint says of it: which one stays (checkpoint/store.py), and since how many evaluations."""
+        """Entries for a checkpoint's manifest: the best step, to be kept (checkpoint/store.py), and evaluations since."""
         return {} if self.step is None else {"best": self.step, "since": self._since}
 
     @property
     def exhausted(self) -> bool:
-        """Whether it is time to give up."""
+        """Whether patience has run out."""
         return 0 < self._patience <= self._since

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices: its collectives, by mesh axis, from the text of its HLO."""
+"""The collectives of a compiled program, by mesh axis, read from the text of its HLO."""
 
 import collections
 import math
@@ -13,7 +13,7 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u1
 }  # fmt: skip
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _OP = re.compile(rf"^\s*(?:ROOT )?%\S+ = (.*?) ({'|'.join(KINDS)})(-start)?\(")
-# libtpu sends from slice to slice through the hosts, what groups of devices in each slice have made ready.
+# Between slices, libtpu sends through the hosts what the groups of devices in each slice have prepared.
 _FROM_SLICE_TO_SLICE = re.compile(r'^\s*(?:ROOT )?%\S+ = \((\w+\[[\d,]*\]).* (send|recv)\(.*_xla_megascale_transfer_type="(\w+)"')
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
@@ -23,10 +23,10 @@ _SCALAR = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (?:pred|[su]\d+)\[\]\S* ([\w-
 def collectives(hlo: str, mesh_shape: dict[str, int], device_ids: np.ndarray) -> list[dict]:
     """[{"kind", "axes", "count", "bytes"}] of one call, largest first.
 
-    mesh_shape: sizes by axis name; device_ids: of the mesh, in its shape. axes: those along which the group's devices
-    differ, joined by "+"; "slices" of what goes from slice to slice. count: how often it runs, loops multiplied out.
-    bytes: of the whole array, before a reduction or after a gathering, times count; what of it one device sends depends on the
-    algorithm.
+    mesh_shape: sizes by axis name; device_ids: of the mesh, in its shape. axes: those along which the devices of a group differ,
+    joined by "+"; "slices" for transfers between slices. count: number of executions, loops included. bytes: of the whole array,
+    before a reduction or after a gather, times count; how much of it one device sends depends on the algorithm.
+    Raises ValueError if it cannot read a replica group, or the trip count of a loop that communicates.
     """
     lines = _computations(hlo)
     times = _times(lines)
@@ -41,7 +41,7 @@ def collectives(hlo: str, mesh_shape: dict[str, int], device_ids: np.ndarray) ->
                 sums[kind, "slices"] += times[name] * size
             if not (match := _OP.match(line)):
                 continue
-            # TPUs cut an asynchronous collective over fusions (start, steps, done) of one chain: it is one.
+            # TPUs split an asynchronous collective into fusions (start, steps, done) of one chain: count it once.
             if chain := re.search(r'chain_id="(\d+)"', line):
                 channel = re.search(r"channel_id=(\d+)", line)
                 key = (chain[1], channel and channel[1])
@@ -54,7 +54,7 @@ def collectives(hlo: str, mesh_shape: dict[str, int], device_ids: np.ndarray) ->
             if not axes:
                 continue
             size = _size(shapes, kind, bool(started)) * (len(members) if kind == "reduce-scatter" else 1)
-            if name.startswith("all-reduce-scatter"):  # so TPUs call a fusion that keeps a part of the sum, and sends no more
+            if name.startswith("all-reduce-scatter"):  # TPUs' name for a fusion that keeps, and sends, a part of the sum
                 kind = "reduce-scatter"
             counts[kind, axes] += times[name]
             sums[kind, axes] += times[name] * size
@@ -63,7 +63,7 @@ def collectives(hlo: str, mesh_shape: dict[str, int], device_ids: np.ndarray) ->
 
 
 def _crossing(line: str) -> tuple[str, int] | None:
-    """(kind, bytes of the whole array) of what a device sends to those of other slices; None of another line."""
+    """(kind, bytes of the whole array) of a transfer to other slices; None for any other line."""
     if not (match := _FROM_SLICE_TO_SLICE.match(line)):
         return None
     shape, way, kind = match.groups()
@@ -73,7 +73,7 @@ def _crossing(line: str) -> tuple[str, int] | None:
 
 
 def _computations(hlo: str) -> dict[str, list[str]]:
-    """Lines by computation; that of the program is "ENTRY"."""
+    """Lines by computation; the program itself is "ENTRY"."""
     lines, name = {}, None
     for line in hlo.splitlines():
         if head := _HEAD.match(line):
@@ -90,9 +90,9 @@ def _called(line: str) -> list[str]:
 
 
 def _times(lines: dict[str, list[str]]) -> collections.Counter:
-    """How often each computation that sends, or calls one that does, runs in one call.
+    """How often each computation that communicates, itself or in one it calls, runs in one call.
 
-    The others do not matter, and those alone have loops that end by what they compute.
+    The others do not matter, and only they have loops whose end depends on computed values.
     """
     callers, senders = collections.defaultdict(set), set()
     for name, body in lines.items():
@@ -115,7 +115,7 @@ def _times(lines: dict[str, list[str]]) -> collections.Counter:
 
 
 def _trips(line: str, lines: dict[str, list[str]]) -> int:
-    """Of a loop: said by the compiler, else read from what it counts, from 0: its condition's bound, by its body's step."""
+    """Trip count of a loop: stated by the compiler, else its condition's bound over its counter's step, counting from 0."""
     if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', line):
         return int(known[1])
     of = lambda what: lines.get(re.search(rf"{what}=%?([\w.-]+)", line)[1], [])
@@ -136,12 +136,12 @@ def _trips(line: str, lines: dict[str, list[str]]) -> int:
 class _Scalar(NamedTuple):
     op: str
     operands: list[str]
-    more: str  # of the line
-    value: int | None  # of a constant
+    more: str  # rest of the line
+    value: int | None  # if it is a constant
 
 
 def _scalars(body: list[str]) -> dict[str, _Scalar]:
-    """The integers and truth values that a computation defines, by name."""
+    """The integer and boolean scalars that a computation defines, by name."""
     found = {}
     for name, op, inside, more in (match.groups() for match in map(_SCALAR.match, body) if match):
         value = int(inside) if op == "constant" and inside.lstrip("-").isdigit() else None
@@ -154,12 +154,12 @@ def _operands(text: str) -> list[str]:
 
 
 def _members(line: str, kind: str, devices: int) -> list[int]:
-    """Ids (places in the program's order of devices) of the first group; of a permutation the first pair that differs."""
+    """Ids (indices in the program's device order) of the first group; for a permutation, of the first pair of two devices."""
     if kind == "collective-permute":
         pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", line)
         found = [tuple(map(int, p.split(","))) for p in re.findall(r"\d+,\d+", pairs[1])] if pairs else []
         return list(next((p for p in found if p[0] != p[1]), (0,)))
-    # As TPUs write it: the group's axes in a mesh of their own, over devices in order or in that of a transposed grid.
+    # TPU notation: the group's axes in a mesh of its own, over devices in order or in that of a transposed grid.
     if mesh := re.search(
         r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", line
     ):
@@ -183,14 +183,14 @@ def _members(line: str, kind: str, devices: int) -> list[int]:
 
 
 def _axes(members: list[int], place: dict[int, tuple], names: list[str]) -> str:
-    """Members are numbers in the program's order, which is that of the mesh."""
+    """Axes along which `members` differ, joined by "+". Members index the program's device order, which is that of the mesh."""
     order = list(place.values())
     differ = [len({order[m][i] for m in members}) > 1 for i in range(len(names))]
     return "+".join(name for name, d in zip(names, differ, strict=True) if d)
 
 
 def _size(shapes: str, kind: str, started: bool) -> int:
-    """Bytes of the results; an asynchronous start also lists its operands, the smaller ones of a gathering."""
+    """Bytes of the results. The start of an asynchronous gather or permutation also lists its operands, which come first."""
     sizes = [
         _BYTES[t] * math.prod(int(n) for n in dims.split(",") if n)
         for t, dims in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", shapes)

@@ -1,4 +1,4 @@
-"""Stopping well: on a signal after saving, on divergence with a reason."""
+"""Stopping a run: on a signal, after saving; on divergence, with a reason."""
 
 import os
 import signal
@@ -8,9 +8,9 @@ from gpt4o_jax.errors import ExitCode, RunError
 
 
 class StopSignal:
-    """Context manager: the first SIGTERM or SIGINT sets `received`, the second ends the process at once.
+    """Context manager: the first SIGTERM or SIGINT sets `received`, the second ends the process immediately.
 
-    Within half a second they are the same one: launchers signal a group and each process of it.
+    Signals within half a second count as one: launchers signal a group and each process in it.
     """
 
     def __init__(self, say):

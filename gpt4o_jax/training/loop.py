@@ -49,14 +49,15 @@ def train(
 
     config: with model.vocab_size and compute_dtype resolved.
     corpus: a Corpus, or the objective's substitute with the same name, tokenizer, size, in_lanes and rows().
-    evaluate(model, params, whole) -> metrics, and sample(model, params) -> text: called every eval.every and sample.every
-        steps and at the end; whole: evaluate the entire hold-out.
+    evaluate(model, params, whole) -> metrics, and sample(model, params) -> text: called every eval.every and sample.every steps
+    and at the end; whole: evaluate the entire hold-out.
     initial_params(model): initial weights of a fresh run; with LoRA the frozen base weights, needed at every start.
-    profile: (first, last) steps to trace.
-    stop: after it has received a signal, the current dispatch is finished and saved; with `peers`, on all processes at the
-        same step.
-    kept: additional entries for the manifests of checkpoints.
-    Returns the final state. Raises RunError with the exit codes diverged (4), storage (5), stopped by a signal (75).
+    profile: (first, last): trace the dispatches that contain steps first + 1 to last.
+    stop: after it has received a signal, the current dispatch is finished and saved; with `peers`, on all processes at the same
+    step.
+    kept: additional entries for the checkpoints' manifests.
+    Returns the final state. Raises RunError with the exit codes usage (2: a profile outside the run), data (3: no intact
+    checkpoint, or one of another config), diverged (4), storage (5), stopped by a signal (75), peer lost (76).
     """
     ledger, peers, leads = Ledger(), peers or parallel.Peers(), parallel.is_leader()
     with jax.set_mesh(mesh), ledger.time("init"):
@@ -182,7 +183,7 @@ def train(
                             if given_up:
                                 say(f"stopping: no better {best.metric} in {config.train.patience} evaluations")
                             last |= given_up
-                            if last and best.metric:  # selection is done: score the whole hold-out, or a part that did not select
+                            if last and best.metric:  # selection is over: score the whole hold-out, or an unused part
                                 values = evaluate(model, params, True) | ({STOPPED: 1} if given_up else {})
                             logger.write("eval", step, values)
                     if due(config.sample.every):
@@ -214,7 +215,7 @@ def train(
             with ledger.time("checkpoint"):
                 store.close()
     except RunError as e:
-        if e.code != ExitCode.PEER_LOST:  # else closing would wait for the lost process
+        if e.code != ExitCode.PEER_LOST:  # otherwise closing would wait for the lost process
             with ledger.time("checkpoint"):
                 store.close()  # finishes the checkpoint being written
         raise
@@ -228,7 +229,7 @@ def train(
 def _newest(store: Store, workdir: epath.Path) -> int | None:
     """The step to resume from, after removing what a killed process left behind; None: a fresh run."""
     store.clean()
-    had_checkpoints = bool(store.steps()) or store.has_corrupt()  # corrupt ones were set aside, now or earlier
+    had_checkpoints = bool(store.steps()) or store.has_corrupt()  # corrupt ones were set aside, now or before
     start = store.newest_intact(say)
     if start is None and had_checkpoints:
         raise RunError(f"{workdir}: no checkpoint of this run is intact; remove the folder to start again", ExitCode.DATA)
@@ -253,7 +254,7 @@ class _Logger:
         # Simulated CPU devices share one machine, and the peak was measured for all of it.
         devices = 1 if mesh.devices.flat[0].platform == "cpu" else mesh.devices.size
         self._peak = peak and peak * devices
-        self.skipped = False  # whether the newest step was, because of a non-finite loss or gradient
+        self.skipped = False  # whether the newest step was skipped because of a non-finite loss or gradient
         self._waiting = collections.deque()
         self._window = (tokens_before(config, start), ledger.so_far("step", "data"))
 
@@ -335,7 +336,10 @@ def save_state(store: Store, step: int, state: TrainState, averaged, corpus: Cor
 
 
 def restore_state(store: Store, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:
-    """Restores the whole state, each device reading only its shards."""
+    """Restores what `save_state` saved, each device reading only its shards; LoRA's `base` stays None.
+
+    Raises RunError if the checkpoint has other leaves, shapes or dtypes.
+    """
     like = _with_shardings(shapes, shardings)
     like = like.replace(rng=jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=shardings.rng))
     counters = store.restore(step, "counters", _counters(like, wrap=False))

@@ -1,4 +1,4 @@
-"""Metric records, and where the time went."""
+"""Metric records, and the accounting of wall time."""
 
 import contextlib
 import json
@@ -14,15 +14,14 @@ from gpt4o_jax.config import RunConfig, flatten, to_dict
 from gpt4o_jax.errors import RunError, data_error
 from gpt4o_jax.paths import is_local
 
-_UPLOAD_SECONDS = 60  # between two times that the records are written to gs://
+_UPLOAD_SECONDS = 60  # between two uploads of the records to gs://
 
 
 class MetricsWriter:
-    """metrics.jsonl, one record a line, and the same numbers as TensorBoard events and to Weights & Biases.
+    """metrics.jsonl, one record per line, with the same numbers as TensorBoard events and at Weights & Biases.
 
-    A record is {"kind": "train" | "eval", "step": ..., name: number, ...}. Opening
-    at `resume_step` drops what an earlier, killed process wrote beyond it, so that every
-    (kind, step) stands in the file once.
+    A record is {"kind": "train" | "eval", "step": ..., name: number, ...}. Opening at `resume_step` drops later records of an
+    earlier, killed process, so that the file has every (kind, step) once.
     """
 
     def __init__(self, workdir: epath.Path, resume_step: int, config: RunConfig):
@@ -43,7 +42,7 @@ class MetricsWriter:
         if config.log.tensorboard:
             from tensorboardX import SummaryWriter
 
-            # Its own way to gs:// uploads from a thread that dies of an error, and tries for two minutes more at exit.
+            # tensorboardX's own gs:// writer uploads from a thread that an error kills, and retries for two minutes at exit.
             if self._whole is not None:
                 self._here = tempfile.TemporaryDirectory(prefix="tensorboard")
             self._events = SummaryWriter(self._here.name if self._here else os.fspath(self._board), purge_step=resume_step + 1)
@@ -65,7 +64,7 @@ class MetricsWriter:
             self._wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
     def flush(self) -> None:
-        """Before a checkpoint: what a run goes on from there must know the records before it."""
+        """Uploads records and events to gs://; called before a checkpoint, so that a run resumed from it has them."""
         if self._whole is not None:
             self._path.write_text("".join(self._whole))
             self._written = time.monotonic()
@@ -78,10 +77,10 @@ class MetricsWriter:
         if self._file is not None:
             self._file.close()
         if self._events is not None:
-            self._events.close()  # first: its thread writes some of them only now
+            self._events.close()  # first: its thread writes some events only now
         try:
             self.flush()
-        finally:  # the last records may find no storage
+        finally:  # also if the last records cannot be stored
             if self._here is not None:
                 self._here.cleanup()
             if self._wandb is not None:
@@ -89,12 +88,12 @@ class MetricsWriter:
 
 
 def _can_append(workdir: epath.Path) -> bool:
-    """Not to an object of gs://: there the file is written whole, now and then."""
+    """Objects on gs:// do not allow it: there the file is rewritten whole now and then."""
     return is_local(workdir)
 
 
 def import_wandb():
-    """The optional package. Raises RunError where it is missing."""
+    """The optional package wandb. Raises RunError if it cannot be imported."""
     try:
         import wandb
     except ImportError as e:
@@ -105,9 +104,9 @@ def import_wandb():
 
 
 def start_wandb(workdir: epath.Path, config: RunConfig):
-    """The run at Weights & Biases: the same one each time this folder's run goes on. Raises RunError.
+    """The run at Weights & Biases, the same one whenever this folder's run is resumed. Raises RunError.
 
-    Steps that are done again after a kill are left out there: it takes each step once, and they have the same bits.
+    Steps repeated after a kill are dropped there: it accepts each step once, and repeated ones have the same bits.
     """
     wandb = import_wandb()
     path = workdir / "wandb_id"
@@ -126,7 +125,7 @@ def start_wandb(workdir: epath.Path, config: RunConfig):
 
 
 def check_wandb(config: RunConfig) -> None:
-    """Raises RunError where wandb is missing, or nobody is logged in who should be: before a run has written anything."""
+    """Raises RunError if wandb is missing or a required login fails, before a run has written anything."""
     wandb = import_wandb()
     if os.environ.get("WANDB_MODE", "online") not in ("offline", "dryrun", "disabled"):
         with _wandb_told(config):
@@ -135,7 +134,7 @@ def check_wandb(config: RunConfig) -> None:
 
 @contextlib.contextmanager
 def _wandb_told(config: RunConfig):
-    """Whatever wandb raises, in one line."""
+    """Turns any exception of wandb into a one-line RunError."""
     try:
         yield
     except Exception as e:
@@ -144,9 +143,9 @@ def _wandb_told(config: RunConfig):
 
 
 def read_metrics(workdir) -> list[dict]:
-    """Every whole record of a run's metrics.jsonl, in order; a last line cut off by a kill is left out.
+    """Every complete record of a run's metrics.jsonl, in order; a last line cut off by a kill is ignored.
 
-    Raises RunError (exit code 3) for any other line that is no record.
+    Raises RunError (exit code 3) for any other line that is not a record.
     """
     path = epath.Path(workdir) / "metrics.jsonl"
     if not path.exists():
@@ -169,7 +168,7 @@ def _record(line: bytes, where: str) -> dict:
 
 
 def _time_spent(records: list[dict], resume_step: int) -> dict[str, float]:
-    """Seconds by kind of work before a run goes on at `resume_step`; those of steps to be done again are "lost"."""
+    """Seconds by kind of work before a run resumes at `resume_step`; time of steps to be repeated is "lost"."""
     timed = [r for r in records if "seconds" in r]
     kept = [r for r in timed if r["step"] <= resume_step]
     if not timed:
@@ -183,9 +182,9 @@ def _time_spent(records: list[dict], resume_step: int) -> dict[str, float]:
 
 
 class Ledger:
-    """Wall time by kind of work, over all processes of a run. Fractions of it, "other" included, sum to 1.
+    """Wall time by kind of work, summed over a run's successive processes. Its fractions, including "other", sum to 1.
 
-    "lost" are steps that a killed process did after its last checkpoint, as far as it told of them.
+    "lost" is the time of steps that a killed process did after its last checkpoint, as far as it recorded them.
     """
 
     KINDS = ("init", "compile", "data", "step", "eval", "sample", "checkpoint", "lost")
@@ -196,7 +195,7 @@ class Ledger:
         self._open: tuple[str, float] | None = None
 
     def add(self, spent: dict[str, float]) -> None:
-        """Seconds by kind, "other" included, of the processes before this one."""
+        """Adds seconds by kind, including "other", of earlier processes."""
         for kind in self._seconds:
             self._seconds[kind] += spent.get(kind, 0.0)
         self._start -= sum(spent.values())
@@ -212,7 +211,7 @@ class Ledger:
             self._open = None
 
     def so_far(self, *kinds: str) -> float:
-        """Seconds charged to `kinds`, an open block included."""
+        """Seconds charged to `kinds`, including an open block."""
         running = time.monotonic() - self._open[1] if self._open and self._open[0] in kinds else 0.0
         return sum(self._seconds[kind] for kind in kinds) + running
 

@@ -1,9 +1,8 @@
-"""Muon: momentum whose matrices are made orthogonal before they are applied.
+"""Muon: momentum whose matrices are orthogonalised before they are applied.
 
 Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon.
-optax.contrib.scale_by_muon computes the same in float32; here the products take the run's
-operand type, which is what makes the iteration cheap, and all layers of a stacked weight go
-through it at once.
+optax.contrib.scale_by_muon computes the same in float32; here the products take the run's operand type, which makes the iteration
+cheap, and all layers of a stacked weight go through it together.
 
 l matrices of a stacked weight, m rows, n columns (m <= n)
 """
@@ -30,7 +29,7 @@ class MuonState(NamedTuple):
 def scale_by_muon(beta: float, matrices, dtype) -> optax.GradientTransformation:
     """Nesterov momentum, orthogonalised, times sqrt(max(1, columns / rows)).
 
-    matrices: tree of Matrix like the parameters, optax.MaskedNode where another optimizer is in charge.
+    matrices: tree like the parameters, of Matrix, or optax.MaskedNode for weights of another optimizer.
     dtype: operands of the iteration's products. Bias correction as in optax.contrib.scale_by_muon.
     """
 
@@ -60,9 +59,9 @@ def _apply(u, matrix: Matrix, dtype):
 
 
 def orthogonalise(x_lmn: jax.Array, dtype) -> jax.Array:
-    """U V^T of each matrix's singular value decomposition U S V^T, roughly: singular values end near 1. Float32.
+    """U V^T of each matrix's singular value decomposition U S V^T, approximately: singular values end near 1. Float32, as x_lmn.
 
-    Newton-Schulz iteration x <- a x + (b A + c A^2) x with A = x x^T, on the wider than tall form.
+    Newton-Schulz iteration x <- a x + (b A + c A^2) x with A = x x^T, on the form that is at least as wide as tall.
     """
     if x_lmn.shape[1] > x_lmn.shape[2]:
         return orthogonalise(x_lmn.swapaxes(1, 2), dtype).swapaxes(1, 2)

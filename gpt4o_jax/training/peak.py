@@ -1,4 +1,4 @@
-"""What a device can do at most: matrix products, the denominator of MFU (model FLOPs utilisation), and reads."""
+"""A device's peak rates: matrix products, the denominator of MFU (model FLOPs utilisation), and memory reads."""
 
 import time
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from gpt4o_jax.training.topology import CHIPS
 
 _a_device = lambda family: CHIPS[family].flops / CHIPS[family].devices
-# Dense bfloat16 FLOP/s of one device, from the vendors' datasheets (SXM parts for NVIDIA), by what JAX calls its kind.
+# Dense bfloat16 FLOP/s of one device, from the vendors' datasheets (SXM parts for NVIDIA), by prefix of JAX's device_kind.
 DATASHEET = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
@@ -26,7 +26,7 @@ DATASHEET = {
 
 
 def peak_flops(device: jax.Device, dtype: str) -> float | None:
-    """FLOP/s of one device: the datasheet's for bfloat16, else what a large product reaches here and now. None: unknown."""
+    """FLOP/s of one device: the datasheet's (None if unknown) for bfloat16 on accelerators, else that of a large product."""
     if device.platform == "cpu":
         return _measured(device, dtype, 1024)
     if dtype != "bfloat16":
@@ -36,7 +36,7 @@ def peak_flops(device: jax.Device, dtype: str) -> float | None:
 
 
 def read_rate(device: jax.Device, size: int = 2**28) -> float:
-    """Bytes a second at which `device` reads an array too large for its caches: that of a sum."""
+    """Bytes per second at which `device` reads an array too large for its caches, measured with a sum."""
     x = jax.device_put(jnp.ones(size // 4, jnp.float32), device)
     return size / _fastest(jax.jit(jnp.sum), x)
 

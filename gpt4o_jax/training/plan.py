@@ -1,6 +1,6 @@
-"""Whether a config fits hardware that is not here: its training step, compiled ahead of time, and what that tells.
+"""Whether a config fits hardware that is not present: its training step, compiled ahead of time, and what that shows.
 
-libtpu compiles for slices by name on any machine (topology.py). Without it eight CPU devices stand in.
+libtpu compiles for slices by name on any machine (topology.py). Without it, eight CPU devices stand in.
 """
 
 import collections
@@ -28,11 +28,11 @@ from gpt4o_jax.training.topology import Chip, slice_count, spread
 
 
 def show_sharding(program: Program) -> list[dict]:
-    """Parameter by parameter: shape, logical axes, mesh axes, a note, whether no step changes it, and bytes a device.
+    """For each parameter: shape, logical axes, mesh axes, a note, whether it is frozen, and bytes per device.
 
-    The note tells which mesh axes two of its axes want; the first has them, the later goes without.
+    The note names mesh axes that two of its axes want; the first gets them, the later goes without.
 
-    Adapters come before the weights that they belong to. Needs the mesh in force.
+    Adapters come before the weights that they belong to. Needs the mesh set.
     """
     c, axes = program.config.lora, gpt.logical_axes(program.model)
     trained = lora.logical_axes(c, axes) if c.rank else axes
@@ -64,17 +64,17 @@ def _shard_bytes(leaf, sharding) -> int:
 
 
 def _tree_bytes(shapes, shardings, host: bool = False) -> int:
-    """Of what lies in the memory of a device, or in that of its host."""
+    """Bytes in the memory of a device, or, if `host`, in that of its host."""
     leaves = zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True)
     return sum(_shard_bytes(x, s) for x, s in leaves if (s.memory_kind == HOST_MEMORY) == host)
 
 
 def compile_step(config: RunConfig, mesh: Mesh, chip: Chip | None) -> dict:
-    """Compiles one training step for `mesh`; what it needs and sends. config: vocab_size and compute_dtype resolved.
+    """Compiles one training step for `mesh`; returns what it needs and sends. config: vocab_size and compute_dtype resolved.
 
-    Bytes are those of a device (of a chip where it is one device); "parameters" of what trains: with adapters theirs, beside the
-    weights as "frozen"; "reference" of GRPO's copy of the weights that it starts from. chip: None where the devices only stand
-    in: then there is no verdict and no roofline.
+    Bytes are per device (per chip where that is one device). "parameters" is what is trained: with adapters those, and the
+    weights are "frozen"; "reference" is GRPO's copy of its initial weights. chip: None if the devices only stand in: then there
+    is no verdict and no roofline. Raises RunError as `build` does.
     """
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps_per_dispatch=1))
     program = build(config, mesh)
@@ -84,7 +84,7 @@ def compile_step(config: RunConfig, mesh: Mesh, chip: Chip | None) -> dict:
     }
     if config.lora.rank:
         state["frozen"] = _tree_bytes(program.shapes.base, program.shardings.base)
-    if config.objective.method == "grpo" and config.objective.beta and not config.lora.rank:  # finetuning/reinforced.py keeps it
+    if config.objective.method == "grpo" and config.objective.beta and not config.lora.rank:  # kept by finetuning/reinforced.py
         state["reference"] = state["parameters"]
     if config.optimizer.offload:
         state["optimizer_in_host"] = _tree_bytes(program.shapes.opt_state, program.shardings.opt_state, host=True)
@@ -103,7 +103,7 @@ def compile_step(config: RunConfig, mesh: Mesh, chip: Chip | None) -> dict:
     result["saved_activations_estimate"] = saved_activations(program)
     memory = compiled.memory_analysis()
     state["arguments"] = memory.argument_size_in_bytes
-    # Activations, gradients and what else lives for a while: the compiler packs them into one pool and tells its size.
+    # Activations, gradients and other temporaries: the compiler packs them into one pool and reports its size.
     state["temporaries"] = memory.temp_size_in_bytes
     state["code"] = memory.generated_code_size_in_bytes
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -119,12 +119,12 @@ def compile_step(config: RunConfig, mesh: Mesh, chip: Chip | None) -> dict:
 
 
 def saved_activations(program: Program) -> int:
-    """Bytes a device that the forward pass of a micro-batch keeps for the backward pass, as traced: an estimate.
+    """Estimated bytes per device that a micro-batch's forward pass saves for the backward pass, as traced.
 
-    A compiler keeps less where it fuses, in fewer bits, or computes again; what no axis of the mesh splits counts as split over
-    all devices. Measured on eight CPU devices (8 layers, float32): 53 MB where temporaries were 51 without remat, 12 of 19 with
-    save_mlp, 4 of 12 with full.
-    Under remat=offload they lie in the memory of the host. Parameters, which are kept too, do not count. Needs no mesh in force.
+    A compiler saves less if it fuses, uses fewer bits or recomputes; arrays that no mesh axis splits count as split over all
+    devices. Measured on eight CPU devices (8 layers, float32): estimates of 53 MB for 51 MB of temporaries without remat, 12 for
+    19 with save_mlp, 4 for 12 with full.
+    With remat=offload they are in host memory. Parameters, which are saved too, are not counted. Needs no mesh set.
     """
     c = program.config
     shape = (c.train.batch_size // c.train.accumulate, c.model.context_length)
@@ -150,7 +150,7 @@ def _is_key(dtype) -> bool:
 
 
 def _refused(message: str) -> float | None:
-    """The bytes that a program would need of a device, from the compiler's RESOURCE_EXHAUSTED."""
+    """Bytes that a program would need per device, from the compiler's RESOURCE_EXHAUSTED; None if it does not say."""
     said = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
     said = said or re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM", message)
     return float(said[1]) * 2 ** (10 * " KMGT".index(said[2] or " ")) if said else None
@@ -159,16 +159,16 @@ def _refused(message: str) -> float | None:
 def roofline(
     config: RunConfig, chip: Chip, mesh: Mesh, found: list[dict], arguments: int, order: Schedule, frozen: int = 0
 ) -> dict:
-    """Lower bounds of a step's seconds and the MFU that they leave: compute, HBM, and links between chips and slices.
+    """Lower bounds on a step's seconds and the MFU that they allow: compute, HBM, and links between chips and slices.
 
-    compute: what a causal kernel must compute, under remat=full the blocks' forward pass twice, at the peak; stages wait in the
-    pipeline's bubble, compute blocks forward once more when it goes round several times, and share the head where rows divide.
-    Weights that adapters stand beside get no gradient; the products of the adapters are not counted.
-    hbm: the arguments, parameters and optimizer, read and written once, but for so many bytes of them that are `frozen`: read
-    alone. ici, dcn: what of the collectives' arrays must come from other chips of the slice and from other slices, over all
-    links of a chip. A step takes at least the longest of them.
-    mfu_at_most: by 6N + 12LDT, with adapters 4N + 12LDT, which counts all T keys of a token; mfu_causal_at_most: by those that
-    it sees.
+    compute: what a causal kernel must compute, at the peak rate; with remat=full or offload, the blocks' forward pass twice.
+    Pipelines add their bubble and, with repeats, one more forward pass of the blocks; the head is shared by the stages if rows
+    divide, else each computes it. Frozen weights get no gradient; the products of adapters are not counted.
+    hbm: the arguments (parameters and optimizer state) read and written once, except the `frozen` bytes, which are only read.
+    ici, dcn: the part of the collectives' arrays that must come from other chips of the slice and from other slices, over all
+    links of a chip. A step takes at least the longest of these.
+    mfu_at_most: by 6N + 12LDT, with adapters 4N + 12LDT, which counts all T keys; mfu_causal_at_most: by the keys that tokens
+    see.
     """
     model, tokens = config.model, config.train.batch_size * config.model.context_length
     peak = mesh.devices.size / chip.devices * chip.flops
@@ -177,10 +177,10 @@ def roofline(
     seen = useful - masked
     heads = 2 * model.d_model * model.vocab_size * (1 + model.mtp_heads)
     blocks = (whole - masked) / 3 - heads  # forward
-    no_gradient = heads if config.lora.rank else 0  # of the heads; of all that is frozen: whole - useful
+    no_gradient = heads if config.lora.rank else 0  # of the head; of all frozen weights: whole - useful
     passes = 3 + (model.remat in ("full", "offload")) + (order.repeats > 1)
     shards = math.prod(mesh.shape[axis] for axis in RULES["staged_batch"])
-    each = order.stages if config.train.batch_size // config.train.accumulate % shards else 1  # computes the head
+    each = order.stages if config.train.batch_size // config.train.accumulate % shards else 1  # that compute the same head
     computed = (passes * blocks - (whole - useful - no_gradient)) / (1 - order.bubble) + (3 * heads - no_gradient) * each
     moved = (2 * arguments - frozen) * chip.devices
     seconds = {"compute": computed * tokens / peak, "hbm": moved / chip.hbm_rate, "ici": 0, "dcn": 0}
@@ -199,15 +199,15 @@ def roofline(
 
 
 def _received(collective: dict, mesh: Mesh, devices: int) -> tuple[float, float]:
-    """Bytes that a chip of so many devices must at least receive over (ICI, DCN) in a step."""
+    """Bytes that a chip of `devices` devices must at least receive over (ICI, DCN) in a step."""
     kind, size, axes = collective["kind"], collective["bytes"], collective["axes"]
-    if kind == "ragged-all-to-all":  # the array is room for all rows; routers may send none
+    if kind == "ragged-all-to-all":  # the array has room for all rows; routers may send none
         return 0.0, 0.0
     if axes == "slices":
         groups, parts = devices, slice_count(mesh)
     else:
         n, parts = spread(mesh, axes.split("+"))
-        # What the devices of one chip share comes once; in an exchange each wants something else.
+        # Data that a chip's devices share arrives once; in an all-to-all each wants its own.
         groups = devices if kind == "all-to-all" else devices * parts / n
     share = float(parts > 1) if kind == "collective-permute" else (parts - 1) / parts
     received = groups * size * share * (2 if kind == "all-reduce" else 1)
@@ -215,12 +215,12 @@ def _received(collective: dict, mesh: Mesh, devices: int) -> tuple[float, float]
 
 
 def remedies(config: RunConfig, sizes: dict[str, int]):
-    """Knobs by dotted name, each on top of those before, the mildest first.
+    """Knobs by dotted name that save memory, each set including those before it, mildest first.
 
-    sizes: of the mesh, by axis. The next remat policy; experts for a part of the tokens at a time; more fsdp, in the place of
-    data; less tensor for more fsdp, while rows divide, so that a device has fewer; more micro-batches; more tensor than at first,
-    with as many; moments in bfloat16; the optimizer's state in the memory of the host; and what alone changes what is learned by
-    more than rounding: a smaller batch.
+    sizes: of the mesh, by axis. In order: later remat policies; experts on chunks of the tokens; fsdp instead of data; fsdp
+    instead of tensor while rows divide, so that a device has fewer; more micro-batches; more tensor than at first, with one row
+    per device and micro-batch; moments in bfloat16; optimizer state in host memory; and, the only one that changes what is
+    learned by more than rounding, a smaller batch.
     """
     knobs, train = {}, config.train
 

@@ -102,7 +102,7 @@ def build(config: RunConfig, mesh: jax.sharding.Mesh, objective: Objective = Obj
         batch_sharding = jax.sharding.NamedSharding(mesh, parallel.spec((None, "batch", "seq")))
         order = schedule(config.train.batch_size // config.train.accumulate, *model.pipeline)
         program = Program(config, mesh, model, attention, order, optimizer, None, None, batch_sharding, objective)
-        shapes = jax.eval_shape(lambda: program._create(jax.random.key(0)))  # no array: the devices may not be here
+        shapes = jax.eval_shape(lambda: program._create(jax.random.key(0)))  # no arrays: the devices may not be present
         shardings = state_shardings(shapes, axes, mesh, config.optimizer.offload, base)
     return dataclasses.replace(program, shapes=shapes, shardings=shardings)
 

@@ -1,4 +1,4 @@
-"""Learning-rate shapes: the share of the peak at each step."""
+"""Learning-rate schedules: the fraction of the peak at each step."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,9 @@ from gpt4o_jax.config import OptimizerConfig
 def schedule_factor(config: OptimizerConfig, total_steps: int, step: jax.Array) -> jax.Array:
     """Learning rate / peak at 0-based `step`. Float32.
 
-    Linear warm-up (s + 1) / (warmup + 1), then: cosine to end_lr_fraction; wsd (warm-up, stable,
-    decay; arXiv:2404.06395): flat, then linear to end_lr_fraction; inverse_sqrt: sqrt((warmup + 1) / (s + 1))
-    (arXiv:1706.03762, 5.3), which needs no length; constant: flat.
+    Linear warm-up (s + 1) / (warmup + 1), then: cosine to end_lr_fraction; wsd (warm-up, stable, decay; arXiv:2404.06395): flat,
+    then linear to end_lr_fraction; inverse_sqrt: sqrt((warmup + 1) / (s + 1)) (arXiv:1706.03762, 5.3), whatever total_steps;
+    constant: flat.
     """
     step = jnp.asarray(step, jnp.float32)
     warmup, end = config.warmup_steps, config.end_lr_fraction
@@ -27,4 +27,4 @@ def schedule_factor(config: OptimizerConfig, total_steps: int, step: jax.Array) 
         after = jax.lax.rsqrt(jnp.maximum(rise, 1.0))
     else:
         after = jnp.ones_like(step)
-    return jnp.minimum(rise, after)  # in the warm-up the others are at 1, but for a decay that begins in it
+    return jnp.minimum(rise, after)  # `after` is 1 during warm-up, unless a decay begins in it

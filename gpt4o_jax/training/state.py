@@ -1,4 +1,4 @@
-"""The training state: everything that is carried from step to step."""
+"""The training state: everything carried from step to step."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from gpt4o_jax import parallel
 
 @flax.struct.dataclass
 class TrainState:
-    """A pytree; `step` counts steps done and is the whole position in the data."""
+    """A pytree. `step` counts the steps done and alone determines the position in the data."""
 
     step: jax.Array  # int32
     params: Any

@@ -99,9 +99,9 @@ def gradients(
 ):
     """Loss and gradient, accumulated over train.accumulate micro-batches.
 
-    Returns (parts of the loss, means per weighted target; gradient of the total loss; sum of weights).
-    Weights are first divided by their sum over the whole batch, so that each token counts equally however the micro-batches
-    are padded, and the accumulated gradient needs no rescaling.
+    Returns (parts of the loss as means per weighted target, and "load" in tokens; gradient of the total loss; sum of weights).
+    Weights are first divided by their sum over the whole batch, so that each token counts equally however the micro-batches are
+    padded, and the accumulated gradient needs no rescaling.
 
     count: compute only the first `count` micro-batches; the rows of the others must be empty (batch-size warm-up).
     base: frozen weights, if params are LoRA adapters. loss: see training/objective.py.

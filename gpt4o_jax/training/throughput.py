@@ -1,4 +1,4 @@
-"""How fast the training step of a config is on this machine, and what bounds it. No data, tokenizer or run folder needed."""
+"""Speed of a config's training step on this machine, and what bounds it. Needs no data, tokenizer or run folder."""
 
 import dataclasses
 import resource
@@ -17,11 +17,11 @@ from gpt4o_jax.training.program import build
 
 
 def measure(config: RunConfig, mesh: jax.sharding.Mesh, dispatches: int) -> dict:
-    """Times `dispatches` calls of the compiled step on random tokens, after one more that warms up.
+    """Times `dispatches` calls of the compiled step on random tokens, after one warm-up call.
 
-    config: with model.vocab_size and compute_dtype resolved. Returns tokens/s (median), achieved FLOP/s by the
-    6N + 12LdT of flops.py, the machine's own product and read rates, seconds of compiling, peak memory, and the mean loss
-    of the last dispatch.
+    config: with model.vocab_size and compute_dtype resolved. Returns tokens/s (median), achieved FLOP/s by the 6N + 12LDT of
+    flops.py, the machine's own product and read rates, compile time in seconds, peak memory in bytes, and the mean loss of the
+    last dispatch.
     """
     K, B, T = config.train.steps_per_dispatch, config.train.batch_size, config.model.context_length
     device = mesh.devices.flat[0]
@@ -37,7 +37,7 @@ def measure(config: RunConfig, mesh: jax.sharding.Mesh, dispatches: int) -> dict
         for _ in range(dispatches + 1):
             begin = time.perf_counter()
             state, metrics = compiled(state, batch)
-            loss = np.asarray(metrics["loss"])  # waits
+            loss = np.asarray(metrics["loss"])  # waits for the device
             seconds.append((time.perf_counter() - begin) / K)
         peak = _peak_bytes(device)  # before the probes below use memory of their own
     step = statistics.median(seconds[1:])
@@ -68,7 +68,7 @@ def _random_batch(config: RunConfig, shape) -> Batch:
 
 
 def _peak_bytes(device: jax.Device) -> int:
-    """Most memory in use so far: of the device where it says so, else of this process."""
+    """Peak memory in bytes: the device's if it reports it, else this process's."""
     stats = device.memory_stats()
     if stats:
         return stats["peak_bytes_in_use"]

@@ -1,4 +1,4 @@
-"""Slices of TPUs that are not here: what their chips can do, and their devices as libtpu describes them."""
+"""TPU slices that are not present: the rates of their chips, and their devices as described by libtpu."""
 
 import dataclasses
 import math
@@ -14,22 +14,22 @@ from gpt4o_jax.errors import RunError
 
 
 class Chip(NamedTuple):
-    """Published rates of one chip, and what libtpu lets a program use of it."""
+    """Published rates of one chip, and the memory that libtpu lets a program use."""
 
     flops: float  # bfloat16 FLOP/s
     hbm_rate: float  # bytes/s
-    ici: float  # bytes/s that it sends over all its links to the chips of its slice
-    dcn: float  # bytes/s that it sends to other slices, its share of its host's network cards
-    devices: int  # that JAX sees for one chip
-    hbm: float  # bytes that a program may use of the memory of one device
+    ici: float  # bytes/s sent over all links to chips of its slice
+    dcn: float  # bytes/s sent to other slices: its share of the host's network cards
+    devices: int  # JAX devices per chip
+    hbm: float  # bytes of one device's memory that a program may use
     pod: tuple[int, ...]  # the largest slice
 
 
 # docs.cloud.google.com/tpu/docs/v5e, v5p, v6e and tpu7x (read 2026-11), "Specification | Values": peak compute (BF16), HBM
-# bandwidth, and "Bidirectional inter-chip interconnect (ICI) bandwidth per chip" of 400, 1200, 800 and 1200 GB/s, of which a
-# chip sends half. jax-ml.github.io/scaling-book/tpus gives 10 % less for a link (4.5e10 and 9e10 bytes/s one way), and the
-# same for DCN: 25 Gbit/s a chip for v5e (6.4 Tbit/s a pod of 256), 50 for v5p, 100 for v6e and tpu7x.
-# hbm: libtpu 0.0.42 refuses what needs more, of 16, 96, 32 and 2 x 96 GiB ("exceeds available HBM (15.75G)").
+# bandwidth, and "Bidirectional inter-chip interconnect (ICI) bandwidth per chip" of 400, 1200, 800 and 1200 GB/s, half of it for
+# sending. jax-ml.github.io/scaling-book/tpus gives 10 % less per link (4.5e10 and 9e10 bytes/s one way), and for DCN 25 Gbit/s
+# per chip for v5e (6.4 Tbit/s per pod of 256), 50 for v5p, 100 for v6e and tpu7x.
+# hbm: libtpu 0.0.42 refuses programs that need more, of 16, 96, 32 and 2 x 96 GiB ("exceeds available HBM (15.75G)").
 CHIPS = {
     "v5e": Chip(197e12, 819e9, 200e9, 3.125e9, 1, 15.75 * 2**30, (16, 16)),
     "v5p": Chip(459e12, 2765e9, 600e9, 6.25e9, 1, 95.74 * 2**30, (16, 20, 28)),
@@ -39,14 +39,14 @@ CHIPS = {
 
 
 def source(family: str) -> str:
-    """Where the rates of its chips are published."""
+    """Where the rates of this family's chips are published."""
     return f"docs.cloud.google.com/tpu/docs/{family}; DCN: jax-ml.github.io/scaling-book/tpus"
 
 
 def parse_topology(name: str) -> tuple[str, int]:
-    """'v5p:8x8x8' -> ('v5p', 512 chips). Raises RunError where there is no such slice.
+    """'v5p:8x8x8' -> ('v5p', 512 chips). Raises RunError if there is no such slice.
 
-    libtpu would describe some of those too, and abort the process when it compiles for them.
+    libtpu would describe some of those too, then abort the process when compiling for them.
     """
     family, _, layout = name.partition(":")
     if family not in CHIPS:
@@ -62,7 +62,7 @@ def parse_topology(name: str) -> tuple[str, int]:
 
 
 def described_devices(name: str, slices: int) -> list:
-    """The devices of `slices` slices that libtpu knows by this name. Raises RunError; ImportError without libtpu."""
+    """The devices of `slices` slices that libtpu has under this name. Raises RunError; ImportError without libtpu."""
     import libtpu  # noqa: F401  (jax's own error for a missing one is a traceback of its plugin loader)
     from jax.experimental import topologies
 
@@ -75,10 +75,10 @@ def described_devices(name: str, slices: int) -> list:
 
 
 def along_slices(config: RunConfig, slices: int, devices: int, rows_given: bool) -> tuple[RunConfig, dict]:
-    """(the config for all slices, the knobs that make it so): the mesh of the config in each of them, copied along data.
+    """(the config for all slices, the knobs that this changes): the config's mesh in each slice, copied along data.
 
-    devices: of a slice. rows_given: the batch is that of all slices; else each has as many rows as the config.
-    Where there is one slice, or the config has sizes of the mesh, which are then those of all slices, nothing changes.
+    devices: per slice. rows_given: the batch is that of all slices; else each slice gets as many rows as the config has. With one
+    slice, or if the config sets mesh sizes, which are then those of all slices, nothing changes.
     """
     if slices == 1 or any(getattr(config.mesh, axis) for axis in AXES):
         return config, {}
@@ -93,9 +93,10 @@ def along_slices(config: RunConfig, slices: int, devices: int, rows_given: bool)
 
 
 def stand_in(config: RunConfig, devices: int, most: int = 8) -> tuple[RunConfig, int]:
-    """(the config on so few devices that a laptop can compile for them, their number): its mesh smaller, rows a device as many.
+    """(the config on at most `most` devices, few enough to compile on a laptop; their number): a smaller mesh, as many rows per
+    device.
 
-    devices: what the config's mesh is for. Raises RunError where it does not fit them.
+    devices: number that the config's mesh is for. Raises RunError if it does not fit them.
     """
     sizes = config.mesh.sizes(devices)
     small = dict(sizes)
@@ -108,7 +109,7 @@ def stand_in(config: RunConfig, devices: int, most: int = 8) -> tuple[RunConfig,
 
 
 def spread(mesh: Mesh, axes: list[str]) -> tuple[int, int]:
-    """Over how many (devices, chips) of a slice a group of devices along these axes extends."""
+    """Number of (devices, chips) of a slice over which a group of devices along these axes extends."""
     group = mesh.devices[tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)].ravel()
     group = [d for d in group if _slice(d) == _slice(group[0])]
     return len(group), len({tuple(getattr(d, "coords", (d.id,))) for d in group})

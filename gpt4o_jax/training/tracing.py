@@ -1,4 +1,4 @@
-"""A trace of some steps for TensorBoard's and XProf's views, as `train --profile=FIRST:LAST` asks for."""
+"""A trace of some steps for TensorBoard and XProf, as requested by `train --profile=FIRST:LAST`."""
 
 import jax
 from etils import epath
@@ -7,22 +7,22 @@ from gpt4o_jax.console import say
 
 
 class Trace:
-    """Of whole dispatches, from the first step behind span[0] to span[1]; None: no trace.
+    """Traces whole dispatches, from the one with step span[0] + 1 to the one with step span[1]; None: no trace.
 
-    Where it cannot be written, as in a bucket that is lost, this is told and the run goes on.
+    If it cannot be written, such as to a lost bucket, a message says so and the run continues.
     """
 
     def __init__(self, span: tuple[int, int] | None, folder: epath.Path):
         self._span, self._folder, self._first = span, folder, None
 
     def before(self, first: int, last: int) -> None:
-        """To be called before the dispatch of these steps."""
+        """Call it before the dispatch of these steps."""
         if self._span and self._first is None and last > self._span[0]:
             jax.profiler.start_trace(str(self._folder))
             self._first = first
 
     def after(self, last: int, state) -> None:
-        """To be called behind the dispatch that ends with this step, with what it returned."""
+        """Call it after the dispatch that ends with this step, with the state it returned."""
         if self._first is not None and last >= self._span[1]:
             jax.block_until_ready(state)
             self.end(last)
