@@ -19,7 +19,7 @@ COMMANDS = (
 
 
 def main(argv: list[str]) -> int:
-    """Runs one command; returns its exit code. Only RunError is an expected failure."""
+    """Runs one command; returns its exit code. RunError and failures of storage are expected, other exceptions are bugs."""
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
     try:
@@ -64,13 +64,13 @@ def _dispatch(argv: list[str]) -> int:
     values, overrides = flag_lib.parse(title, table, rest, takes_config)
     _prepare_jax()
     result = module.main(values, overrides, **arguments)
-    if result is not None:  # None: what was printed is for a program to read, line by line
+    if result is not None:  # None: the command printed lines for a program to read
         print(json.dumps(_finite(result), allow_nan=False), flush=True)
     return 0
 
 
 def _about(module, action: str) -> str:
-    """What the docstring of a command says of one action: "import, export: converts ...; merge: adds ..."."""
+    """The text on one action in the docstring of a command: "import, export: converts ...; merge: adds ..."."""
     for part in module.__doc__.split("; "):
         actions, _, text = part.partition(": ")
         if action in actions.split(", "):
@@ -79,7 +79,7 @@ def _about(module, action: str) -> str:
 
 
 def _finite(value):
-    """`value`, with null for every number that is none: NaN and Infinity are no JSON, though Python writes them."""
+    """`value` with None for NaN and infinities, which are not JSON, though Python writes them."""
     if isinstance(value, dict):
         return {k: _finite(x) for k, x in value.items()}
     if isinstance(value, (list, tuple)):
@@ -95,7 +95,7 @@ def _overview() -> str:
 
 
 def _prepare_jax() -> None:
-    """Settings every command shares, through the environment: JAX is imported only by those who need it."""
+    """Settings shared by all commands, set in the environment, since not every command imports JAX."""
     from gpt4o_jax.data.token_cache import cache_root
 
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_root("") / "xla"))
@@ -105,10 +105,11 @@ def _prepare_jax() -> None:
 
 
 def _in_large_pages() -> None:
-    """Starts this process anew with a setting that glibc reads only at the start; does nothing elsewhere, or where it is set.
+    """Restarts this process with a setting that glibc reads only at startup. Does nothing if it is set, or not on Linux.
 
-    XLA:CPU asks for the temporaries of every step anew, and Linux clears them, 4 KiB at a time: 2.7 GB for GPT-2 124M, a sixth
-    of the CPU time of a step. In pages of 2 MiB this takes a third of that time, and the products find their operands sooner.
+    XLA:CPU allocates the temporaries of every step again, and Linux clears them, 4 KiB at a time: 2.7 GB for GPT-2 124M, a
+    sixth of the CPU time of a step. In pages of 2 MiB this takes a third of that time, and matrix products read their operands
+    faster.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"

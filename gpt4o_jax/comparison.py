@@ -1,4 +1,4 @@
-"""Runs side by side: what each was, how far it came, what came out."""
+"""Runs side by side: config, progress, results."""
 
 import dataclasses
 import io
@@ -20,7 +20,7 @@ from gpt4o_jax.training.metrics import read_metrics
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """One run as its folder tells it. Numbers are None where nothing was logged yet."""
+    """One run, read from its folder. Numbers are None if nothing was logged yet."""
 
     workdir: epath.Path
     config: RunConfig
@@ -33,7 +33,7 @@ class Summary:
 
     @property
     def finished(self) -> bool:
-        """Whether the last step was done, or training gave up, and the whole hold-out was evaluated."""
+        """Whether the last step was done, or training stopped early, and the whole hold-out was evaluated."""
         if self.evals and STOPPED in self.evals[-1]:
             return True
         done = bool(self.train and self.evals) and self.step == self.train[-1].get("total_steps")
@@ -57,7 +57,7 @@ class Summary:
         return float(np.median([r["tokens_per_second"] for r in self.train])) if self.train else None
 
     def curve(self, name: str = "") -> tuple[list[float], list[float]]:
-        """(tokens, a held-out number) of every evaluation that has it. name: empty for what the objective is measured by."""
+        """(tokens, values) of a held-out number, for every evaluation that has it. name: empty for the objective's measure."""
         if not self.train:
             return [], []
         steps, tokens = [r["step"] for r in self.train], [r["tokens"] for r in self.train]
@@ -67,7 +67,7 @@ class Summary:
 
 
 def summarise(workdir) -> Summary:
-    """Reads a run folder. Raises RunError (exit code 3) where it is missing, foreign or damaged."""
+    """Reads a run folder. Raises RunError (exit code 3) if it is missing, damaged or not a run folder."""
     workdir = epath.Path(workdir).expanduser()
     config, records = read_config(workdir), read_metrics(workdir)
     return Summary(workdir, config, *([r for r in records if r["kind"] == kind] for kind in ("train", "eval")))
@@ -84,7 +84,7 @@ def find(folders: Sequence[str]) -> list[Summary]:
         while waiting:
             path = waiting.pop()
             place = os.path.realpath(path) if is_local(path) else str(path)
-            if place in seen:  # by a link, of a folder above it perhaps
+            if place in seen:  # through a link, perhaps to a folder above it
                 continue
             seen.add(place)
             if (path / "config.json").exists() and (path / "metrics.jsonl").exists():
@@ -98,7 +98,7 @@ def find(folders: Sequence[str]) -> list[Summary]:
 
 
 def names(runs: Sequence[Summary]) -> list[str]:
-    """Their folders, without what all have in common."""
+    """The folders of the runs, without their common parent."""
     paths = [str(absolute(run.workdir)).split("/") for run in runs]
     common = 0
     while all(len(p) > common + 1 and p[common] == paths[0][common] for p in paths):
@@ -107,13 +107,13 @@ def names(runs: Sequence[Summary]) -> list[str]:
 
 
 def differing(runs: Sequence[Summary]) -> dict[str, list]:
-    """Config keys that are not the same in all runs: their values, in the order of the runs."""
+    """Config keys that differ between the runs -> their values, in the order of the runs."""
     configs = [flatten(to_dict(r.config)) for r in runs]
     return {k: [c[k] for c in configs] for k in configs[0] if any(c[k] != configs[0][k] for c in configs)}
 
 
 def describe(run: Summary) -> dict:
-    """The numbers of a run that are worth comparing; None: not there yet."""
+    """The numbers of a run that are worth comparing; None: not available yet."""
     return {
         "workdir": str(run.workdir),
         "state": run.state,
@@ -140,7 +140,7 @@ COLUMNS: dict[str, Callable[[float], str]] = {
 
 
 def table(runs: Sequence[Summary]) -> str:
-    """One line a run: how far, results, speed, and the config keys that differ."""
+    """One line per run: progress, results, speed, and the config keys that differ."""
     differ = differing(runs)
     measures = dict.fromkeys(run.config.objective.measure for run in runs)
     columns = {name: "{:.4f}".format for name in measures} | COLUMNS
@@ -167,7 +167,7 @@ def plot(groups: dict[str, Sequence[Summary]]) -> bytes:
 
 
 def draw_curves(axes, groups: dict[str, Sequence[Summary]]) -> None:
-    """The measure of each run's objective over tokens, held out: one colour a group, the training curves thin behind."""
+    """Plots the held-out measure of each run's objective over tokens: one colour per group, training curves thin behind."""
     palette, shown = colours(len(groups)), []
     for i, (name, runs) in enumerate(groups.items()):
         label = name
@@ -176,7 +176,7 @@ def draw_curves(axes, groups: dict[str, Sequence[Summary]]) -> None:
             axes.plot([r["tokens"] for r in run.train], training, lw=0.7, alpha=0.3, color=palette(i))
             tokens, values = run.curve()
             axes.plot(tokens, values, "o-", ms=3, lw=1.2, color=palette(i), label=label)
-            label = None  # one entry in the legend for a group
+            label = None  # one entry in the legend per group
             shown += values + training[len(training) // 5 :]
     if len(set(finite(shown))) > 1:
         axes.set_ylim(min(finite(shown)) * 0.97, max(finite(shown)) * 1.02)
@@ -189,7 +189,7 @@ def draw_curves(axes, groups: dict[str, Sequence[Summary]]) -> None:
 
 
 def finite(values: Sequence[float]) -> list[float]:
-    """Those that an axis can show: a diverged run has others."""
+    """The values that an axis can show: a diverged run has others."""
     return [v for v in values if math.isfinite(v)]
 
 

@@ -1,4 +1,4 @@
-"""What a person watching the run sees, all on stderr: stdout belongs to results."""
+"""Messages and progress for people, all on stderr: stdout is for results."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ _quiet = False
 
 
 def quiet() -> None:
-    """For a process whose like tells the same: nothing more is said here."""
+    """Silences this process, when another one says the same."""
     global _quiet
     _quiet = True
 
@@ -24,10 +24,10 @@ def say(message: str) -> None:
 
 
 class Progress:
-    """A bar with rate and ETA on a terminal; elsewhere nothing (the log lines tell the same)."""
+    """A bar with rate and ETA on a terminal; elsewhere nothing (the log lines say the same)."""
 
     def __init__(self, total: int, done: int):
-        """Of tokens."""
+        """Both in tokens."""
         from tqdm import tqdm
 
         self._bar = tqdm(

@@ -1,4 +1,4 @@
-"""report.md of a run, finished or not, with loss.png, training.png and, where there are tasks, tasks.png."""
+"""report.md of a run, finished or not, with loss.png, training.png and, if it has tasks, tasks.png."""
 
 import re
 import statistics
@@ -10,11 +10,11 @@ from gpt4o_jax.comparison import Summary
 from gpt4o_jax.config import base_config, flatten, to_dict
 from gpt4o_jax.model import flops
 
-SAMPLES = 5  # shown from along the way, the first and the last among them
+SAMPLES = 5  # shown, spread over the run, including the first and the last
 
 
 def write(workdir: epath.Path) -> dict:
-    """Writes the report into a run folder; returns the newest numbers, None where there are none yet."""
+    """Writes the report into a run folder; returns the newest numbers (None: none yet). Raises RunError if it is no run."""
     run = comparison.summarise(workdir)
     (run.workdir / "loss.png").write_bytes(plot_loss(run))
     (run.workdir / "training.png").write_bytes(plot_training(run))
@@ -31,7 +31,7 @@ def write(workdir: epath.Path) -> dict:
 
 
 def plot_loss(run: Summary) -> bytes:
-    """What tells how good the model is, in training and held out, over tokens, as a PNG."""
+    """The measure of the objective, in training and held out, over tokens, as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), dpi=120)
@@ -46,7 +46,7 @@ def plot_loss(run: Summary) -> bytes:
         axes.annotate(f"{held_out[-1]:.3f}", (tokens[-1], held_out[-1]), **where)
     values = comparison.finite(training)
     if values and measure == "bits_per_byte":
-        # The first few per cent fall from the loss of knowing nothing: the rest would be a flat line below them.
+        # Leaves out the steep fall of the first few per cent, below which the rest would be a flat line.
         top = sorted(values)[int(0.97 * (len(values) - 1))]
         axes.set_ylim(min(comparison.finite([*values, *held_out])) * 0.9, top * 1.05)
     axes.set_xlabel("training tokens")

@@ -1,4 +1,4 @@
-"""report.md of a sweep: mean and spread over seeds, and which differences to the base are more than noise."""
+"""report.md of a sweep: mean and spread over seeds, and which differences from the base are more than noise."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ NOTE = "sweep.json"  # {"sweep": FILE[:ARG], "runs": {variant: [folder of each s
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Of the means of two samples: with its 95 % interval and the p-value of Welch's t-test (None: fewer than two each)."""
+    """Difference of two means, its 95 % interval and the p-value of Welch's t-test (None: under two values, or no spread)."""
 
     mean: float
     low: float | None
@@ -45,7 +45,7 @@ def difference(values: Sequence[float], base: Sequence[float]) -> Difference:
 
 
 def read(workdir) -> tuple[str, dict[str, dict[str, Summary | None]]]:
-    """(FILE[:ARG] of the sweep, {variant: {run folder: the run, None where it has not begun}}). Raises RunError."""
+    """(FILE[:ARG] of the sweep, {variant: {run folder: the run, None if it has not begun}}). Raises RunError."""
     workdir = epath.Path(workdir).expanduser()
     path = workdir / NOTE
     if not path.exists():
@@ -67,9 +67,9 @@ def complete(workdir) -> bool:
 
 
 def write(workdir, failures: dict[str, str] | None = None) -> dict:
-    """Writes report.md and report.png. Returns the numbers of every variant.
+    """Writes report.md and report.png. Returns the numbers of every variant. Raises RunError if it is not a sweep's folder.
 
-    failures: run folder -> why it ended, noted with the sweep; None: those that are noted.
+    failures: run folder -> why it ended, recorded with the sweep; None: those already recorded.
     """
     workdir = epath.Path(workdir).expanduser()
     spec, runs = read(workdir)
@@ -99,7 +99,7 @@ def write(workdir, failures: dict[str, str] | None = None) -> dict:
 
 
 def _measure(runs: dict[str, dict[str, Summary | None]]) -> str:
-    """What tells how good its models are: the same of all runs, since `sweep` refuses others."""
+    """The measure of the runs' objective: the same for all, since `sweep` rejects others."""
     begun = (run for of in runs.values() for run in of.values() if run is not None)
     return next((run.config.objective.measure for run in begun), "bits_per_byte")
 
@@ -109,7 +109,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def plot(groups: dict[str, Sequence[Summary]], measure: str) -> bytes:
-    """Curves of every run, and beside them the last held-out value of the measure: a dot a run, a bar for the mean."""
+    """Curves of every run beside the last held-out value of the measure (a dot per run, a line for the mean), as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), dpi=110)
@@ -171,5 +171,5 @@ def _markdown(title: str, spec: str, runs: dict, variants: dict, measure: str, f
 
 
 def _changes(before: dict, after: dict) -> list[str]:
-    """Changed knobs as a code block; the seed is not one: every variant has several."""
+    """Changed knobs as a code block, without the seed: every variant has several."""
     return ["```", *(f"{k} = {v!r}" for k, v in after.items() if before[k] != v and k != "seed"), "```"]

@@ -1,4 +1,4 @@
-"""Scores of generated answers: tables, bars, learning curves, and every answer beside its score."""
+"""Scores of generated answers: tables, bar charts, learning curves, and every answer with its score."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from gpt4o_jax.tasks import metrics
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-    """A task, what a model said to its items, and the scores: slice -> metric -> score, the row "all" last."""
+    """A task, a model's answers to its items, and the scores: slice -> metric -> score, the row "all" last."""
 
     task: Task
     said: list[str]
@@ -27,7 +27,7 @@ class Answered:
 
 
 def text_table(found: Sequence[Answered]) -> str:
-    """One table in Markdown over all tasks: the leading metric of each slice, every metric of the whole."""
+    """One Markdown table over all tasks: the leading metric for each slice, every metric over all items."""
     lines = ["| task | slice | items | metric | score [95 % interval] |", "|---|---|--:|---|--:|"]
     for a in found:
         first = leading(a.task)
@@ -90,7 +90,7 @@ def curves(run: Summary) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def plot_curves(run: Summary) -> bytes:
-    """The scores of tasks over tokens: one panel a task, its slices thin, as a PNG."""
+    """The scores of tasks over tokens: one panel per task, its slices as thin lines, as a PNG."""
     from matplotlib.figure import Figure
 
     found = curves(run)

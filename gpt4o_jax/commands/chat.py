@@ -7,7 +7,7 @@ import sys
 from gpt4o_jax.commands import sampling_flags
 from gpt4o_jax.commands.flags import Flag
 
-_DRAWING = tuple(f for f in sampling_flags.FLAGS if f.name != "top_logprobs")  # there is no place to show them
+_DRAWING = tuple(f for f in sampling_flags.FLAGS if f.name != "top_logprobs")  # there is nowhere to show them
 FLAGS = (
     Flag("workdir", str, "", "run folder", required=True),
     Flag("step", int, None, "checkpoint step; default: the best, where the run keeps it, else the newest", low=0),
@@ -82,14 +82,14 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
 
 
 def _lines():
-    """What the user writes, a line at a time, to the end; empty lines, and those that are not UTF-8, are passed over."""
+    """The user's lines until the end of input; empty lines, and those that are not UTF-8, are skipped."""
     from gpt4o_jax.errors import lone_surrogate
 
     on_terminal = sys.stdin.isatty()
-    if isinstance(sys.stdin, io.TextIOWrapper):  # or one byte that is not UTF-8 takes the lines around it along
+    if isinstance(sys.stdin, io.TextIOWrapper):  # otherwise one byte that is not UTF-8 loses the lines around it
         sys.stdin.reconfigure(errors="surrogateescape")
     if on_terminal:
-        import readline  # noqa: F401  (lines can be edited, and called back)
+        import readline  # noqa: F401  (line editing and history)
     while True:
         try:
             line = input("> ") if on_terminal else sys.stdin.readline()
@@ -112,7 +112,7 @@ def _tell(line: str) -> None:
 
 
 def _command(session, line: str) -> str:
-    """Does what a line with / asks for. Returns what to tell. Raises RunError."""
+    """Runs a /command. Returns the text to show. Raises RunError for a mistake in it."""
     from gpt4o_jax.errors import RunError, did_you_mean
     from gpt4o_jax.sampling.chat import check
 
@@ -145,7 +145,7 @@ def _set(session, rest: str) -> str:
             raise RunError(f"/set: no setting {name!r}{did_you_mean(name, known)}; /set alone shows them")
         if "=" not in assignment:
             raise RunError(f"/set: {name} needs a value: /set {name}=...")
-    # All are read before one is set: after a mistake everything is as it was.
+    # All are parsed before any is set: a mistake changes nothing.
     values, _ = parse("/set", settable, [f"--{assignment}" for assignment in rest.split()], False)
     session.sampling = dataclasses.replace(session.sampling, **{n: values[n] for n in names if not hasattr(session, n)})
     for name in names:

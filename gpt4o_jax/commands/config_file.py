@@ -16,7 +16,7 @@ from gpt4o_jax.errors import RunError, did_you_mean
 def read(spec: str, overrides: dict[str, str]) -> RunConfig:
     """FILE[:ARG] with overrides by dotted key -> a validated RunConfig. Raises RunError.
 
-    The file is Python and is executed: name only files you trust.
+    The file is Python and is executed: use only files you trust.
     """
     path, _, argument = spec.partition(":")
     values = config_lib.flatten(_get_config(Path(path).expanduser(), argument))
@@ -36,11 +36,11 @@ def read(spec: str, overrides: dict[str, str]) -> RunConfig:
 
 
 def _model_of(folder: str) -> dict:
-    """The knobs of a run's model, and where its tokenizer is."""
+    """The knobs of a run's model, and the path of its tokenizer."""
     from gpt4o_jax.run import read_config
 
     model = config_lib.to_dict(read_config(folder).model)
-    model["attention"] = "auto"  # who computes it belongs to the hardware, not to the model
+    model["attention"] = "auto"  # the implementation depends on the hardware, not on the model
     return {f"model.{name}": value for name, value in model.items()} | {"tokenizer.path": folder}
 
 
@@ -60,7 +60,7 @@ def _get_config(path: Path, argument: str) -> dict:
 
 
 def load(flag: str, path: Path) -> types.ModuleType:
-    """The file at `path`, executed. `flag` is the one that named it."""
+    """Executes the file at `path` and returns its module. flag: the one that named it. Raises RunError if it is not Python."""
     if path.is_dir():
         raise RunError(f"{flag}={path}: a folder, expected a Python file with get_config()")
     if not path.is_file():
@@ -75,7 +75,7 @@ def load(flag: str, path: Path) -> types.ModuleType:
 
 @contextlib.contextmanager
 def told_in_one_line(flag: str, path: Path):
-    """Whatever the code of the file raises, as a RunError with its line."""
+    """Turns whatever the code of the file raises into a RunError with its line."""
     try:
         yield
     except RunError:
@@ -89,7 +89,7 @@ def told_in_one_line(flag: str, path: Path):
 
 
 def _reason(e: BaseException) -> str:
-    """Its message, without the list of every knob that ml_collections puts into that of an unknown key."""
+    """The message of `e`, without the list of all keys that ml_collections adds for an unknown one."""
     text = e
     while isinstance(text, BaseException) and text.args:  # ml_collections raises AttributeError(KeyError(text))
         text = text.args[0]

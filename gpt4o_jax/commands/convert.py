@@ -1,4 +1,4 @@
-"""import: a Hugging Face folder becomes a run; export: a run becomes such a folder; merge: adds LoRA adapters to weights"""
+"""import: creates a run from a Hugging Face folder; export: writes a run as a Hugging Face folder; merge: merges LoRA adapters"""
 
 from gpt4o_jax.commands.flags import Flag
 from gpt4o_jax.errors import RunError
@@ -12,7 +12,7 @@ FLAGS = {
             "compute_dtype",
             str,
             "auto",
-            "type of matrix products: float32, bfloat16, or auto: the fastest where the run is opened",
+            "type of matrix products: float32, bfloat16, or auto: the fastest on the device in use",
         ),
     ),
     "export": (
@@ -44,7 +44,7 @@ def main(flags: dict, overrides: dict[str, str], action: str) -> dict:
 
     to = "workdir" if action == "import" else "to"
     target = local(f"--{to}", flags[to])
-    huggingface.check_free(target, f"--{to}")  # before a model is read
+    huggingface.check_free(target, f"--{to}")  # before the model is read
     if action == "import":
         made = huggingface.import_folder(local("--from", flags["from"]), target, flags["compute_dtype"])
         return {"from": flags["from"], "workdir": flags["workdir"], **made}

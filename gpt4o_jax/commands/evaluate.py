@@ -55,7 +55,7 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     for name, kinds in _FOR.items():
         if flags[name] not in (None, "") and what[0] not in kinds:
             needed = " or ".join(f"--{k}" if k else "the hold-out" for k in kinds)
-            # Of --text, --choice and --tasks only one may be given: beside one, what another needs has to go.
+            # Only one of --text, --choice and --tasks may be given: a flag for another of them has to go.
             mend = f"leave it or --{what[0]} out" if what[0] else "give that too, or leave it out"
             raise RunError(f"evaluate: --{name}={flags[name]} is for {needed}; {mend}")
     check_ready("evaluate", _ready(flags))
@@ -64,14 +64,14 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
     from gpt4o_jax import run as runs
 
     score = {"choice": _choice, "tasks": _tasks}.get(what[0], _perplexity)
-    ready = score(flags)  # reads what the user named before the model
+    ready = score(flags)  # reads the user's files before the model
     run = runs.open_run(flags["workdir"], flags["step"])
     with jax.set_mesh(run.mesh):
         return {"workdir": str(run.workdir), "step": run.step, **ready(run)}
 
 
 def _ready(flags: dict) -> dict[str, str]:
-    """In what numbers to score again, as far as asked for."""
+    """The precision flags that were given, to score with again."""
     return {name: flags[name] for name in ("weights", "kv_cache") if flags[name]}
 
 
@@ -113,7 +113,7 @@ def _perplexity(flags: dict):
 
 
 def _objective(run, given: dict) -> dict:
-    """Scores of a run of preferences or rewards: its own, on what is held out."""
+    """Scores of a run trained on preferences or rewards: those of its objective, on its hold-out."""
     from gpt4o_jax import origin
     from gpt4o_jax import run as runs
     from gpt4o_jax.finetuning import preference, reinforced
@@ -177,7 +177,7 @@ def _tasks(flags: dict):
         )
     data = runs.read_config(flags["workdir"]).data
     asked = generation.tasks([name for name in names if name not in others], data, flags["limit"] or conversations.SCORED)
-    manager = harness.find(others, flags["task_dir"], generation.names()) if others else None  # before any is answered
+    manager = harness.find(others, flags["task_dir"], generation.names()) if others else None  # before any task is answered
 
     def score(run) -> dict:
         scores = _answered(run, asked, temperature) if asked else {}
@@ -189,7 +189,7 @@ def _tasks(flags: dict):
 
 
 def _answered(run, asked, temperature: float) -> dict:
-    """Scores of our own tasks; told as a table, and saved in the run folder with every answer."""
+    """Scores of our own tasks; printed as a table, and saved in the run folder with every answer."""
     import sys
 
     from gpt4o_jax import task_report

@@ -1,7 +1,7 @@
-"""Command-line flags: --name=value or --name value, every mistake one line and exit code 2.
+"""Command-line flags: --name=value or --name value; every mistake is one line and exit code 2.
 
-Parsed here and not by absl or argparse: theirs exit with other codes, and print a usage text
-or a traceback where one sentence would do.
+Not parsed by absl or argparse, because these exit with other codes, and print a usage text or a traceback where one sentence
+would do.
 """
 
 import dataclasses
@@ -11,15 +11,15 @@ from typing import Any
 from gpt4o_jax import config as config_lib
 from gpt4o_jax.errors import RunError, did_you_mean
 
-TYPED = "--"  # under which parsed values hold the names of the flags that were typed, whatever their values
+TYPED = "--"  # key of the parsed values for the names of the flags that were given, whatever their values
 
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
     """One flag of a command. kind: str, int, float, bool or list (may be given several times).
 
-    positional: the arguments without a name are its values. blank: whether a text of nothing is one; of a path or a name it is
-    what a shell makes of a variable that is not set.
+    positional: its values are the arguments without a name. blank: whether it may be empty; an empty path or name usually comes
+    from a shell variable that is not set.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Flag:
 
 
 def parse(command: str, flags: Sequence[Flag], argv: Sequence[str], takes_config: bool) -> tuple[dict, dict[str, str]]:
-    """(values by flag name, with TYPED beside them; overrides by dotted config key). Raises RunError."""
+    """(values by flag name, and under TYPED the names given; overrides by dotted config key). Raises RunError for any mistake."""
     known = {f.name: f for f in flags}
     values: dict[str, Any] = {f.name: [] if f.kind is list else f.default for f in flags}
     overrides: dict[str, str] = {}

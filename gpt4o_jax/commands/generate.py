@@ -49,7 +49,7 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
 
 
 def _rows(flags: dict) -> int:
-    """How many tokens are computed at once."""
+    """How many tokens a pass computes."""
     if flags["prompts"]:
         return flags["rows"] or 8
     return max(flags["beams"], flags["num_samples"]) * (1 + _draft_tokens(flags))
@@ -60,7 +60,7 @@ def _draft_tokens(flags: dict) -> int:
 
 
 def _check(flags: dict) -> None:
-    """Flags that do nothing together. Raises RunError."""
+    """Raises RunError for flags that do nothing together."""
     if flags["draft_tokens"] is not None and not flags["draft"]:
         raise RunError("generate: --draft_tokens needs --draft=RUN_DIR or --draft=ngram")
     if flags["rows"] is not None and not flags["prompts"]:
@@ -84,7 +84,7 @@ def _check(flags: dict) -> None:
 
 
 def _read_prompts(file: str) -> list[str]:
-    """At least one; empty lines are skipped. Raises RunError, also for a file without text."""
+    """The prompts in a file, at least one; empty lines are skipped. Raises RunError for a bad line or a file without text."""
     from pathlib import Path
 
     from gpt4o_jax.data.sources import read_text
@@ -124,7 +124,7 @@ def _search(run, flags: dict, stop_ids) -> list[dict]:
 def _draw(run, flags: dict, sampling) -> list[dict]:
     from gpt4o_jax.sampling.text import complete
 
-    unseen = [flags["prompt"]]  # shown with the first text, when it is known to fit
+    unseen = [flags["prompt"]]  # shown with the first text, once the prompt is known to fit
 
     def stream(row: int, text: str) -> None:
         sys.stderr.write("".join(unseen) + text)
@@ -177,7 +177,7 @@ def _show(prompt: str, texts: list[str]) -> None:
 
 
 def _sample(tokenizer, text: str, c, each_token: bool) -> dict:
-    """One continuation, as JSON; with each_token, what the model said of every token."""
+    """One continuation as JSON; with each_token, also the log-probabilities at every token."""
     sample = {
         "text": text, "tokens": len(c.ids), "finished": c.finished, "logprob": sum(c.logprobs), "passes": c.passes,
     }  # fmt: skip

@@ -13,7 +13,7 @@ FLAGS = (
         "slices",
         int,
         1,
-        "slices, connected by the data-centre network; without sizes of the mesh each takes the config's batch",
+        "number of slices connected by the data-centre network; without mesh sizes in the config, each gets the config's batch",
         low=1,
         high=64,
     ),
@@ -21,7 +21,7 @@ FLAGS = (
     Flag("show", str, "", "sharding: print shape, axes and bytes per device of every parameter, without compiling"),
 )
 
-# Of an objective: what it has beside a training step (finetuning/).
+# What an objective needs in addition to training steps (finetuning/).
 _BESIDE = {
     "dpo": "before the first step the weights of init.from score all pairs, once",
     "grpo": "the keys and values of the answers that are sampled are not counted; the weights that it starts from are",
@@ -31,7 +31,7 @@ _BESIDE = {
 def main(flags: dict, overrides: dict[str, str]) -> dict:
     import os
 
-    # Read when jax is imported: libtpu must not look for a TPU, nor for the servers that tell a TPU machine its place.
+    # Read when jax is imported: libtpu must not look for a TPU, nor for the metadata servers of a TPU machine.
     from gpt4o_jax.errors import RunError
 
     if flags["show"] not in ("", "sharding"):
@@ -40,9 +40,9 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing is attached, so no lock between processes
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is attached, so processes need no lock
     }
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # any: the topology is named
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # any value: the topology is given by name
     from gpt4o_jax.commands import config_file
 
     config = config_file.read(flags["config"], overrides)
@@ -69,7 +69,7 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
     everything = chips * chip.devices * slices
     config, spread = topology.along_slices(config, slices, chips * chip.devices, "train.batch_size" in overrides)
     if spread:
-        overrides = overrides | spread  # of the remedies too
+        overrides = overrides | spread  # for the remedies too
         whole, rest = divmod(config.train.batch_size, slices)
         each = f"batch_size={config.train.batch_size}" + ("" if rest else f": {whole} a slice")
         knobs = " ".join(f"--config.{name}={value}" for name, value in spread.items())
@@ -82,7 +82,7 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
         devices, estimate = topology.described_devices(flags["topology"], slices), False
     except ImportError:
         n = everything
-        if not flags["show"]:  # the shards of a device are then larger, and the compiler is another
+        if not flags["show"]:  # the shards per device are then larger, and the compiler is a different one
             config, n = topology.stand_in(config, everything)
         jax.config.update("jax_num_cpu_devices", n)
         devices, estimate, chip, slices = jax.local_devices(backend="cpu")[:n], True, None, 1
@@ -132,7 +132,7 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
 
 
 def _plain(cell) -> str:
-    """Of a cell: axes by name, a dash for one that is whole; numbers in groups of three; yes, or a dash; a note, or a dash."""
+    """The text of a cell: names of axes (dash: not sharded), digits in groups of three, yes or a dash, a note or a dash."""
     if isinstance(cell, bool):
         return "yes" if cell else "-"
     if isinstance(cell, list):
@@ -148,7 +148,7 @@ def _print_table(rows: list[list[str]]) -> None:
 
 def _say_memory(say, result: dict) -> None:
     sizes = {name: f"{name} {size / 1e9:.2f}" for name, size in result["bytes"].items() if size is not None}
-    if "arguments" in sizes:  # these are among them
+    if "arguments" in sizes:  # which include these two
         sizes["arguments"] += f" ({sizes.pop('parameters')}, {sizes.pop('optimizer')})"
     parts = ", ".join(sizes.values())
     if "fits" not in result:
@@ -169,9 +169,9 @@ def _say_memory(say, result: dict) -> None:
 def _try_remedies(config, sizes: dict[str, int], flags: dict, overrides: dict[str, str]) -> dict:
     """{"fits_with": {"knobs", "bytes", "roofline"} of the first remedy that fits, or None, "tried": [{"knobs", "fits", ...}]}.
 
-    "fits": True or False, beside it "total", the bytes of a device (None: the compiler does not say); or None of one that was not
-    compiled, beside it the "reason".
-    Each is compiled by a process of its own: short of memory a compiler may search for hours, and nothing else ends it.
+    "fits": True or False, with "total", the bytes per device (None: not reported by the compiler); or None if it was not
+    compiled, with the "reason".
+    Each is compiled in a separate process: a compiler short of memory may search for hours, and nothing else stops it.
     """
     from gpt4o_jax.console import say
     from gpt4o_jax.training.plan import remedies
@@ -200,7 +200,7 @@ def _try_remedies(config, sizes: dict[str, int], flags: dict, overrides: dict[st
 
 
 def _tried(flags: dict, overrides: dict) -> dict | str:
-    """What `plan` says with these overrides, or in a line why it says nothing."""
+    """The result of `plan` with these overrides, or one line that says why there is none."""
     command = [sys.executable, "-m", "gpt4o_jax", "plan", "--try_seconds=0"]
     command += [f"--{name}={flags[name]}" for name in ("config", "topology", "slices")]
     command += [f"--config.{name}={value}" for name, value in overrides.items()]

@@ -1,4 +1,4 @@
-"""The flags that say in what numbers a model generates."""
+"""Precision flags for generation."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ READY = (
 
 
 def ready(run, flags: dict, rows: int = 1):
-    """The run with its model and parameters as these flags, checked before, want them. rows: tokens computed at once."""
+    """The run with model and parameters in the precision of these flags (see check_ready). rows: tokens computed per pass."""
     from gpt4o_jax.model.quantization import for_generation
 
     model, params = for_generation(run.model, run.params, flags["weights"], flags["kv_cache"], rows)
@@ -23,7 +23,7 @@ def ready(run, flags: dict, rows: int = 1):
 
 
 def check_ready(command: str, flags: dict) -> None:
-    """Raises RunError where one of these flags, if it is there, has a value that is none."""
+    """Raises RunError if one of these flags is given with an unknown value."""
     for name, legal in (("weights", WEIGHTS), ("kv_cache", KV_CACHE)):
         value = flags.get(name, legal[0])
         if value not in legal:

@@ -35,7 +35,7 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
 
 
 def _best_first(run) -> tuple:
-    """By bits per byte; then those that are not measured by it, or diverged, and those without any evaluation."""
+    """By bits per byte; then runs not measured by it or diverged, then those without any evaluation."""
     bits = run.held_out("bits_per_byte")
     known = bits is not None and math.isfinite(bits)
     return not run.evals, not known, bits if known else 0.0, str(run.workdir)

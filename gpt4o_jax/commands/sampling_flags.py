@@ -1,4 +1,4 @@
-"""The flags of every command that draws text, and the Sampling they make."""
+"""Sampling flags, shared by all commands that generate text."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ FLAGS = (
 
 
 def sampling(command: str, flags: dict) -> Sampling:
-    """The Sampling that parsed flags ask for. Raises RunError."""
+    """Sampling from parsed flags. Raises RunError for an invalid value."""
     values = {f.name: flags[f.name] for f in FLAGS}
     values["logit_bias"] = tuple(_bias(command, text) for text in flags["logit_bias"])
     values["stop_ids"] = tuple(_id(command, text) for text in flags["stop_ids"])

@@ -83,9 +83,9 @@ def main(flags: dict, overrides: dict[str, str]) -> dict | None:
 
 
 def plan(spec: str, workdir: Path, seeds: int, overrides: dict[str, str]) -> list[Job]:
-    """Every run, seed by seed, so that an early look at the report compares like with like.
+    """All runs, seed by seed, so that an early report compares all variants on the same seeds.
 
-    Raises RunError, before anything is run or written, for whatever is wrong with any of them.
+    Raises RunError, before anything is run or written, if anything is wrong with any of them.
     """
     path = Path(spec.partition(":")[0]).expanduser()
     with config_file.told_in_one_line("--sweep", path):
@@ -130,13 +130,13 @@ def _job(spec: str, workdir: Path, name: str, knobs: dict[str, str], seed: int) 
 
 
 def _open(workdir: Path, spec: str, jobs: list[Job]) -> None:
-    """Makes the folder of the sweep, or checks that its runs are those of `jobs`, and notes what is swept."""
+    """Makes the folder of the sweep, or checks that its runs are those of `jobs`, and records the sweep in it."""
     from gpt4o_jax import run, sweep_report
 
     if workdir.exists() and not workdir.is_dir():
         raise RunError(f"--workdir={workdir}: a file, expected a folder")
     note = workdir / sweep_report.NOTE
-    known = {job.variant for job in jobs}  # there already where the commands that --print gave have run
+    known = {job.variant for job in jobs}  # already there if the commands from --print have run
     if not note.exists() and workdir.exists() and any(path.name not in known for path in workdir.iterdir()):
         raise RunError(f"--workdir={workdir}: not empty and no sweep's folder (no {note.name}); give a new or empty folder")
     for job in jobs:
@@ -170,14 +170,14 @@ class _Child(contextlib.AbstractContextManager):
             self._process.send_signal(number)
 
     def run(self, command: list[str]) -> tuple[int, str]:
-        """(exit code, negative where a signal ended it; the last line of its stderr)."""
+        """(exit code, negative if a signal ended it; the last line of its stderr)."""
         if self.received:
             return int(ExitCode.SIGNAL), ""
-        # A session of its own: Ctrl-C goes to every process of a terminal's group, and a second one ends a run unsaved.
+        # A separate session: Ctrl-C goes to every process of the terminal's group, and a second one ends a run unsaved.
         self._process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
         )
-        if self.received:  # between the check above and the start
+        if self.received:  # a signal between the check above and the start
             self._process.terminate()
         last = ""
         for line in self._process.stderr:

@@ -9,10 +9,8 @@ FLAGS = (
     Flag("config", str, "", "config file: FILE[:ARG], a Python file with get_config()", required=True),
     Flag("workdir", str, "", "run folder", required=True),
     Flag("profile", str, "", "FIRST:LAST, steps to trace into WORKDIR/profile"),
-    Flag(
-        "coordinator", str, "", "several processes: HOST:PORT of process 0; found by itself under Slurm, in JobSets and on TPUs"
-    ),
-    Flag("num_processes", int, 0, "several processes: their number; 1: train alone, whatever the environment says", low=0),
+    Flag("coordinator", str, "", "several processes: HOST:PORT of process 0; detected under Slurm, in JobSets and on TPUs"),
+    Flag("num_processes", int, 0, "number of processes; 1: train alone, ignoring the environment", low=0),
     Flag("process_id", int, -1, "several processes: index of this one, from 0", low=-1),
     Flag("start_timeout", float, 300.0, "seconds to wait for all processes to join", low=1),
     Flag(
@@ -46,7 +44,7 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
 
 
 def _run(config, workdir: str, profile: tuple[int, int] | None, peers, hold) -> dict | None:
-    """Trains; the report where this process leads."""
+    """Trains; returns the report in the leading process, else None."""
     from gpt4o_jax import origin, parallel, report, run
     from gpt4o_jax.console import say
     from gpt4o_jax.data import conversations
@@ -61,7 +59,7 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers, hold) -> 
     from gpt4o_jax.training.objective import Objective
 
     if config.log.wandb:
-        parallel.share("Weights & Biases", lambda: check_wandb(config))  # told before anything is written or compiled
+        parallel.share("Weights & Biases", lambda: check_wandb(config))  # reported before anything is written or compiled
     workdir = run_folder("--workdir", workdir)
     mesh = parallel.make_mesh(config.mesh)
     asked = generation.tasks(config.eval.tasks, config.data, config.eval.task_items, choosing=True)
@@ -98,14 +96,14 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers, hold) -> 
         return run.load_params(start.store, start.step, model, mesh)
 
     reference = origin.reference(workdir) if method else None
-    # Once it has begun, an objective without adapters may need the other run no more.
+    # Once it has begun, an objective without adapters may no longer need the other run.
     base = origin.base_of(workdir, config) if config.lora.rank or (method and reference is None) else None
     reference = base.reference if base else reference
     kept = {"base": reference | {"rank": config.lora.rank}} if reference else None
     start_from = initial_params if config.init.from_ else None
     objective, score = Objective(), score_text
     if method:
-        theirs = workdir / "reference" / reference["digest"][:16]  # the other run may go on before this one has begun
+        theirs = workdir / "reference" / reference["digest"][:16]  # the other run may continue before this one has begun
         objective, score = method.begin(config, corpus, theirs, mesh, initial_params)
     with StopSignal(say) as stop:
         train(config, workdir, corpus, mesh, evaluate, sample, start_from, profile, stop, peers, kept, objective)
@@ -113,7 +111,7 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers, hold) -> 
 
 
 def _scores(config) -> list[str]:
-    """The numbers of every evaluation of a run, but for those of its tasks."""
+    """Names of the numbers in every evaluation of a run, except those of its tasks."""
     from gpt4o_jax.data import corpus, mixture, sources
 
     scores, data = list(config.objective.scores), config.data
@@ -126,7 +124,7 @@ def _scores(config) -> list[str]:
 
 
 def _method(config):
-    """The module that prepares the data of an objective and begins its runs; None: that of ordinary training."""
+    """The module that prepares the data of an objective and begins its runs; None for ordinary training."""
     if config.objective.method == "next_token":
         return None
 

@@ -1,6 +1,6 @@
-"""What the model eats: one small Batch, and the stream of them.
+"""The Batch type and the batch stream.
 
-K steps in one dispatch, B rows, T positions
+K steps per dispatch, B rows, T positions
 """
 
 import concurrent.futures
@@ -18,25 +18,25 @@ from gpt4o_jax.data.tokenizer import Symbols
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Batch:
-    """Arrays [..., B, T]. Positions count within a document, segments number the documents of a row (0: padding)."""
+    """Arrays [..., B, T]. Positions count from 0 in each document; segments number a row's documents from 1 (0: padding)."""
 
     tokens: jax.Array  # int32, inputs
     targets: jax.Array  # int32, the token after each input
     weights: jax.Array  # float32, 1 where the loss counts
     positions: jax.Array  # int32
     segments: jax.Array  # int32
-    beside: dict[str, jax.Array] = dataclasses.field(default_factory=dict)  # float32, what an objective reads of each target
+    beside: dict[str, jax.Array] = dataclasses.field(default_factory=dict)  # float32, extra per-target inputs of an objective
 
 
 def make_batch(rows: list[Row], symbols: Symbols = Symbols()) -> Batch:
-    """Rows of data/rows.py -> a Batch [B, T]. Attention and loss never cross documents."""
+    """Rows of data/rows.py, T + 1 places each -> a Batch [B, T]. Attention and loss never cross documents."""
     tokens, segments = (np.stack([row[i] for row in rows]) for i in (0, 1))
     index = np.arange(tokens.shape[1])
     begins = np.diff(segments, axis=1, prepend=0) != 0
     positions = index - np.maximum.accumulate(np.where(begins, index, 0), axis=1)
     same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-    # A window over a stream of documents may hold <bos> inside: nobody is asked to predict it. Where one symbol is both
-    # <bos> and <eos> (GPT-2), it is <bos> behind another.
+    # A window of the token stream may contain <bos>, which is never a target. If one symbol is both <bos> and <eos> (GPT-2),
+    # it counts as <bos> when it follows another one.
     begins = tokens[:, 1:] == symbols.bos
     if symbols.bos in symbols.eos:
         begins &= tokens[:, :-1] == symbols.bos
@@ -50,9 +50,9 @@ def stack(batches: list[Batch]) -> Batch:
 
 
 def build(rows, numbers: Sequence[Sequence[int | None]], symbols: Symbols = Symbols(), make=make_batch) -> Batch:
-    """Batch [K, B, T] of the rows with these numbers, for each of K steps; None: an empty row. make: of rows, a step's Batch.
+    """Batch [K, B, T] from the row numbers of each of K steps; None: an empty row. make: (rows, symbols) -> Batch of a step.
 
-    A row depends on its number alone, so a process of several may build its part of each step's.
+    A row depends only on its number, so each process of a job can build just its own rows of every step.
     """
     return stack([make(_rows_of(rows, step), symbols) for step in numbers])
 
@@ -77,12 +77,12 @@ def dispatches(
 ):
     """Yields (step after the dispatch, Batch [K, B, T]) from first_step to last_step, the same for any prefetch and workers.
 
-    rows: a row function of data/rows.py. numbers: step -> which of its rows stand in the B places, None for an empty one
-    (length.row_numbers); without it row i of step s is rows[s * B + i]. places: those of the B that this process builds
-    (parallel.places), in order; the batches then hold no others. None: all. make: as for `build`.
-    Up to `prefetch` dispatches are built ahead, by `workers` threads; with 0 of them each is built by who asks for it. Threads,
-    not processes: a row takes microseconds to build, and sending it from one process to another takes longer; where it is
-    tokenised first, SentencePiece lets others run.
+    rows: a row function of data/rows.py. numbers: step -> row number at each of the B places, None for an empty place
+    (length.row_numbers); by default row i of step s is rows[s * B + i]. places: which of the B places this process builds
+    (parallel.places), in order; the batches then contain only those. None: all. make: as for `build`.
+    Up to `prefetch` dispatches are built ahead by `workers` threads; with 0 workers each is built when requested. Threads rather
+    than processes: building a row takes microseconds, less than sending it between processes; if it is tokenised on the fly,
+    SentencePiece releases the GIL.
     """
     numbers = numbers or (lambda s: range(s * B, s * B + B))
 

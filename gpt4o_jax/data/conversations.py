@@ -1,6 +1,6 @@
-"""Conversations as documents: texts to whoever splits, compares and counts documents, turns to whoever tokenises them.
+"""Conversations as documents: plain text for splitting, deduplication and counting, turns for tokenisation.
 
-They come from JSONL files, from datasets through a reader (tasks/readers.py), and from the worlds that tasks/ makes up.
+They come from JSONL files, from datasets through a reader (tasks/readers.py), and from the synthetic worlds of tasks/.
 """
 
 import functools
@@ -18,15 +18,15 @@ from gpt4o_jax.tasks import chat, readers
 from gpt4o_jax.tasks.item import Item
 from gpt4o_jax.tasks.worlds import World
 
-SEED = 0  # of the items of worlds: a run's own seed moves their order, not the items, so that they are tokenised once
-SELECTION_SEED = 1  # of held-out items that choose a checkpoint while training
-SCORED = 200  # held-out items of each slice of a world that `evaluate` scores, of SEED; none of them chooses a checkpoint
+SEED = 0  # of world items; a run's own seed changes only their order, so they are tokenised once
+SELECTION_SEED = 1  # of the held-out items for checkpoint selection during training
+SCORED = 200  # held-out items of SEED per slice of a world that `evaluate` scores; none is used for checkpoint selection
 
 UNRENDERED = f"this model's own chat template ({tokenizer_published.TEMPLATE_FILE}) is not supported here"
 
 
 class Conversation(str):
-    """What its turns say, a line each. `item` knows who says what, `where` the place it comes from, as messages tell it."""
+    """The texts of its messages, joined by newlines. `item` holds the messages with roles, `where` the origin, for errors."""
 
     item: Item
     where: str
@@ -43,36 +43,36 @@ def are_documents_of(data: DataConfig) -> bool:
 
 
 def talks(data: DataConfig) -> bool:
-    """Whether any documents of `data` are conversations."""
+    """Whether any source of `data` consists of conversations."""
     return any(are_documents_of(alone) for _, alone in mixture.members(data))
 
 
 def template_name(data: DataConfig, tokenizer: Tokenizer) -> str:
-    """How conversations are written: as said, as the tokenizer's model was trained, or as ours."""
+    """Name of the chat template: data.template, else the one the tokenizer's model was trained with, else "own"."""
     return data.template or tokenizer.template or "own"
 
 
 def trained_template(data: DataConfig, tokenizer: Tokenizer) -> str:
-    """How a model writes conversations that was trained on `data`; "" where it knows none."""
+    """Name of the template in which a model trained on `data` writes conversations; "" if it knows none."""
     return template_name(data, tokenizer) if talks(data) else tokenizer.template
 
 
 def knows_only_published(data: DataConfig, tokenizer: Tokenizer) -> bool:
-    """Whether a model that was trained on `data` writes conversations only as a chat template does that is not known here."""
+    """Whether a model trained on `data` knows only its published chat template, and that one is not supported here."""
     return not trained_template(data, tokenizer) and tokenizer_published.is_unknown(tokenizer)
 
 
 def template_of(data: DataConfig, tokenizer: Tokenizer) -> chat.Template:
-    """The same; plain text in turns where it knows none."""
+    """The template in which a model trained on `data` is asked; `plain` if it knows none. Raises RunError as template_for."""
     if knows_only_published(data, tokenizer):
         say(f"{UNRENDERED}; questions are asked in the template plain")
     return chat.template_for(trained_template(data, tokenizer) or "plain", tokenizer)
 
 
 def encoder(data: DataConfig, tokenizer: Tokenizer) -> Callable[[Conversation], tuple[list[int], list[bool]]] | None:
-    """document -> (ids, whether the loss counts each), where the documents of a source are conversations.
+    """document -> (ids, whether the loss counts each id); None if the documents of the source are not conversations.
 
-    Raises RunError where the tokenizer lacks symbols of the template, and encode() where the template cannot write a document.
+    Raises RunError if the tokenizer lacks symbols of the template; the returned function does if it cannot render a document.
     """
     if not are_documents_of(data):
         return None
@@ -89,16 +89,16 @@ def encoder(data: DataConfig, tokenizer: Tokenizer) -> Callable[[Conversation], 
 
 
 def digest_parts(data: DataConfig) -> tuple[str, ...]:
-    """What the conversations of a source and their tokens depend on beside where they come from; () for texts."""
+    """What the conversations of a source and their tokens depend on besides the input files; () for plain text."""
     if not are_documents_of(data):
         return ()
-    folder = Path(chat.__file__).parent  # another way to ask, to write turns or to make items makes other conversations
+    folder = Path(chat.__file__).parent  # a change of prompts, templates or item generation changes the conversations
     programs = [folder / name for name in ("chat.py", "item.py", "readers.py")] + sorted(folder.glob("worlds/*.py"))
     return (*(p.read_text(encoding="utf-8") for p in programs), data.reader, data.template, data.loss_on)
 
 
 def tokens_name(data: DataConfig, tokenizer: Tokenizer) -> str:
-    """Names how the documents of a source become tokens: two published tokenizers may have the same pieces and other turns."""
+    """Identifies the tokenisation of a source: published tokenizers with equal pieces may differ in their chat template."""
     template = tokenizer.template if are_documents_of(data) and not data.template else ""
     return tokenizer.digest + (f" {template}" if template else "")
 
@@ -107,7 +107,7 @@ def tokens_name(data: DataConfig, tokenizer: Tokenizer) -> str:
 
 
 class WorldItems(Sequence[Conversation]):
-    """The first items of a world, each made when it is asked for."""
+    """The first `size` items of a world, each generated on access."""
 
     def __init__(self, world: World, size: int, held_out: bool, seed: int = SEED):
         self._world, self._size, self._how = world, size, (held_out, seed)
@@ -123,9 +123,9 @@ class WorldItems(Sequence[Conversation]):
 
 
 def held_out(world: World, size: int, choosing: bool) -> list[Item]:
-    """Held-out items of a world, at most `size`: those that choose a checkpoint while training, or those of the last evaluation.
+    """At most `size` held-out items of a world: for checkpoint selection during training (choosing) or for the final evaluation.
 
-    Item i is of slice i % len(world.slices). None is both (of the first SCORED of a slice), but where there are too few.
+    Item i is in slice i % len(world.slices). Up to SCORED items per slice, the two sets are disjoint unless there are too few.
     """
     slices = len(world.slices)
     if world.held_out:
@@ -142,14 +142,14 @@ def held_out(world: World, size: int, choosing: bool) -> list[Item]:
 
 @functools.cache
 def _scored(world: World) -> set:
-    """What the last evaluation asks."""
+    """The prompts of the final evaluation."""
     return {world.item(SEED, i, True).prompt for i in range(SCORED * len(world.slices))}
 
 
 def one_part(items: Sequence[Item], choosing: bool, name: str, group: int = 1) -> list[Item]:
-    """Of held-out items that come to an end: every third chooses a checkpoint while training, the last evaluation has the others.
+    """One part of a finite set of held-out items: every third for checkpoint selection, the others for the final evaluation.
 
-    group: items that stay together. Where there are too few to share, both have all, and that is told.
+    group: number of consecutive items that stay together. If there are too few to split, both parts are all items; logged.
     """
     if len(items) < 3 * group:
         say(f"{name}: of {len(items)} held-out item(s) none can be kept apart: those that choose a checkpoint are scored at last")
@@ -158,7 +158,7 @@ def one_part(items: Sequence[Item], choosing: bool, name: str, group: int = 1) -
 
 
 class AsWritten(Sequence[str]):
-    """Conversations as a tokenizer learns from them: the turns of our own template begin with a space."""
+    """Conversations as training text for a tokenizer: turns begin with a space, as in our own template."""
 
     def __init__(self, documents: Sequence[Conversation]):
         self._documents = documents
@@ -171,7 +171,10 @@ class AsWritten(Sequence[str]):
 
 
 def taker(data: DataConfig) -> Callable[[dict, str], Conversation] | None:
-    """(record of a file, where it stands) -> its conversation, where the records of a source are such. Raises RunError."""
+    """(record, its location) -> Conversation, raising RunError for a bad record; None if the source has no conversations.
+
+    Raises RunError if data.reader does not exist.
+    """
     if not are_documents_of(data):
         return None
     read = _reader(data.reader or "conversations")

@@ -1,6 +1,6 @@
-"""From a config to token caches: load, split, train the tokenizer, tokenise; each once per machine.
+"""From a config to token caches: load, split, train the tokenizer, tokenise; each step once per machine.
 
-With data.lanes only the hold-out is tokenised here, and the text of a tokenizer is a sample (data/lanes.py).
+With data.lanes only the hold-out is tokenised here, and a bpe tokenizer is trained on a sample (data/lanes.py).
 """
 
 import dataclasses
@@ -25,15 +25,15 @@ from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.paths import appearing_whole, of_user
 from gpt4o_jax.tasks.worlds import docstrings
 
-_TOKENIZER_BYTES = 200_000_000  # SentencePiece holds its text in memory, and more of it moves no piece that matters
-_TOKENIZER_ITEMS = 5_000  # of a world
+_TOKENIZER_BYTES = 200_000_000  # SentencePiece holds the text in memory, and more of it changes no piece that matters
+_TOKENIZER_ITEMS = 5_000  # of each world
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
     """One source of a corpus, as tokens."""
 
-    data: DataConfig  # what it would be read by alone
+    data: DataConfig  # config that reads only this source
     share: Fraction  # of the training rows
     training: TokenCache | lanes.Chunks
     holdout: TokenCache
@@ -44,7 +44,7 @@ class Member:
 
 
 def name_of(data: DataConfig) -> str:
-    """What a source (not a mixture) is called in evaluations, as it stands in data.mixture."""
+    """Name of a source (not a mixture) in evaluations, spelled as in data.mixture."""
     field = data.reader or (data.field if data.field != DataConfig.field else "")
     return data.source + (f":{data.path}" if data.path else "") + (f"@{field}" if field else "")
 
@@ -59,18 +59,18 @@ class Corpus:
 
     @property
     def size(self) -> str:
-        """How much training text there is, as far as that is known without reading it."""
+        """Amount of training text, as far as known without reading it."""
         if self.in_lanes:
             return f"up to {sum(map(len, self.in_lanes)) * lanes.CHUNK:,} training documents, read in lanes"
         return f"{sum(m.training.token_count for m in self.members):,} training tokens"
 
     @property
     def in_lanes(self) -> list[lanes.Chunks]:
-        """Training text that is tokenised as it is read."""
+        """Training text of the members that is tokenised while it is read."""
         return [m.training for m in self.members if isinstance(m.training, lanes.Chunks)]
 
     def too_long(self, T: int) -> list[str]:
-        """A line for each source that has conversations of more tokens than a row of T holds, which first_fit cuts there."""
+        """One line per source with conversations too long for a row of T tokens, where first_fit cuts them."""
         lines = []
         for member in self.members:
             lengths = np.diff(member.training.offsets) if conversations.are_documents_of(member.data) else np.zeros(0, np.int64)
@@ -83,15 +83,15 @@ class Corpus:
         return lines
 
     def rows(self, config: RunConfig):
-        """`training_rows`."""
+        """`training_rows` of this corpus."""
         return training_rows(config, self)
 
 
 def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Corpus:
-    """Opens the corpus of a run, making what is not in the cache yet.
+    """Opens the corpus of a run and builds what is not in the cache yet.
 
-    tokenizer: the run's own where it has one already; otherwise config.tokenizer says which.
-    Documents are read only where something has to be made.
+    tokenizer: the run's own, if it already has one; None: the one that config.tokenizer specifies.
+    Documents are read only if something has to be built. Raises RunError for bad input, or if the cache cannot be written.
     """
     root = token_cache.cache_root(config.data.cache_dir)
     shares, alone = zip(*mixture.members(config.data), strict=True)
@@ -103,7 +103,7 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Corpus:
         return split_documents(alone)
 
     def tokenizer_text():
-        if config.tokenizer.kind == "char":  # no statistic of the text: the hold-out's characters belong to it
+        if config.tokenizer.kind == "char":  # not a statistic of the text: it needs the hold-out's characters too
             if config.data.lanes:
                 return itertools.chain(*map(sources.load, alone))
             return itertools.chain(*(part for pair in documents() for part in pair))
@@ -135,14 +135,14 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Corpus:
 
 
 def _some(documents: Sequence[str], data: DataConfig) -> Sequence[str]:
-    """Documents enough for a tokenizer: of what is made up as it is read, and always in the same words, the first."""
+    """Documents to train a tokenizer on: of a world, whose items all use the same words, only the first ones."""
     if data.source == "world":
         documents = sources.Part(documents, range(min(len(documents), _TOKENIZER_ITEMS)))
     return conversations.AsWritten(documents) if conversations.are_documents_of(data) else documents
 
 
 def _in_lanes(data: DataConfig, share: Fraction, root: Path, name: str, tokenizer: Tokenizer) -> Member:
-    """A member whose training text is tokenised as it is read."""
+    """A member whose training text is tokenised while it is read."""
     documents = sources.load(data)
     training = lanes.Chunks(documents, data.holdout_fraction, tokenizer, root / f"{name}-chunks")
     folder = root / f"{name}-holdout"
@@ -161,14 +161,14 @@ def split_documents(alone: Sequence[DataConfig]) -> list[tuple[Sequence[str], Se
 
 
 def training_rows(config: RunConfig, corpus: Corpus):
-    """The row function of a run. Raises RunError where a source is too short for one row, or for its lanes."""
+    """The row function of a run. Raises RunError if a source is too short for one row, or for its lanes."""
     texts, shares = [m.training for m in corpus.members], [m.share for m in corpus.members]
     make = functools.partial(lanes.LaneRows, lanes=config.data.lanes) if config.data.lanes else ROWS[config.data.rows]
     return make_rows(make, texts, shares, config.model.context_length, config.seed)
 
 
 def expected_vocab_size(config: RunConfig) -> int:
-    """model.vocab_size of a run of this config, as far as it is known without its text. Raises RunError where it is not."""
+    """Vocabulary size of a run of this config, without reading its text. Raises RunError if that needs the text (kind char)."""
     wanted = config.tokenizer
     if config.model.vocab_size:
         return config.model.vocab_size
@@ -204,7 +204,7 @@ def _tokenizer(config: RunConfig, folder: Path, key: str, text: Callable[[], Ite
 
 
 def _source_key(config: DataConfig, memory: Path) -> str:
-    """Changes whenever the documents do, without parsing them."""
+    """A key that changes whenever the documents do, computed without parsing them."""
     if config.source == "python_docs":
         return _digest("python_docs", sys.version, Path(python_docs.__file__).read_text())
     more = conversations.digest_parts(config)
@@ -217,7 +217,7 @@ def _source_key(config: DataConfig, memory: Path) -> str:
 
 
 def _files(config: DataConfig, path: str, memory: Path) -> tuple[str, ...]:
-    """What is in the files of a source: of TFDS with its version."""
+    """Digest of the files of a source; for TFDS preceded by the dataset's version."""
     if config.source == "tfds":
         version, files = prepared.files(path, config.tfds_dir)
         return version, file_digests.digest(files, memory)
@@ -225,14 +225,14 @@ def _files(config: DataConfig, path: str, memory: Path) -> tuple[str, ...]:
 
 
 def _split_keys(alone: Sequence[DataConfig], memory: Path) -> list[str]:
-    """Names training text and hold-out of each source."""
+    """A key of the training text and hold-out of each source."""
     knobs = alone[0]
     split = [knobs.holdout, knobs.holdout_fraction, knobs.shingle_bytes, knobs.shingle_share]
     if knobs.shingle_bytes:
-        split.append("less repeats, short ones too")  # once they stayed: not the tokens that a cache has from then
+        split.append("less repeats, short ones too")  # tells these caches from older ones, which kept short repeats
     split = json.dumps([*split, "lanes", lanes.CHUNK, lanes.HOLDOUT_BYTES] if knobs.lanes else split)
     keys = [_digest(_source_key(c, memory), split) for c in alone]
-    if len(keys) > 1 and knobs.shingle_bytes:  # each loses what repeats the hold-outs of all
+    if len(keys) > 1 and knobs.shingle_bytes:  # each drops what repeats the hold-out of any
         return [_digest(key, *sorted(keys)) for key in keys]
     return keys
 

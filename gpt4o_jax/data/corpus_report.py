@@ -1,4 +1,4 @@
-"""What a corpus holds: sizes, repeats, shares."""
+"""Statistics of a corpus: sizes, duplicates, shares."""
 
 import hashlib
 import itertools
@@ -9,10 +9,13 @@ from gpt4o_jax.data import sources
 
 
 def report(config: RunConfig) -> dict:
-    """The corpus of a config in numbers; makes what is not in the cache yet, and reads every document once more."""
+    """Statistics of a config's corpus. Builds what is not in the cache yet, and reads every document once more.
+
+    Raises RunError as corpus.prepare does.
+    """
     corpus = corpora.prepare(config)
     rows = corpora.training_rows(config, corpus)
-    seen: set[bytes] = set()  # of all sources: a repeat is one wherever the first stood
+    seen: set[bytes] = set()  # over all sources: a duplicate counts wherever its first copy was
     found = [_source(member, config, seen) for member in corpus.members]
     whole = {key: sum(f[key] for f in found) for key in _SUMS}
     whole["bytes_per_token"] = _ratio(whole["kept_bytes"], whole["tokens"])
@@ -74,7 +77,7 @@ def _ratio(a: float, b: float) -> float:
 
 
 def table(numbers: dict) -> str:
-    """The same for people: a line a number, a column a source, the total last."""
+    """The report as text: one line per number, one column per source, the total last."""
     columns = numbers["sources"] + ([numbers["total"]] if len(numbers["sources"]) > 1 else [])
     names = [f"{c['source']} {c['path']}".strip() if "source" in c else "total" for c in columns]
     keys = [k for k in numbers["sources"][0] if k not in ("source", "path")]

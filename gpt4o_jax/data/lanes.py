@@ -1,20 +1,20 @@
 """Rows of a corpus too large to tokenise beforehand: documents are tokenised when a row asks for them.
 
-Documents are taken in chunks of 256, and chunk c belongs to lane c % N, N = data.lanes. A lane is one stream of tokens without
-end: epoch after epoch its chunks in a new random order, in each the documents in a new random order, laid end to end. Row n of
-the run is row n // N of lane n % N, where row r holds the T tokens from r * T on, and the one after them.
+Documents are grouped in chunks of 256, and chunk c belongs to lane c % N, N = data.lanes. A lane is an endless token stream: in
+each epoch its chunks come in a new random order, and so do the documents within each chunk, laid end to end. Row n of the run is
+row n // N of lane n % N, where row r holds the T tokens from r * T on, and the next one.
 
-So a row is a function of (seed, n) alone, as in data/rows.py. What is kept on disk only spares work: how many tokens each chunk
-has, 8 bytes for 256 documents, written as they become known into data.cache_dir, and with each checkpoint into the run. With
-them any position is found at once, and a start there tokenises a part of one chunk in each lane; without them, all that was read
-before is tokenised once more.
+So a row depends only on (seed, n), as in data/rows.py. What is kept on disk only saves work: the number of tokens in each chunk,
+8 bytes per 256 documents, written to data.cache_dir as it becomes known, and to the run with each checkpoint. With these counts
+any position is found immediately, and starting there tokenises part of one chunk per lane; without them, everything before it is
+tokenised again.
 
-Why chunks: files are read 256 documents at a time, and the index stays small. The price is that documents are shuffled by chunks
-and within them, not singly. Why chunks in turn, not a range for each lane: lanes end within a chunk of each other, and a corpus
-sorted by subject gives no lane a subject of its own. Where N is train.batch_size, or a multiple of it, each process of several
-reads only the chunks of its own rows; otherwise they all read everything.
+Why chunks: files are read 256 documents at a time, and the index stays small. The price is that documents are shuffled by chunk
+and within chunks, not individually. Why chunks are dealt out in turn, not as one range per lane: lanes finish an epoch within a
+chunk of each other, and a corpus sorted by subject gives no lane a subject of its own. If N is train.batch_size or a multiple of
+it, each process of a job reads only the chunks of its own rows; otherwise every process reads everything.
 
-In memory are N times up to two chunks, as text or tokens, and what the source holds: of text files a whole one.
+Memory: up to two chunks per lane, as text or tokens, and what the source holds: for text files, the two read last.
 """
 
 import bisect
@@ -39,14 +39,17 @@ from gpt4o_jax.paths import appearing_whole
 
 CHUNK = 256  # documents
 HOLDOUT_BYTES = 1 << 24  # a final evaluation reads all of the hold-out
-_LARGEST_BLOCK = 1 << 14  # documents that a source reads at once; it does so for every chunk in it
+_LARGEST_BLOCK = 1 << 14  # documents in a block, which the source reads whole for every chunk in it
 
 
 class Chunks:
-    """The training documents of a source, in chunks of CHUNK documents of the source, hold-out and blanks left out."""
+    """The training documents of a source, in chunks of CHUNK source documents without held-out and blank ones."""
 
     def __init__(self, documents: Sequence[str], fraction: float, tokenizer: Tokenizer, folder: Path):
-        """fraction: share of the documents that is held out. folder: keeps what is known of the chunks' tokens."""
+        """fraction: share of the documents that is held out. folder: keeps the token counts of the chunks.
+
+        Raises RunError if the source reads too many documents at once, or the counts are damaged or cannot be written.
+        """
         if isinstance(documents, Blocks) and documents.largest > _LARGEST_BLOCK:
             raise data_error(
                 f"data.lanes: {documents.largest} documents of a file can only be read together, and would be for every {CHUNK};"
@@ -61,43 +64,43 @@ class Chunks:
         return len(self._known)
 
     def texts(self, chunk: int) -> list[str]:
-        with self._reading:  # or threads would push each other's files out of what the source keeps in memory
+        with self._reading:  # otherwise threads would evict each other's files from the source's memory
             texts = _texts(self._source, chunk)
         return [d for d in texts if not sources.is_held(d, self._fraction)]
 
     def known(self, chunk: int) -> int | None:
-        """Tokens of a chunk, where they have been counted."""
+        """Number of tokens in a chunk; None if not counted yet."""
         return int(self._known[chunk]) - 1 if self._known[chunk] else None
 
     def learn(self, chunk: int, tokens: int) -> None:
         self._known[chunk] = tokens + 1
 
     def keep(self, folder, process: int) -> None:
-        """Writes what is known into a folder of the run, for machines whose data.cache_dir is another. Takes any path."""
+        """Writes the known counts to a folder of the run (any epath), for machines with another data.cache_dir."""
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f"{self.name}.{process}.tmp"
         temporary.write_bytes(zlib.compress(self._known.tobytes()))
         temporary.replace(folder / f"{self.name}.{process}")
 
     def take(self, folder) -> None:
-        """Reads what `keep` wrote, of every process."""
+        """Reads the counts that `keep` wrote in all processes."""
         for path in sorted(folder.glob(f"{self.name}.*")) if folder.exists() else ():
             try:
                 stored = np.frombuffer(zlib.decompress(path.read_bytes()), np.int64)
-                np.maximum(self._known, stored, out=self._known)  # what both know is the same
-            except (ValueError, zlib.error):  # cut off while it was written: counted again
+                np.maximum(self._known, stored, out=self._known)  # counts that both know are equal
+            except (ValueError, zlib.error):  # truncated while it was written: counted again
                 continue
 
     @functools.cached_property
     def token_count(self) -> int:
-        """Tokens of all chunks; counts those that are not known yet, on all cores."""
+        """Tokens in all chunks; counts those not known yet, on all cores."""
         missing, cores = np.flatnonzero(np.asarray(self._known) == 0), os.cpu_count() or 1
 
         def count(part: np.ndarray) -> None:
             for chunk in part.tolist():
                 self.learn(chunk, sum(len(self.tokenizer.document(text)) for text in self.texts(chunk)))
 
-        with concurrent.futures.ThreadPoolExecutor(cores) as pool:  # SentencePiece lets other threads run
+        with concurrent.futures.ThreadPoolExecutor(cores) as pool:  # SentencePiece releases the GIL
             list(pool.map(count, (missing[i::cores] for i in range(cores))))
         return int(np.sum(self._known)) - len(self)
 
@@ -108,7 +111,7 @@ class Chunks:
 
     @property
     def documents(self) -> int:
-        """Training documents; reads them all."""
+        """Number of training documents; reads them all."""
         return self._sizes[0]
 
     @property
@@ -118,7 +121,7 @@ class Chunks:
 
 
 class LaneRows:
-    """The rows of N lanes in turn."""
+    """The rows of N lanes, in turn. Raises RunError if there are fewer chunks than lanes."""
 
     fill = 1.0  # share of a row's places that hold a token
 
@@ -133,21 +136,21 @@ class LaneRows:
 
     @property
     def tokens_per_epoch(self) -> int:
-        """Of all lanes together; counts the whole corpus where that was not done yet."""
+        """Of all lanes together, a multiple of T; counts the whole corpus if that has not been done yet."""
         return self.chunks.token_count // self.T * self.T
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Row number `row` of the run: (T + 1 tokens, and for each the number of its document, from 1)."""
+        """Row number `row` of the run: (T + 1 tokens, the number of each one's document in the row, from 1), both int32."""
         row, lane = divmod(row, len(self._lanes))
         return self._lanes[lane][row]
 
 
 class _Lane:
-    """A stream of tokens without end. A place is the number of a chunk in it, counted through all epochs."""
+    """An endless stream of tokens. A place is the number of a chunk in it, counted across epochs."""
 
     def __init__(self, chunks: Chunks, mine: range, seed: int, T: int):
         self._chunks, self._mine, self._seed, self._T = chunks, mine, seed, T
-        self._first = array("q", [0])  # tokens before each chunk of the first epoch, as far as they are known
+        self._first = array("q", [0])  # tokens before each chunk of the first epoch, as far as known
         self._lock = threading.Lock()
         self._order = functools.lru_cache(maxsize=2)(self._order)
         self._starts = functools.lru_cache(maxsize=2)(self._starts)
@@ -197,7 +200,7 @@ class _Lane:
         return self._mine[self._order(epoch)[place]]
 
     def _starts(self, epoch: int) -> np.ndarray:
-        """Tokens before each chunk of an epoch; all are known by then."""
+        """Tokens before each chunk of an epoch; all counts are known by then."""
         counts = [self._chunks.known(self._mine[i]) for i in self._order(epoch)]
         return np.cumsum([0, *counts[:-1]])
 
@@ -209,7 +212,7 @@ class _Lane:
 
 
 class _Opened:
-    """The documents of a chunk in the order of an epoch, tokenised as far as they were asked for."""
+    """The documents of a chunk in the order of an epoch, tokenised on demand."""
 
     def __init__(self, texts: list[str], tokenizer: Tokenizer):
         self._left, self._tokenizer, self._dtype = texts[::-1], tokenizer, token_dtype(tokenizer)
@@ -218,18 +221,18 @@ class _Opened:
 
     @property
     def tokens(self) -> int:
-        """Of the documents so far."""
+        """Number of tokens in the documents tokenised so far."""
         return self._starts[-1]
 
     def reaches(self, at: int) -> bool:
-        """Whether the chunk has a token number `at`; it and all before it are there then."""
+        """Whether the chunk has a token number `at`; if so, tokenises up to it."""
         while self.tokens <= at and self._left:
             self._ids.append(np.array(self._tokenizer.document(self._left.pop()), self._dtype))
             self._starts.append(self.tokens + len(self._ids[-1]))
         return at < self.tokens
 
     def between(self, begin: int, end: int) -> Iterator[np.ndarray]:
-        """Tokens begin to end, or to the chunk's last, document by document."""
+        """Tokens begin to end, or to the chunk's last, one array per document."""
         self.reaches(end - 1)
         for d in range(bisect.bisect_right(self._starts, begin) - 1, len(self._ids)):
             start = self._starts[d]
@@ -239,7 +242,7 @@ class _Opened:
 
 
 def _seed(seed: int, index: int) -> int:
-    """Of its own for each lane and each chunk."""
+    """A separate seed for each lane and each chunk."""
     return int(random_bits(seed, index)) >> 1
 
 
@@ -247,15 +250,15 @@ def _seed(seed: int, index: int) -> int:
 
 
 def held_out(documents: Sequence[str], fraction: float) -> list[str]:
-    """The held-out documents, in order: all, or those in the first chunks of a random order that fill HOLDOUT_BYTES.
+    """The held-out documents, in order: all of them, or those of randomly chosen chunks until there are HOLDOUT_BYTES.
 
-    Training leaves out the others too: whether a document is held out depends on its text alone.
+    Training leaves out the others too: whether a document is held out depends only on its text.
     """
     return _gather(documents, lambda d: sources.is_held(d, fraction), HOLDOUT_BYTES)
 
 
 def sample(documents: Sequence[str], fraction: float, limit: int) -> list[str]:
-    """Training documents, in order: all, or those in the first chunks of a random order that fill `limit` bytes."""
+    """Training documents, in order: all of them, or those of randomly chosen chunks until there are `limit` bytes."""
     return _gather(documents, lambda d: not sources.is_held(d, fraction), limit)
 
 
@@ -270,7 +273,7 @@ def _gather(documents: Sequence[str], wanted: Callable[[str], bool], limit: int)
 
 
 def _texts(documents: Sequence[str], chunk: int) -> list[str]:
-    """The documents of a chunk but for blank ones."""
+    """The documents of a chunk, without blank ones."""
     texts = (documents[i] for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(documents))))
     return [d for d in texts if d.strip()]
 
@@ -279,12 +282,12 @@ def _texts(documents: Sequence[str], chunk: int) -> list[str]:
 
 
 def _open_index(folder: Path, chunks: int) -> np.ndarray:
-    """8 bytes for each chunk, shared with other processes: what they write is the same."""
+    """int64 [chunks], memory-mapped and shared between processes, which all write the same values."""
     path = folder / "chunks.bin"
     try:
         if not path.exists():
             with appearing_whole(path) as beside:
-                beside.write_bytes(bytes(8 * chunks))  # written out: a full disk is told here, not in the midst of training
+                beside.write_bytes(bytes(8 * chunks))  # not sparse: a full disk is reported here, not in the middle of training
         if path.stat().st_size != 8 * chunks:
             raise data_error(f"{path}: damaged ({path.stat().st_size} bytes, expected {8 * chunks}); delete that folder")
         return np.memmap(path, np.int64, "r+", shape=(chunks,))

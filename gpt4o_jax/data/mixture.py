@@ -1,4 +1,4 @@
-"""Several sources in one run: who they are, and what a tokenizer for all of them is trained on."""
+"""Mixtures: the sources of a run, and the text that their common tokenizer is trained on."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from gpt4o_jax.errors import data_error
 
 
 def members(config: DataConfig) -> list[tuple[Fraction, DataConfig]]:
-    """(share of the rows, the config it would have alone) of each source; shares add up to 1."""
+    """(share of the rows, config of that source alone) for each source; shares add up to 1."""
     if config.source != "mixture":
         return [(Fraction(1), config)]
     parsed = config_mixture.parse_all(config.mixture, config.field)
@@ -27,10 +27,10 @@ def _alone(config: DataConfig, m: config_mixture.Member) -> DataConfig:
 
 
 def fair_text(parts: Sequence[Sequence[str]], shares: Sequence[Fraction], limit: int) -> Iterator[str]:
-    """Documents of all parts, so that their bytes stand in the ratio of the shares.
+    """Documents of all parts, with the bytes per part in proportion to the shares.
 
-    As many bytes in all as there are, at most `limit`. Of a part that has more than its share, documents
-    evenly spaced, and a piece of the longest; one that has less is repeated.
+    As many bytes in total as the parts have, at most `limit`. A part with more than its share gives evenly spaced documents and a
+    piece of its longest; a part with less is repeated. Raises RunError if a part is empty.
     """
     sizes = [sum(len(d.encode()) for d in part) for part in parts]
     if 0 in sizes:
@@ -47,4 +47,4 @@ def fair_text(parts: Sequence[Sequence[str]], shares: Sequence[Fraction], limit:
                 yield d
                 owed -= len(d)
         if round(owed) > 0:
-            yield longest[: round(owed)]  # or of few long documents none might be chosen
+            yield longest[: round(owed)]  # otherwise a part of few long documents might give nothing

@@ -10,9 +10,9 @@ import numpy as np
 
 
 def pieces(lengths: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Documents of these lengths, cut where they do not fit a row: (document, first token, length) of each piece.
+    """Cuts documents of these lengths into pieces of at most T + 1 tokens: (document, first token, length) of each piece.
 
-    Two pieces of a document have one token in common: the target of the first's last, the input of the second's first.
+    Consecutive pieces of a document share one token: the last target of one is the first input of the next.
     """
     count = -(-(lengths - 1) // T)
     document = np.repeat(np.arange(len(lengths)), count)
@@ -23,11 +23,11 @@ def pieces(lengths: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 def first_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     """Puts each piece, in order, into the first row with room for it. Returns (row of each piece, number of rows).
 
-    Some 5 microseconds a piece: for every amount of free room, a heap of the rows that have it; the minima of
-    their tops over blocks of sqrt(capacity) amounts answer where the first is that has enough.
+    About 5 microseconds a piece: the rows with the same free room form a heap, and minima of the heap tops over blocks of
+    sqrt(capacity) amounts of room find the first row with enough.
     """
     rows = np.empty(len(lengths), np.int64)
-    whole = lengths == capacity  # share a row with nobody: left out of the search, put behind
+    whole = lengths == capacity  # fill a row alone: left out of the search, their rows come last
     side = math.isqrt(capacity) + 1
     none = len(lengths)
     heaps: list[list[int]] = [[] for _ in range(capacity + 1)]

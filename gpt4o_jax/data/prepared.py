@@ -1,4 +1,4 @@
-"""TensorFlow Datasets that were prepared as array_record, read at random and without TensorFlow."""
+"""TensorFlow Datasets prepared as array_record, with random access and without TensorFlow."""
 
 import contextlib
 import os
@@ -14,8 +14,8 @@ _SPEC = re.compile(r"(?P<name>[\w./*-]+(:\d[\w.*]*)?):(?P<split>\w+(\[[^\]]*\])?
 def documents(spec: str, data_dir: str, field: str, take: Take | None = None) -> Blocks:
     """The strings of feature `field`, or what `take` makes of whole records.
 
-    spec: NAME[/CONFIG][:VERSION]:SPLIT, as 'lm1b:train[:90%]'. data_dir: empty for TFDS's own. Raises RunError
-    where that is unknown, not prepared here, damaged, or not text.
+    spec: NAME[/CONFIG][:VERSION]:SPLIT, such as 'lm1b:train[:90%]'. data_dir: empty for the default of TFDS. Raises RunError if
+    the dataset is unknown, not prepared here, damaged, or not text.
     """
     builder, _, source = _open(spec, data_dir)
     if take is None and field not in builder.info.features:
@@ -24,7 +24,7 @@ def documents(spec: str, data_dir: str, field: str, take: Take | None = None) ->
 
     try:
         size = len(source)
-    except ValueError:  # of train[5:2], which TFDS finds to be of -3 records
+    except ValueError:  # for train[5:2], whose size is -3 records in TFDS
         size = 0
 
     def read(block: int) -> list[str]:
@@ -45,14 +45,14 @@ def documents(spec: str, data_dir: str, field: str, take: Take | None = None) ->
 
 
 def files(spec: str, data_dir: str) -> tuple[str, list]:
-    """(name with config and version, split and its number of records; the files that hold them)."""
+    """("NAME/CONFIG/VERSION SPLIT RECORDS", the files of the split, sorted). Raises RunError as `documents` does."""
     builder, split, _ = _open(spec, data_dir)
     info = builder.info.splits[split]
     return f"{builder.info.full_name} {split} {info.num_examples}", sorted(info.filepaths)
 
 
 def _text(value, where: str, field: str) -> str:
-    if value is None:  # what array_record gives, without a word, for records that a truncated file has lost
+    if value is None:  # what array_record silently returns for records lost in a truncated file
         raise data_error(f"{where} is damaged (no {field!r} in it); prepare the dataset again")
     try:
         text = value.decode() if isinstance(value, bytes) else value
@@ -64,7 +64,7 @@ def _text(value, where: str, field: str) -> str:
 
 
 def _plain(value, where: str, name: str = "record"):
-    """A record of TFDS as JSON would have it: dicts, lists, texts, numbers."""
+    """A TFDS record as JSON types: dicts, lists, strings, numbers."""
     if isinstance(value, dict):
         return {key: _plain(v, where, key) for key, v in value.items()}
     if value is None or isinstance(value, bytes):
@@ -106,7 +106,7 @@ def _open(spec: str, data_dir: str):
 
 @contextlib.contextmanager
 def _quiet():
-    """Without TFDS's warnings about folders that it looked into."""
+    """Hides TFDS's warnings about the folders it searches."""
     from absl import logging
 
     before = logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""Documents in JSONL and Parquet files, one a line or row: read by blocks, never all at once."""
+"""Documents in JSONL and Parquet files, one per line or row, read in blocks and never all at once."""
 
 import bisect
 import codecs
@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 
 from gpt4o_jax.errors import data_error, lone_surrogate
 
-_LINES = 1024  # of a JSONL file read at once
+_LINES = 1024  # of a JSONL file, read at once
 
 
 class Blocks(Sequence[str]):
-    """Documents stored in blocks that are read whole; the last two stay in memory."""
+    """Documents stored in blocks that are read whole; the two read last stay in memory."""
 
     def __init__(self, sizes: Sequence[int], read: Callable[[int], list[str]]):
         """sizes: documents in each block. read(block): its documents."""
@@ -34,13 +34,13 @@ class Blocks(Sequence[str]):
 # ---------------------------------------------------------------- JSONL
 
 
-Take = Callable[[dict, str], str]  # (record, where it stands) -> document; raises RunError
+Take = Callable[[dict, str], str]  # (record, its location) -> document; raises RunError
 
 
 def jsonl(paths: Sequence, field: str, take: Take | None = None) -> Blocks:
-    """The strings under key `field`, one JSON object a line; blank lines give ''. take: makes documents of whole records.
+    """The strings under key `field`, one JSON object per line; blank lines give ''. take: makes documents of whole records.
 
-    Raises RunError, when a block is read, with file and line of what is no such object.
+    Raises RunError if a file cannot be read and, when a block is read, for an invalid line, with file and line number.
     """
     blocks = [block for path in paths for block in _line_blocks(path)]
 
@@ -55,7 +55,7 @@ def jsonl(paths: Sequence, field: str, take: Take | None = None) -> Blocks:
 
 
 def _line_blocks(path):
-    """(path, first byte, end, number of its first line, lines) of each block of a file."""
+    """(path, first byte, end, number of its first line from 1, line count) of each block of a file."""
     begin = end = lines = first = 0
     try:
         with path.open("rb") as f:
@@ -98,10 +98,10 @@ def _json_text(path, number: int, line: bytes, field: str, take: Take | None) ->
 
 
 def parquet(paths: Sequence, field: str, take: Take | None = None) -> Blocks:
-    """The strings of column `field`, read by row groups. take: makes documents of whole rows.
+    """The strings of column `field`, one row group at a time. take: makes documents of whole rows.
 
-    Raises RunError where a file is damaged, the column is missing or not of strings, and, when a block is
-    read, for damaged pages and null values.
+    Raises RunError if a file is damaged, the column is missing or does not hold strings, and, when a block is read, for
+    damaged pages and null values.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -137,7 +137,7 @@ def parquet(paths: Sequence, field: str, take: Take | None = None) -> Blocks:
         try:
             with opened(path) as file:
                 table = file.read_row_group(group, columns=None if take else [field])
-                # By its name: with "a.text" pyarrow reads part `text` of a column `a` too.
+                # Selected again by name: for "a.text" pyarrow also reads the field `text` of a column `a`.
                 values = table.to_pylist() if take else table.column(field).to_pylist()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
             raise data_error(f"{path}: row group {group} is damaged ({first_line(e)})") from None
@@ -151,5 +151,5 @@ def parquet(paths: Sequence, field: str, take: Take | None = None) -> Blocks:
 
 
 def first_line(e: Exception) -> str:
-    """What another library says, short enough for a message of ours."""
+    """The first line of another library's error message."""
     return (str(e).splitlines() or [type(e).__name__])[0]

@@ -1,9 +1,8 @@
 """Row i of step s as a pure function of (seed, s, i).
 
-That is the whole state of the data pipeline: whoever knows the step knows every row, so
-resuming is exact at any position and seeking costs nothing.
+The step is thus the only state of the data pipeline: resuming is exact at any position, and seeking costs nothing.
 
-T row length in tokens (a row also holds the token after its last, as a target)
+T row length in tokens (a row also holds the next token, as the last target)
 """
 
 import functools
@@ -19,10 +18,10 @@ from gpt4o_jax.errors import data_error
 
 
 def random_bits(seed: int, index) -> np.ndarray:
-    """64 random bits for each index: SplitMix64 (Steele, Lea, Flood 2014). The same on every machine and NumPy."""
+    """uint64, 64 random bits per index: SplitMix64 (Steele, Lea, Flood 2014). Equal on every machine and NumPy version."""
     with np.errstate(over="ignore"):
         z = np.asarray(index, np.uint64) + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)
-        for _ in range(2):  # twice: neighbouring seeds and indices must not be related
+        for _ in range(2):  # twice, so that neighbouring seeds and indices give unrelated bits
             z = z + np.uint64(0x9E3779B97F4A7C15)
             z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -31,17 +30,17 @@ def random_bits(seed: int, index) -> np.ndarray:
 
 
 def shuffled(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The numbers 0 to n - 1 in the random order of an epoch."""
+    """The numbers 0 to n - 1 in the random order of an epoch, int64 [n]."""
     return np.argsort(random_bits(seed, epoch * n + np.arange(n)), kind="stable")
 
 
-# Arrays over T + 1 places: tokens; the number of the document of each, from 1 (0: padding); and, of text of which the loss
-# leaves some out, whether it counts each.
+# int32 arrays [T + 1]: tokens; the number of each one's document, from 1 (0: padding); and, if the loss leaves out part of the
+# text, whether it counts each.
 Row = tuple[np.ndarray, ...]
 
 
 def _row(cache: TokenCache, T: int, pieces: Iterable[tuple[int, int]]) -> Row:
-    """T + 1 places that hold tokens begin to end of the cache for each piece, a document of its own, and padding."""
+    """A row of T + 1 places: for each piece tokens begin to end of the cache, as a separate document; then padding."""
     row = np.zeros((2 if cache.counts is None else 3, T + 1), np.int32)
     at = 0
     for number, (begin, end) in enumerate(pieces, start=1):
@@ -55,7 +54,7 @@ def _row(cache: TokenCache, T: int, pieces: Iterable[tuple[int, int]]) -> Row:
 
 
 class WindowRows:
-    """Random contiguous windows of the whole token stream, as in nanoGPT."""
+    """Random contiguous windows of the whole token stream, as in nanoGPT. Raises RunError if it is shorter than a row."""
 
     fill = 1.0  # share of a row's places that hold a token
 
@@ -75,7 +74,7 @@ class WindowRows:
 class PackedRows:
     """Each epoch: documents in a new random order, laid end to end, cut every T tokens.
 
-    Nothing is thrown away but the last, incomplete row of an epoch.
+    Only the last, incomplete row of an epoch is dropped. Raises RunError if the text is shorter than a row.
     """
 
     fill = 1.0
@@ -101,7 +100,7 @@ class PackedRows:
         at, end = row * self.T, row * self.T + self.T + 1
         pieces, place = [], int(np.searchsorted(starts, at, side="right")) - 1
         while at < end:
-            ahead = self.cache.offsets[order[place]] - starts[place]  # of the cache to this epoch's stream
+            ahead = self.cache.offsets[order[place]] - starts[place]  # offset from this epoch's stream to the cache
             until = min(end, starts[place + 1])
             pieces.append((at + ahead, until + ahead))
             at, place = until, place + 1
@@ -109,10 +108,10 @@ class PackedRows:
 
 
 class FirstFitRows:
-    """Whole documents, as many as fit side by side in a row; each epoch the same rows in a new random order.
+    """Whole documents, packed into rows by first fit; each epoch has the same rows in a new random order.
 
-    Only documents of more than T + 1 tokens are cut; of a conversation that long the end is left out, for an answer without
-    its question teaches nothing. What stays free is padding: token 0, segment 0.
+    Only documents of more than T + 1 tokens are cut; a conversation that long loses its end, since an answer without its question
+    teaches nothing. Free places are padding: token 0, segment 0. Raises RunError if there is nothing to train on.
     """
 
     def __init__(self, cache: TokenCache, T: int, seed: int):
@@ -140,7 +139,7 @@ class FirstFitRows:
 
 
 def _answered(cache: TokenCache, T: int, document, first, length):
-    """Of pieces of conversations those that begin one and hold something that the loss counts."""
+    """The pieces that begin a conversation and contain something the loss counts. Raises RunError if there are none."""
     ends = cache.offsets[document] + first + length
     counted = np.concatenate([[0], np.cumsum(cache.counts, dtype=np.int64)])
     keep = (first == 0) & (counted[ends] > counted[cache.offsets[document]])
@@ -153,10 +152,10 @@ def _answered(cache: TokenCache, T: int, document, first, length):
 
 
 class MixtureRows:
-    """Rows of several members, each in its own order and without gaps, in the ratio of their shares.
+    """Rows of several members in the ratio of their shares, each member in its own order and without gaps.
 
-    One member after another takes its share of the indices that are left, evenly spaced (a Beatty sequence, whose
-    counting function is a floor): member and row within it follow from the index alone, in exact arithmetic.
+    Each member in turn takes its share of the remaining indices, evenly spaced (a Beatty sequence, whose counting function
+    is a floor), so member and row within it follow from the index alone, in exact arithmetic.
     """
 
     def __init__(self, members: Sequence, shares: Sequence[Fraction], seed: int):
@@ -171,11 +170,11 @@ class MixtureRows:
 
     @property
     def tokens_per_epoch(self) -> int:
-        """An epoch: as many rows as all members have together."""
+        """The sum over all members."""
         return sum(m.tokens_per_epoch for m in self.members)
 
     def locate(self, row: int) -> tuple[int, int]:
-        """(member, number of the row among those of this member)."""
+        """(index of the member, row number within it)."""
         for member, (share, phase) in enumerate(self._steps):
             before = math.floor(row * share + phase)
             if math.floor((row + 1) * share + phase) > before:
@@ -190,11 +189,11 @@ class MixtureRows:
 
 
 def make_rows(make: Callable, texts: Sequence, shares: Sequence[Fraction], T: int, seed: int):
-    """The row function of a run over one source, or over several in the ratio of their shares.
+    """The row function of a run: over one source, or over several in the ratio of their shares.
 
-    make(text, T, seed): the row function of one, such as those of ROWS over a token cache.
+    make(text, T, seed): the row function of one source, such as one of ROWS over a token cache.
     """
-    members = [make(text, T, seed + (i << 31)) for i, text in enumerate(texts)]  # seeds of runs end below 2^31
+    members = [make(text, T, seed + (i << 31)) for i, text in enumerate(texts)]  # seeds of runs are below 2^31
     return MixtureRows(members, shares, seed) if len(members) > 1 else members[0]
 
 

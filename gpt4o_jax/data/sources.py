@@ -1,4 +1,4 @@
-"""Documents by name, and their split into training text and hold-out."""
+"""Loads the documents of a source and splits them into training text and hold-out."""
 
 import codecs
 import dataclasses
@@ -41,9 +41,9 @@ def load(config: DataConfig) -> Sequence[str]:
 
 
 def apart(config: DataConfig) -> Sequence[str] | None:
-    """The hold-out of a source that has one of its own: held-out items of a world, or data.holdout_path.
+    """The separate hold-out of a source, if it has one: held-out items of a world, or data.holdout_path. Else None.
 
-    Of a world they are those that choose a checkpoint while training.
+    Of a world these are the items for checkpoint selection during training. Raises RunError as `load` does.
     """
     if config.source == "world":
         made, size = world(config.path, config.holdout_fraction), math.ceil(config.world_items * config.holdout_fraction)
@@ -52,7 +52,7 @@ def apart(config: DataConfig) -> Sequence[str] | None:
 
 
 def scored_at_last(config: DataConfig) -> list[str]:
-    """Of a world the held-out items that no evaluation while training sees, as `evaluate` asks them."""
+    """The held-out items of a world that only the final `evaluate` asks, no evaluation during training; [] for other sources."""
     if config.source != "world":
         return []
     made = world(config.path, config.holdout_fraction)
@@ -63,13 +63,13 @@ def _as_documents(name: str, items: Sequence[Item]) -> list[str]:
     return [conversations.Conversation(item, f"world {name}: held-out item {i}") for i, item in enumerate(items)]
 
 
-HELD_ITEMS = 500  # most held-out items of a world whose bits are counted: they are made up, and more would only take longer
+HELD_ITEMS = 500  # most held-out items of a world in a run's hold-out: they are generated, and more would only take longer
 WORLD_NAMES = (*WORLDS, docstrings.NAME)
 
 
 @functools.cache
 def world(name: str, held_share: float = DataConfig.holdout_fraction) -> World:
-    """The world of that name; that of docstrings withholds the documents that python_docs does. Raises RunError."""
+    """The world of that name; docstrings holds out the documents that python_docs does. Raises RunError if there is none."""
     if name == docstrings.NAME:
         parts: dict[bool, list[str]] = {False: [], True: []}
         for document in python_docs.documents():
@@ -88,7 +88,7 @@ def _text(config: DataConfig) -> list[str]:
 
 
 def _text_by_files(config: DataConfig) -> records.Blocks:
-    """The documents of _text, blank ones among them, of which only those of the last two files stay in memory."""
+    """The documents of `_text` and the blank ones; only those of the two files read last stay in memory."""
     paths = text_files(config.path)
 
     def read(i: int) -> list[str]:
@@ -98,7 +98,7 @@ def _text_by_files(config: DataConfig) -> records.Blocks:
 
 
 def _cut(path, separator: str) -> list[str]:
-    """The documents of a text file. Raises RunError as read_text does, and where only its line ends hide the separator."""
+    """The documents of a text file. Raises RunError as read_text does, and if only Windows line ends hide the separator."""
     text = read_text(path)
     if not separator:
         return [text]
@@ -111,7 +111,10 @@ def _cut(path, separator: str) -> list[str]:
 
 
 def text_files(pattern: str) -> list:
-    """A file itself, the files below a folder, or those that a glob matches; sorted. Paths, or etils' where it is gs://."""
+    """The file itself, the files below a folder, or the matches of a glob; sorted. Paths, or epaths for gs:// and the like.
+
+    Hidden files are left out. Raises RunError if there are no files.
+    """
     pattern = os.path.expanduser(pattern)
     path = Path(pattern)
     if "://" in pattern:
@@ -127,7 +130,7 @@ def text_files(pattern: str) -> list:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Through links too; a folder that several of them lead to is entered once."""
+    """Follows links; a folder that several of them lead to is entered once."""
     seen = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(place)) in seen:
@@ -139,7 +142,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _remote_files(pattern: str) -> list:
-    """text_files of an address that etils.epath understands."""
+    """`text_files` for an address that etils.epath understands."""
     scheme, _, rest = pattern.partition("://")
     parts = rest.rstrip("/").split("/")
     plain = list(itertools.takewhile(lambda part: not set("*?[") & set(part), parts))
@@ -158,13 +161,13 @@ def _remote_files(pattern: str) -> list:
 
 
 def _below(folder):
-    """Files below a folder; epath refuses `**`, and its walk() forgets the scheme."""
+    """Files below a folder; epath rejects `**`, and its walk() drops the scheme."""
     for path in folder.iterdir() if folder.is_dir() else ():
         yield from _below(path) if path.is_dir() else [path]
 
 
 def read_text(path) -> str:
-    """A UTF-8 file. Raises RunError where it is missing, empty, binary, or not UTF-8, with the offset."""
+    """The text of a UTF-8 file. Raises RunError if it is missing, empty, binary, or not UTF-8 (with the offset)."""
     try:
         raw = path.read_bytes()
     except OSError as e:
@@ -182,7 +185,7 @@ def read_text(path) -> str:
 
 
 def digest(documents: Sequence[str]) -> str:
-    """Names a list of documents: 16 hex digits."""
+    """Digest of a list of documents: 16 hex digits."""
     h = hashlib.sha256()
     for text in documents:
         h.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
@@ -190,7 +193,7 @@ def digest(documents: Sequence[str]) -> str:
 
 
 class Part(Sequence[str]):
-    """Some documents of a source, each read when it is asked for."""
+    """Some documents of a source, each read on access."""
 
     def __init__(self, documents: Sequence[str], chosen: Sequence[int]):
         self._documents, self._chosen = documents, chosen
@@ -203,7 +206,7 @@ class Part(Sequence[str]):
 
 
 def split(documents: Sequence[str], config: DataConfig) -> tuple[Sequence[str], Sequence[str]]:
-    """(training documents, held-out documents) of one source: see split_all."""
+    """(training documents, held-out documents) of one source: see `split_all`."""
     return split_all([documents], config)[0]
 
 
@@ -212,12 +215,14 @@ def split_all(
 ) -> list[tuple[Sequence[str], Sequence[str]]]:
     """(training documents, held-out documents) of each source.
 
-    hash: a document is held out by a hash of its own text, so adding others never moves it; near-duplicates
-    of the hold-out of any source are dropped from the training text of all (see near_duplicate_test).
-    own: the hold-out of each source that has one apart, which counts as one by hash does where it is data.holdout_path. What
-    repeats that of a world is not dropped from its own items, which are much alike in form, but what repeats the others is.
-    more: held-out documents that are in none of the hold-outs, and must not be repeated either.
-    tail: the last holdout_fraction of the characters of all documents of a source, all of which are read at once.
+    hash: a document is held out by a hash of its own text, so adding others never moves it; near-duplicates of the hold-out of
+    any source are dropped from the training text of all (see near_duplicate_test).
+    own: for each source its separate hold-out, or None. One from data.holdout_path is treated like one by hash. The items of a
+    world are all alike in form, so they are not dropped for repeating a world's hold-out, only for repeating that of another
+    source.
+    more: further held-out documents, in none of the hold-outs, that training text must not repeat either.
+    tail: the last holdout_fraction of the characters of all documents of a source, which are all read into memory.
+    Raises RunError if hash leaves a source without training documents or without a hold-out.
     """
     if config.holdout == "tail":
         return [_split_tail(documents, config.holdout_fraction) for documents in corpora]
@@ -250,7 +255,7 @@ def split_all(
 
 
 def _without_repeats(pairs, of_worlds: Sequence[bool], config: DataConfig, more: Sequence[str]):
-    """pairs, less training documents that repeat a hold-out: of worlds that of another source, of others any."""
+    """`pairs` without the training documents that repeat a hold-out: for worlds, of a source that is no world; else any."""
     if all(of_worlds):
         return pairs
     test = lambda held: near_duplicate_test(held, config.shingle_bytes, config.shingle_share)
@@ -277,7 +282,7 @@ def _are_conversations(documents: Sequence[str]) -> bool:
 
 
 def _choose(documents: Sequence[str], keep: Iterable[bool]) -> Sequence[str]:
-    """Those to keep; not read yet where the source does not lie in memory."""
+    """The documents to keep; not read yet if the source is not in memory."""
     if isinstance(documents, list):
         return list(itertools.compress(documents, keep))
     return Part(documents, array("q", itertools.compress(range(len(documents)), keep)))
@@ -297,21 +302,21 @@ def _not_blank(documents: Sequence[str]) -> Sequence[str]:
 
 
 def is_held(document: str, fraction: float) -> bool:
-    """Whether a document belongs to the hold-out: a question to its text alone."""
+    """Whether a document is held out, which depends only on its text."""
     return int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big") < fraction * 2**64
 
 
 def near_duplicate_test(held: Sequence[str], n: int, share: float) -> Callable[[str], bool]:
-    """The question whether a training document repeats the hold-out.
+    """Returns a function that tells whether a training document repeats the hold-out.
 
-    It does where at least `share` of its own shingles (runs of n bytes) stand in held-out documents, or at
-    least `share` of one held-out document's stand in it; share 0: where a single one is common. One that is too short to have
-    shingles repeats what is the same text.
+    It does if at least `share` of its own shingles (runs of n bytes) occur in held-out documents, or at least `share` of the
+    shingles of one held-out document occur in it; share 0: if they have one in common. A document too short for shingles repeats
+    only an identical text.
     """
     whole = set(held)
     of_each = [_shingles(text, n) for text in held]
     sizes = np.array([len(shingles) for shingles in of_each], np.int64)
-    # Every shingle of the hold-out with the document it stands in, sorted: 12 bytes for each byte of text, not a Python object.
+    # Every shingle of the hold-out with its document, sorted: 12 bytes per byte of text instead of a Python object.
     all_held = np.concatenate([*of_each, np.zeros(0, np.uint64)])
     documents = np.repeat(np.arange(len(held), dtype=np.int32), sizes)
     order = np.argsort(all_held, kind="stable")
@@ -322,7 +327,7 @@ def near_duplicate_test(held: Sequence[str], n: int, share: float) -> Callable[[
             return True
         shingles = _shingles(text, n)
         first, last = np.searchsorted(all_held, shingles), np.searchsorted(all_held, shingles, side="right")
-        times = last - first  # in how many held-out documents each stands
+        times = last - first  # in how many held-out documents each occurs
         common = np.count_nonzero(times)
         if common == 0 or common >= share * len(shingles):
             return common > 0
@@ -333,13 +338,13 @@ def near_duplicate_test(held: Sequence[str], n: int, share: float) -> Callable[[
     return repeats
 
 
-_ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, whose bits look random
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, whose bits look random
 
 
 def _shingles(text: str, n: int) -> np.ndarray:
-    """[S] sorted hashes of the distinct runs of n bytes: polynomials of their bytes modulo 2^64 (Rabin and Karp's).
+    """uint64 [S], sorted hashes of the distinct runs of n bytes: polynomials of their bytes modulo 2^64 (Rabin-Karp).
 
-    Two of a billion runs have the same hash with a probability of about 3 %, which costs a document one shingle.
+    Among a billion runs two have the same hash with a probability of about 3 %, which costs a document one shingle.
     """
     raw = np.frombuffer(text.encode(), np.uint8).astype(np.uint64) + np.uint64(1)
     hashes = np.zeros(max(len(raw) - n + 1, 0), np.uint64)

@@ -1,4 +1,4 @@
-"""Runs one TFDS builder and writes array_record. A script: TFDS is all that it needs, so it runs in any environment.
+"""Runs one TFDS builder and writes array_record. A script that needs only TFDS, so it runs in any environment.
 
     python -P tfds_builder.py NAME[/CONFIG][:VERSION]|FILE.py[/CONFIG] [DATA_DIR]
 
@@ -19,7 +19,7 @@ def main(spec: str, data_dir: str) -> dict:
         builder.download_and_prepare()
         splits = {name: split.num_examples for name, split in builder.info.splits.items()}
         return {"dataset": builder.info.full_name, "data_dir": str(builder.data_dir), "splits": splits}
-    except Exception as e:  # whatever a builder does wrong, the caller tells it in one line
+    except Exception as e:  # whatever goes wrong in a builder, the caller reports it in one line
         first = next(iter(str(e).splitlines()), "")
         return {"error": f"{type(e).__name__}: {first}", "missing": _missing(e)}
 
@@ -31,7 +31,7 @@ def _builder(spec: str, data_dir: str):
     if own:
         module_spec = importlib.util.spec_from_file_location("own_builder", own[1])
         module = importlib.util.module_from_spec(module_spec)
-        sys.modules["own_builder"] = module  # TFDS asks for the module of a builder's class
+        sys.modules["own_builder"] = module  # TFDS looks up the module of a builder's class
         module_spec.loader.exec_module(module)
         kinds = [k for k in vars(module).values() if isinstance(k, type) and issubclass(k, tfds.core.DatasetBuilder)]
         names = [k.name for k in kinds if k.__module__ == "own_builder"]
@@ -45,7 +45,7 @@ def _builder(spec: str, data_dir: str):
 
 
 def _missing(error: BaseException | None) -> str:
-    """The package that could not be imported, if that is what the error comes from."""
+    """The package that could not be imported, if that caused the error; else ""."""
     while error is not None:
         if isinstance(error, ImportError):
             return (error.name or str(error)).split(".")[0]

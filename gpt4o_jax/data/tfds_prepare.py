@@ -1,4 +1,4 @@
-"""Preparing a TFDS dataset, with TensorFlow in an environment of its own where its builder asks for it."""
+"""Prepares a TFDS dataset, with TensorFlow in a separate environment if the builder needs it."""
 
 import hashlib
 import json
@@ -17,11 +17,11 @@ REQUIREMENTS = Path(__file__).parents[2] / "requirements-prepare.txt"
 
 
 def prepare(spec: str, data_dir: str, say: Callable[[str], None]) -> dict:
-    """Runs the builder of `spec` (NAME/CONFIG, or FILE.py/CONFIG of one's own) and writes array_record.
+    """Runs the builder of `spec` (NAME/CONFIG, or FILE.py/CONFIG for your own) and writes array_record.
 
-    The builder runs in this environment first. Only where it then fails because a package cannot be imported that
-    requirements-prepare.txt names (TensorFlow, as the file stands) is it run again, in an environment made from that
-    file; downloads are kept in between. Returns dataset, data_dir, splits, and needed: that package, or "". Raises RunError.
+    The builder first runs in this environment. Only if it fails because a package listed in requirements-prepare.txt (TensorFlow)
+    cannot be imported does it run again, in an environment made from that file; downloads are kept. Returns dataset, data_dir,
+    splits, and needed: that package, or "". Raises RunError if the builder fails or the environment cannot be made.
     """
     result = _run(sys.executable, spec, data_dir)
     needed = result.get("missing", "")
@@ -41,7 +41,7 @@ def prepare(spec: str, data_dir: str, say: Callable[[str], None]) -> dict:
 
 
 def _run(python: str, spec: str, data_dir: str) -> dict:
-    """What the script says at its end. Its progress goes to stderr."""
+    """The result that the script prints last. Its progress goes to stderr."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     arguments = [python, "-P", str(_SCRIPT), spec, os.path.expanduser(data_dir)]
     done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, env=environment, check=False)
@@ -52,7 +52,7 @@ def _run(python: str, spec: str, data_dir: str) -> dict:
 
 
 def _environment(say: Callable[[str], None]) -> str:
-    """The Python of an environment with TensorFlow; made once for each content of requirements-prepare.txt."""
+    """The Python of an environment with TensorFlow, made once per Python version and content of requirements-prepare.txt."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     name = hashlib.sha256(f"{version}\0{REQUIREMENTS.read_text()}".encode()).hexdigest()[:16]
     folder = token_cache.cache_root("") / "prepare" / name

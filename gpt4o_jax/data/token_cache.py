@@ -1,4 +1,4 @@
-"""Tokenised documents on disk, memory-mapped: written once, named by what they were made from."""
+"""Tokenised documents on disk, memory-mapped: written once, named by a digest of their inputs."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import ExitCode, RunError, data_error
 from gpt4o_jax.paths import appearing_whole, local
 
-_ABANDONED = 86_400  # seconds
+_ABANDONED = 86_400  # seconds without a write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,9 @@ class TokenCache:
     """Documents as one stream of ids; document d is tokens[offsets[d] : offsets[d + 1]], from <bos> to <eos>."""
 
     tokens: np.ndarray  # uint16 or uint32, memory-mapped
-    offsets: np.ndarray  # int64, one more than documents
+    offsets: np.ndarray  # int64 [documents + 1]
     text_bytes: int  # UTF-8 bytes of all documents
-    counts: np.ndarray | None = None  # uint8, of each token whether the loss counts it as a target; None: all count
+    counts: np.ndarray | None = None  # uint8, whether the loss counts each token as a target; None: all count
 
     @property
     def documents(self) -> int:
@@ -38,7 +38,7 @@ class TokenCache:
         return self.tokens[self.offsets[d] : self.offsets[d + 1]]
 
     def counted(self, d: int) -> np.ndarray | None:
-        """Of each token of document d whether it counts; None: all do."""
+        """Whether each token of document d counts; None: all do."""
         return None if self.counts is None else self.counts[self.offsets[d] : self.offsets[d + 1]]
 
 
@@ -47,7 +47,10 @@ def token_dtype(tokenizer: Tokenizer) -> type:
 
 
 def cache_root(configured: str) -> Path:
-    """data.cache_dir, or gpt4o_jax/ in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
+    """data.cache_dir, or gpt4o_jax/ in the user's cache folder (XDG_CACHE_HOME, else ~/.cache).
+
+    Raises RunError for a path in an object store.
+    """
     if configured:
         return local("config.data.cache_dir", configured)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt4o_jax"
@@ -60,11 +63,12 @@ def build(
     tokenizer: Tokenizer,
     encode: Callable[[str], tuple[list[int], list[bool]]] | None = None,
 ) -> TokenCache:
-    """Opens root/name, made first if it is not there. A folder appears whole or not at all.
+    """Opens root/name, built first if it does not exist. The folder appears complete or not at all.
 
-    What killed processes left of it is removed after a day, in which a living one has written something.
+    Leftovers of killed processes are removed after a day without a write.
 
-    encode: a document -> its ids, and whether the loss counts each; without it, they are texts of which all counts.
+    encode: document -> (ids, whether the loss counts each); None: documents are texts, and every token counts.
+    Raises RunError if a document cannot be tokenised, or the cache cannot be written or is damaged.
     """
     folder = root / name
     if not (folder / "meta.json").exists():
@@ -76,7 +80,7 @@ def build(
                 made.mkdir()
                 _write(made, documents, tokenizer, encode)
         except OSError as e:
-            if not (folder / "meta.json").exists():  # else another process was first: the same bytes
+            if not (folder / "meta.json").exists():  # else another process was first, with the same bytes
                 raise RunError(
                     f"{folder}: cannot write the token cache ({e.strerror or e}); free space or set --config.data.cache_dir",
                     ExitCode.STORAGE,
@@ -93,7 +97,7 @@ def _write(folder: Path, documents: Sequence[str], tokenizer: Tokenizer, encode)
                 ids, counts = encode(text) if encode else (tokenizer.document(text), [])
             except RunError as e:
                 if encode:
-                    raise  # which says already where the document stands
+                    raise  # it already says where the document is
                 raise RunError(f"document {n} of {len(documents)} ({text[:60]!r}): {e}", e.code) from None
             f.write(np.array(ids, dtype).tobytes())
             f_counts.write(bytes(counts))
@@ -107,7 +111,7 @@ def _write(folder: Path, documents: Sequence[str], tokenizer: Tokenizer, encode)
 
 
 def open_cache(folder: Path) -> TokenCache:
-    """Memory-maps a cache. Raises RunError where its files do not have the sizes it was written with."""
+    """Memory-maps a cache. Raises RunError if a file is missing, or its size is not the one it was written with."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
         expected = {"tokens.bin": meta["tokens"] * np.dtype(meta["dtype"]).itemsize, "offsets.bin": 8 * (meta["documents"] + 1)}

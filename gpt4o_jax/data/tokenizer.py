@@ -1,9 +1,8 @@
 """Text <-> token ids: SentencePiece BPE, raw bytes, or characters; published tokenizers in tokenizer_published.py.
 
-Kinds of our own share the first RESERVED ids, so that a model keeps its meaning of "user" or
-"image begin" whatever its vocabulary; a published tokenizer says in its `symbols` which ids it has for
-what. No control symbol can come out of a text: only code places them. For every string s without lone
-surrogates, decode(encode(s)) == s with our own kinds.
+Our own kinds share the first RESERVED ids, so that "user" or "image begin" has the same id in every vocabulary; a published
+tokenizer lists its own in `symbols`. Encoding a text never yields a control symbol: only code places them. With our own kinds
+decode(encode(s)) == s for every string s without lone surrogates (char: of known characters).
 """
 
 import dataclasses
@@ -32,11 +31,11 @@ _META = "\u2581"  # SentencePiece writes a space as this character
 
 @dataclasses.dataclass(frozen=True)
 class Symbols:
-    """The ids of a tokenizer that are no text.
+    """The ids of a tokenizer that are not text.
 
-    bos begins a document; where a published tokenizer has none, it is what stands between two documents.
-    eos: ids that end a text; the first ends a document. control: ids that stand for no text and are never drawn,
-    but for those of eos. prompts_begin: whether bos stands in front of a prompt, as it did in training.
+    bos begins a document; if a published tokenizer has none, it is the separator between documents. eos: ids that end a text; the
+    first ends a document. control: ids that are not text and, except those of eos, are never sampled. prompts_begin: whether a
+    prompt begins with bos, as in training.
     """
 
     bos: int = BOS
@@ -47,23 +46,23 @@ class Symbols:
 
 
 class Tokenizer:
-    """Encodes text; `pieces[i]` holds the bytes that id i stands for (b'' for control symbols).
+    """Encodes and decodes text; `pieces[i]` holds the bytes that id i stands for (b'' for control symbols).
 
-    prefix: what `encode` puts in front of every text (" " with SentencePiece models as Llama 2's), no part of it.
-    template: the name of the chat template that its model was trained with (tasks/chat.py), or "".
+    prefix: what `encode` adds in front of every text (b" " with SentencePiece models such as Llama 2's).
+    template: name of the chat template that its model was trained with (tasks/chat.py), or "".
     """
 
     symbols = Symbols()
     prefix = b""
     template = ""
-    identity: tuple[bytes, ...] = ()  # what tells a mapping from another with the same pieces
+    identity: tuple[bytes, ...] = ()  # distinguishes mappings with the same pieces
     names: Mapping[str, int] = {name: i for i, name in enumerate(_NAMES)}  # control symbols
 
     def __init__(self, kind: str, pieces: Sequence[bytes], serialized: bytes, encode_piecewise, encode_behind=None):
         self.kind = kind
         self.pieces = list(pieces)
         self.serialized = serialized
-        self.files = {"tokenizer.model": serialized}  # what a run folder keeps of it
+        self.files = {"tokenizer.model": serialized}  # what a run folder stores
         self._encode = encode_piecewise
         self._encode_behind = encode_behind or encode_piecewise
 
@@ -73,13 +72,13 @@ class Tokenizer:
 
     @property
     def digest(self) -> str:
-        """Names the mapping itself: equal for equal pieces in equal order."""
+        """Identifies the mapping, 16 hex digits: equal for equal pieces in equal order."""
         return hashlib.sha256(b"\0".join([self.kind.encode(), *self.pieces, *self.identity])).hexdigest()[:16]
 
     def encode(self, text: str, behind_symbol: bool = False) -> list[int]:
         """Ids of `text`, without bos or eos. Raises RunError for lone surrogates, and for unknown characters (char).
 
-        behind_symbol: the text follows a control symbol, where some tokenizers put no `prefix` in front of it.
+        behind_symbol: the text follows a control symbol, after which some tokenizers add no `prefix`.
         """
         if lone := lone_surrogate(text):
             raise data_error(f"text is not valid Unicode: {lone}; read the file as UTF-8, or encode with errors='replace'")
@@ -90,26 +89,26 @@ class Tokenizer:
         return [self.symbols.bos, *self.encode(text), self.symbols.eos[0]]
 
     def prompt(self, text: str) -> list[int]:
-        """Ids of a text to be continued: behind bos, or without it where the model's prompts had none. Never empty."""
+        """Ids of a text to be continued, after bos unless the model's prompts had none. Never empty."""
         ids = self.encode(text)
         return [self.symbols.bos, *ids] if self.symbols.prompts_begin or not ids else ids
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that `ids` stand for: for streaming, where a character may be incomplete."""
+        """The bytes that `ids` stand for; for streaming, where a character may be incomplete."""
         return b"".join(self.pieces[i] for i in ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text that `ids` stand for; bytes that are not UTF-8 become U+FFFD. Of a whole text, with `prefix` in front."""
+        """The text that `ids` stand for, including `prefix`; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def special(self, name: str) -> int:
-        """The id of a control symbol, such as '<|user|>'. Raises RunError where this tokenizer has none of that name."""
+        """The id of a control symbol, such as '<|user|>'. Raises RunError if this tokenizer has none of that name."""
         if name not in self.names:
             raise data_error(f"this tokenizer has no symbol {name}{did_you_mean(name, self.names)}")
         return self.names[name]
 
     def save(self, path: Path) -> None:
-        """Writes a tokenizer of our own kinds as one file."""
+        """Writes a tokenizer of one of our own kinds to a file."""
         path.write_bytes(self.serialized)
 
     def save_in(self, folder: Path) -> None:
@@ -123,13 +122,13 @@ class Tokenizer:
 
 
 def byte_tokenizer() -> Tokenizer:
-    """One id a byte: RESERVED + its value."""
+    """One id per byte: RESERVED + its value."""
     pieces = [b""] * RESERVED + [bytes([b]) for b in range(256)]
     return Tokenizer("byte", pieces, json.dumps({"kind": "byte"}).encode(), lambda text: [RESERVED + b for b in text.encode()])
 
 
 def char_tokenizer(characters: str) -> Tokenizer:
-    """One id a character of `characters`; others are refused."""
+    """One id per character of `characters`; encoding others raises RunError."""
     index = {ch: RESERVED + i for i, ch in enumerate(characters)}
 
     def encode(text: str) -> list[int]:
@@ -147,7 +146,7 @@ def char_tokenizer(characters: str) -> Tokenizer:
 
 
 def is_own(processor) -> bool:
-    """Whether `train` made this SentencePiece model: it has the reserved ids."""
+    """Whether this SentencePiece model comes from `train`, recognised by its reserved ids."""
     reserved = range(min(RESERVED, processor.get_piece_size()))
     return [processor.id_to_piece(i) for i in reserved] == list(_NAMES)
 
@@ -163,7 +162,7 @@ def bpe_tokenizer(serialized: bytes) -> Tokenizer:
     meta_ids = [byte_ids[b] for b in _META.encode()]
 
     def encode(text: str) -> list[int]:
-        # A literal U+2581 would come back as a space, and NUL ends SentencePiece's input: both go by their bytes.
+        # A literal U+2581 would decode to a space, and NUL ends SentencePiece's input: both are encoded as bytes.
         ids: list[int] = []
         for i, between_nul in enumerate(text.split("\0")):
             if i:
@@ -177,7 +176,7 @@ def bpe_tokenizer(serialized: bytes) -> Tokenizer:
 
 
 def piece_bytes(processor, i: int) -> bytes:
-    """What id i of a SentencePiece model stands for."""
+    """The bytes that id i of a SentencePiece model stands for; b'' for control symbols and <unk>."""
     if processor.is_control(i) or processor.is_unknown(i):
         return b""
     if processor.is_byte(i):
@@ -188,13 +187,13 @@ def piece_bytes(processor, i: int) -> bytes:
 # ---------------------------------------------------------------- training, loading
 
 
-_LINE = 1 << 18  # characters, of up to 4 bytes: longer lines are cut, since SentencePiece leaves them out without a word
+_LINE = 1 << 18  # characters, of up to 4 bytes: longer lines are cut, since SentencePiece silently skips them
 
 
 def train(kind: str, vocab_size: int, documents: Iterable[str]) -> Tokenizer:
-    """A tokenizer for `documents`. Same documents, same pieces.
+    """Trains a tokenizer on `documents`. Same documents, same pieces.
 
-    vocab_size counts everything (bpe only); a corpus too small for it gives fewer pieces.
+    vocab_size: total number of ids (bpe only); a small corpus gives fewer. Raises RunError if it is too small for the text.
     """
     if kind == "byte":
         return byte_tokenizer()
@@ -243,9 +242,9 @@ def train(kind: str, vocab_size: int, documents: Iterable[str]) -> Tokenizer:
 
 
 def load(path) -> Tokenizer:
-    """Reads a tokenizer: its file, or the folder of a run or of a published model, where its files tell its kind.
+    """Reads a tokenizer from its file, or from the folder of a run or a published model; detects its kind.
 
-    Raises RunError where there is none, or a damaged one.
+    Raises RunError if there is none, or it is damaged.
     """
     path = path.expanduser()
     if path.is_dir():
@@ -297,5 +296,5 @@ def _from_protobuf(serialized: bytes, folder) -> Tokenizer:
 
 
 def byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
-    """[V] how many bytes each id stands for."""
+    """int32 [V], the number of bytes that each id stands for."""
     return np.array([len(p) for p in tokenizer.pieces], np.int32)

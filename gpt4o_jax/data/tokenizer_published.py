@@ -1,19 +1,19 @@
-"""Tokenizers of published models: tokenizer.json (Hugging Face `tokenizers`) and SentencePiece models of others.
+"""Tokenizers of published models: tokenizer.json (Hugging Face `tokenizers`) and third-party SentencePiece models.
 
-A run folder keeps the file as it was published, and beside it one of ours, tokenizer.extra.json:
+A run folder keeps the published file and, next to it, one of ours, tokenizer.extra.json:
 
     bos, pad          ids
     eos               ids that end a text; the first ends a document
-    prompts_begin     whether bos stands in front of a prompt
-    control           name -> id of every symbol that is no text
+    prompts_begin     whether a prompt begins with bos
+    control           name -> id of every control symbol
     template          chat template of the model (tasks/chat.py), or ""
     vocab_size        ids in use
 
-In the folder of a published model, where that file is missing, the same is read from tokenizer_config.json,
-generation_config.json, config.json and chat_template.jinja, so that `load(folder).save_in(run)` imports a tokenizer.
-The text of its chat template is kept beside it as chat_template.jinja, known here or not (further ones that it has a name for
-in additional_chat_templates/); a tokenizer of our own kinds has it where it came with a model that was exported.
-Ids of a text are those of the library with special tokens taken as text: who writes "<|im_end|>" gets its letters.
+The folder of a published model has no such file: there the same is read from tokenizer_config.json, generation_config.json,
+config.json and chat_template.jinja, so that `load(folder).save_in(run)` imports a tokenizer.
+Its chat template is kept as chat_template.jinja, supported here or not (further ones, by name, in additional_chat_templates/); a
+tokenizer of one of our own kinds has that file if it came with an exported model.
+Texts are encoded as the library does with special tokens treated as text: "<|im_end|>" in a text is encoded as its letters.
 """
 
 import functools
@@ -28,17 +28,17 @@ from gpt4o_jax.tasks import chat
 
 EXTRA = "tokenizer.extra.json"
 TEMPLATE_FILE = "chat_template.jinja"
-MORE_TEMPLATES = "additional_chat_templates"  # folder of further ones, NAME.jinja, as transformers lays it out
+MORE_TEMPLATES = "additional_chat_templates"  # folder of further ones, NAME.jinja, as in transformers
 _META = "\u2581"  # SentencePiece writes a space as this character
 _DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end▁of▁sentence|>")
 
 
 def template_mark(name: str) -> str:
-    """What a template that we wrote begins with: a comment of its language."""
+    """The Jinja comment that begins every template we write."""
     return f"{{#- gpt4o_jax: {name} #}}"
 
 
-# Name in tasks/chat.py, and what only this template's text has, all of it; the first of which all is found.
+# Name in tasks/chat.py, and strings that occur together only in this template; the first entry with all of them found wins.
 _TEMPLATE_MARKS = (
     *((name, template_mark(name)) for name in chat.TEMPLATES),
     ("qwen2.5", "You are Qwen, created by Alibaba Cloud"),
@@ -59,7 +59,7 @@ _TEMPLATE_MARKS = (
 
 
 def from_json(serialized: bytes, folder: Path) -> Tokenizer:
-    """A tokenizer.json. Raises RunError where it is damaged, or decodes in a way that is not known here."""
+    """Reads a tokenizer.json. Raises RunError if it or a file beside it is damaged, or its decoder is not supported."""
     try:
         import tokenizers
     except ImportError:
@@ -73,11 +73,11 @@ def from_json(serialized: bytes, folder: Path) -> Tokenizer:
     added = library.get_added_tokens_decoder()
     vocab = library.get_vocab()
     control = {t.content: i for i, t in added.items() if t.special}
-    begun = library.encode("a").ids  # with what the model expects in front of a text
+    begun = library.encode("a").ids  # including what the model expects in front of a text
     extra = _extra(folder, vocab, control, {}, lambda bos: begun[:1] == [bos])
     files = {"tokenizer.json": serialized, **_templates(folder)}
     plain = lambda stored: _plain(open_(stored))
-    # Behind a symbol nothing is the first of a text.
+    # After a symbol, no piece is the first of a text.
     behind = stored | {part: _never_first(stored[part]) for part in ("pre_tokenizer", "normalizer") if part in stored}
     unknown = stored["model"].get("unk_id", vocab.get(stored["model"].get("unk_token")))
     pieces_of = _piece_reader(stored)
@@ -89,14 +89,14 @@ def from_json(serialized: bytes, folder: Path) -> Tokenizer:
 
 
 def _never_first(part):
-    """A part of a tokenizer.json, with what it puts in front of the first piece of a text put in front of none."""
+    """A part of a tokenizer.json, without the prefix that it adds to the first piece of a text only."""
     if isinstance(part, dict):
         return {k: "never" if (k, x) == ("prepend_scheme", "first") else _never_first(x) for k, x in part.items()}
     return [_never_first(x) for x in part] if isinstance(part, list) else part
 
 
 def _plain(library):
-    """text -> ids, nothing put around it, special tokens taken as text."""
+    """text -> ids, with nothing added and special tokens treated as text."""
     library.no_truncation()
     library.no_padding()
     library.encode_special_tokens = True
@@ -104,7 +104,10 @@ def _plain(library):
 
 
 def from_sentencepiece(serialized: bytes, folder: Path) -> Tokenizer:
-    """A SentencePiece model that `tokenizer train` did not make, as Llama 2's, Mistral's or Gemma's."""
+    """Reads a third-party SentencePiece model, such as Llama 2's, Mistral's or Gemma's.
+
+    Raises RunError if a file beside it is damaged, or none names a bos or eos symbol.
+    """
     import sentencepiece as spm
 
     processor = spm.SentencePieceProcessor(model_proto=serialized)
@@ -119,7 +122,7 @@ def from_sentencepiece(serialized: bytes, folder: Path) -> Tokenizer:
 
 
 def _published(kind, pieces, files, extra: dict, vocab: Mapping[str, int], unknown, encode, encode_behind) -> Tokenizer:
-    """unknown: id of what has no piece; encode: text -> ids; encode_behind: of a text that follows a control symbol."""
+    """unknown: id of text without a piece; encode: text -> ids; encode_behind: the same for text after a control symbol."""
     control = extra["control"]
     for i in control.values():
         pieces[i] = b""
@@ -128,7 +131,7 @@ def _published(kind, pieces, files, extra: dict, vocab: Mapping[str, int], unkno
     spelled = {i: spell(text) for text, i in control.items() if i != unknown}
 
     def unforgeable(encode):
-        # Some models know the names of their control symbols as pieces of text too.
+        # In some models the names of control symbols are also pieces of text.
         return lambda text: [j for i in encode(text) for j in spelled.get(i, (i,))]
 
     tokenizer = Tokenizer(kind, pieces, next(iter(files.values())), unforgeable(encode), unforgeable(encode_behind))
@@ -143,7 +146,7 @@ def _published(kind, pieces, files, extra: dict, vocab: Mapping[str, int], unkno
 
 
 def _speller(pieces: list[bytes]):
-    """The name of a control symbol -> its ids as text: by characters, by bytes where there is no such piece, else nothing."""
+    """Name of a control symbol -> its ids as text: by characters, by bytes where there is no such piece, else nothing."""
     short = {p: i for i, p in reversed(list(enumerate(pieces))) if p and (len(p) == 1 or len(p.decode(errors="replace")) == 1)}
 
     def spell(name: str) -> list[int]:
@@ -153,11 +156,11 @@ def _speller(pieces: list[bytes]):
     return spell
 
 
-# ---------------------------------------------------------------- what a token stands for
+# ---------------------------------------------------------------- bytes of a token
 
 
 def _piece_reader(stored: dict):
-    """Token -> its bytes, as the decoder of a tokenizer.json says. Raises RunError for decoders that are not known."""
+    """Token -> its bytes, by the decoder of a tokenizer.json. Raises RunError for decoders that are not supported."""
     decoder = stored.get("decoder") or {"type": "Spaces"}
     kinds = {d["type"] for d in decoder.get("decoders", [decoder])}
     if "ByteLevel" in kinds:
@@ -179,7 +182,7 @@ def _piece_reader(stored: dict):
 
 @functools.cache
 def _byte_alphabet() -> dict[str, int]:
-    """The character that byte-level BPE writes for each byte (GPT-2's encoder.py): printable Latin-1, others from U+0100."""
+    """Character -> byte in byte-level BPE (GPT-2's encoder.py): printable Latin-1 as it is, the others from U+0100."""
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
@@ -189,9 +192,9 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def _extra(folder: Path, vocab: Mapping[str, int], control: dict[str, int], own: dict[str, int], adds_bos) -> dict:
-    """What tokenizer.extra.json holds: read, or put together from the files of a published model.
+    """The contents of tokenizer.extra.json: read, or assembled from the files of a published model.
 
-    own: bos, eos and pad by the tokenizer's file itself; adds_bos(bos): whether that file puts it in front of a text.
+    own: bos, eos and pad by the tokenizer's file itself; adds_bos(bos): whether that file puts bos in front of a text.
     """
     if (folder / EXTRA).exists():
         stored = _read(folder / EXTRA)
@@ -251,9 +254,9 @@ def _extra(folder: Path, vocab: Mapping[str, int], control: dict[str, int], own:
 
 
 def _told(path: Path, stored: dict, key: str, kind: type, name: str = ""):
-    """What `stored`, of the file `path`, has under `key`; null and absent count as nothing of its kind. Raises RunError."""
+    """The value of `key` in `stored`, from the file `path`; kind() if null or absent. Raises RunError for another type."""
     value = stored.get(key)
-    if value is None or value == []:  # an empty list: what some programs write for no entries
+    if value is None or value == []:  # some programs write an empty list for no entries
         return kind()
     if not isinstance(value, kind):
         raise data_error(f"{path}: {name or key} is {value!r:.60}, expected {kind.__name__}")
@@ -261,7 +264,7 @@ def _told(path: Path, stored: dict, key: str, kind: type, name: str = ""):
 
 
 def _size(control: dict[str, int], model: dict, ids: Mapping[str, int]) -> int:
-    """Ids in use; without control symbols at the end that the model has no row for (Gemma 3's <image_soft_token>)."""
+    """Number of ids, without trailing control symbols that the model has no row for (Gemma 3's <image_soft_token>)."""
     size, rows = max(ids.values()) + 1, model.get("vocab_size")
     beyond = {i for i in ids.values() if rows and i >= rows}
     return rows if beyond and beyond <= set(control.values()) else size
@@ -273,14 +276,14 @@ def _within(control: dict[str, int], model: dict, ids: Mapping[str, int]) -> dic
 
 
 def with_template(tokenizer: Tokenizer, name: str, text: str) -> dict[str, bytes]:
-    """The files of `tokenizer` for a model that writes conversations as `name`, of which `text` is the Jinja template."""
+    """The files of `tokenizer`, name -> content, for a model with the chat template `name`, whose Jinja text is `text`."""
     files = {file: content for file, content in tokenizer.files.items() if not file.startswith(f"{MORE_TEMPLATES}/")}
     files |= {TEMPLATE_FILE: text.encode()}
     return files | {EXTRA: _dump(json.loads(files[EXTRA]) | {"template": name})} if EXTRA in files else files
 
 
 def given_template(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
-    """A tokenizer of our own kinds with the chat template that an exported model has beside it, if any."""
+    """A tokenizer of one of our own kinds, with the chat template beside it if it came with an exported model."""
     found = _templates(folder)
     tokenizer.template = _template_name(found)
     tokenizer.files = {**tokenizer.files, **found}
@@ -288,7 +291,7 @@ def given_template(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
 
 
 def is_unknown(tokenizer: Tokenizer) -> bool:
-    """Whether its model came with a chat template that no renderer here writes."""
+    """Whether its model came with a chat template that is not supported here."""
     return not tokenizer.template and any(file == TEMPLATE_FILE or file.startswith(MORE_TEMPLATES) for file in tokenizer.files)
 
 
@@ -298,9 +301,9 @@ def _template_name(found: dict[str, bytes]) -> str:
 
 
 def _templates(folder: Path) -> dict[str, bytes]:
-    """file -> text of the chat templates of the model in `folder`, as they lie there or as tokenizer_config.json has them.
+    """file name -> content of the chat templates of the model in `folder`, from files or from tokenizer_config.json.
 
-    Files come first, as in transformers. Raises RunError where one is no text.
+    Files take precedence, as in transformers. Raises RunError if one is not a text.
     """
     one, more = folder / TEMPLATE_FILE, folder / MORE_TEMPLATES
     names = [TEMPLATE_FILE] if one.exists() else []
@@ -314,7 +317,7 @@ def _templates(folder: Path) -> dict[str, bytes]:
     found = {}
     for entry in named if isinstance(named, list) else [named]:
         name, text = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
-        # It becomes the name of a file.
+        # The name becomes a file name.
         if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) and isinstance(text, str)):
             raise data_error(
                 f"{path}: chat_template: {entry!r:.60}, expected a text, or a list of"

@@ -13,7 +13,7 @@ from gpt4o_jax.model.gpt import GPT
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question, its possible answers, and the number of the right one."""
+    """A question, its possible answers, and the index of the right one."""
 
     question: str
     choices: tuple[str, ...]
@@ -21,9 +21,9 @@ class Question:
 
 
 def read_questions(path) -> list[Question]:
-    """From JSONL: {"question": ..., "choices": [...], "answer": number from 0}. Raises RunError with file and line."""
+    """Questions from JSONL: {"question": ..., "choices": [...], "answer": index from 0}. Raises RunError with file and line."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may have other ends of lines within texts
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON strings may contain other line separators
     except OSError as e:
         raise data_error(f"{path}: cannot read ({e.strerror or e})") from None
     except UnicodeDecodeError as e:
@@ -51,7 +51,7 @@ def read_questions(path) -> list[Question]:
 
 
 def context(questions: Sequence[Question], n: int, shots: int, seed: int) -> str:
-    """What stands before the answer to question n: `shots` others with their answers, drawn by seed and n, then itself."""
+    """The prompt for question n: `shots` other questions with their answers, drawn by seed and n, then question n."""
     others = random.Random(seed * 1_000_003 + n).sample([i for i in range(len(questions)) if i != n], shots)
     solved = (_asked(questions[i]) + " " + questions[i].choices[questions[i].answer] for i in others)
     return "\n\n".join([*solved, _asked(questions[n])])
@@ -64,10 +64,11 @@ def _asked(q: Question) -> str:
 def evaluate(
     model: GPT, params, tokenizer: Tokenizer, questions: Sequence[Question], shots=0, limit=None, seed=0, batch_size=16
 ) -> dict[str, float]:
-    """Scores the first `limit` questions (None: all); needs the mesh in force.
+    """Scores the first `limit` questions (None: all). Needs an active mesh.
 
-    Returns accuracy (most probable choice), accuracy_norm (most probable by its UTF-8 byte, so that long answers are no
-    worse for their length), chance (of guessing) and questions. Raises RunError where there are too few for `shots`.
+    Returns accuracy (choice with the highest log-probability), accuracy_norm (with the highest log-probability per UTF-8 byte, so
+    that long answers are not at a disadvantage), chance (accuracy of guessing), all from 0 to 1, and questions (their number).
+    Raises RunError if there are too few for `shots`.
     """
     if shots >= len(questions):
         raise RunError(f"--num_fewshot={shots}: expected fewer than there are questions ({len(questions)})")

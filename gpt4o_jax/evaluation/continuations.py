@@ -1,6 +1,6 @@
-"""How probable a model finds one text after another: what every multiple-choice task asks.
+"""The probability of one text after another, which every multiple-choice task asks for.
 
-B pairs in a call, T positions
+B pairs per call, T positions
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ Pair = tuple[list[int], list[int]]  # ids of a context (never empty) and of what
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
-    """Ids of both, cut where the context ends. Spaces at its end go with what follows, as words are cut with theirs.
+    """Ids of both. Spaces at the end of the context move to the continuation, since words are tokenised with their space.
 
-    The whole is tokenised at once and the context alone tells where to cut, as lm-evaluation-harness does; a token that holds
-    the end of one and all of the other counts to what follows. Without a context, the continuation follows bos. Raises RunError
-    where nothing follows.
+    Both are tokenised together and split after as many tokens as the context alone has, as in lm-evaluation-harness; a token with
+    the end of the context and all of the continuation belongs to the continuation. Without a context, the continuation follows
+    bos. Raises RunError if the continuation is empty.
     """
     if not continuation:
         raise RunError(f"an empty continuation, after {context[-40:]!r}: it has no probability; expected at least one character")
@@ -38,10 +38,10 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
 
 
 def score(model: GPT, params, pairs: Sequence[Pair], batch_size: int = 16, loss_chunk: int = 512) -> list[tuple[float, bool]]:
-    """(log-probability of the continuation, whether each of its tokens was the most probable), for each pair.
+    """(log-probability of the continuation in nats, whether each of its tokens was the most probable), for each pair.
 
-    Needs the mesh in force. Pairs are sorted by length and padded to few lengths, so that few shapes are compiled. Of a
-    context that does not fit, the end is kept. Raises RunError where a continuation does not fit.
+    Needs an active mesh. Pairs are sorted by length and padded to a few lengths, so that few shapes are compiled. Of a
+    context that does not fit, the end is kept. Raises RunError if a continuation does not fit.
     """
     limit = model.config.context_length
     for _, continuation in pairs:
@@ -67,8 +67,8 @@ def _window(row: list[int], targets: int, T: int) -> tuple[np.ndarray, int, int]
 
 
 def rolling(ids: list[int], first: int, T: int) -> list[Pair]:
-    """A text of any length as pairs that together score each token once: the first window after the id `first`, and each
-    later one after as much of the text as fits into T places (lm-evaluation-harness, get_rolling_token_windows).
+    """A text of any length as pairs that together score each token once: the first window follows the id `first`, each later
+    one as much of the text before it as fits into T positions (lm-evaluation-harness, get_rolling_token_windows).
     """
     pairs = []
     whole = [first, *ids]

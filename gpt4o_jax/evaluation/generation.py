@@ -1,7 +1,4 @@
-"""Tasks that are answered in words: questions, translations, summaries, chats; greedily, in batches, and scored.
-
-B rows in a call
-"""
+"""Tasks answered with generated text: questions, translations, summaries, chats; answered in batches and scored."""
 
 import dataclasses
 import itertools
@@ -20,13 +17,13 @@ from gpt4o_jax.tasks.chat import Template, question, symbols_of_answers
 from gpt4o_jax.tasks.item import Item
 from gpt4o_jax.tasks.worlds import APPLICATIONS, docstrings
 
-TOO_LONG = "\u2205"  # answer to a prompt that is too long: no letters, so that it has nothing in common with any reference
-HOLDOUT = "holdout"  # the task of answering the held-out conversations that a run's own data has
+TOO_LONG = "\u2205"  # answer to a prompt that is too long: no letters, so it has nothing in common with any reference
+HOLDOUT = "holdout"  # the task of answering the held-out conversations of a run's own data
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Items to answer, and the names of metrics (tasks/metrics.py) that say how well; the first counts."""
+    """Items to answer, and the names of the metrics (tasks/metrics.py) that score the answers, the leading one first."""
 
     name: str
     items: Sequence[Item]
@@ -35,20 +32,21 @@ class Task:
 
 
 def known(name: str) -> bool:
-    """Whether a task of that name is one of ours."""
+    """Whether `name` is one of our own tasks."""
     return name in names()
 
 
 def names() -> list[str]:
-    """Every task of ours."""
+    """The names of all our own tasks."""
     return [*APPLICATIONS, *sources.WORLD_NAMES, HOLDOUT]
 
 
 def tasks(asked: Sequence[str], data: DataConfig, limit: int, choosing: bool = False) -> list[Task]:
-    """The tasks that are asked for: worlds, applications (all their worlds), or "holdout", of a run that is trained on `data`.
+    """The tasks asked for: worlds, applications (all their worlds), or "holdout", for a run trained on `data`.
 
-    limit: held-out items of each slice of a world, and of the hold-out. choosing: those that choose a checkpoint while training,
-    which are others than those of the last evaluation. Raises RunError where there is no such task.
+    limit: number of held-out items per slice of a world, and of the hold-out. choosing: the items for checkpoint selection
+    during training, which differ from those of the final evaluation. Raises RunError if a task does not exist or cannot be
+    held out from `data`, or if the library of a metric is missing.
     """
     found: dict[str, Task] = {}
     for name in asked:
@@ -72,14 +70,14 @@ def tasks(asked: Sequence[str], data: DataConfig, limit: int, choosing: bool = F
             baseline = docstrings.lead if world.name == docstrings.NAME else None
             found[world.name] = Task(world.name, items, world.metrics, baseline)
     for task in found.values():
-        for metric in task.metrics:  # told now where a library is missing, and not when all is answered
+        for metric in task.metrics:  # a missing library is reported now, not after everything is answered
             for item in itertools.islice((item for item in task.items if metrics.can_score(metric, item)), 1):
                 metrics.each(metric, [""], [item])
     return list(found.values())
 
 
 def numbers(asked: Sequence[Task]) -> list[str]:
-    """What `evaluate` gives of these tasks: "TASK/METRIC", and "TASK/SLICE/METRIC" of the first metric."""
+    """Names of the scores that `evaluate` returns: "TASK/METRIC", and "TASK/SLICE/METRIC" for the leading metric."""
     whole = [f"{task.name}/{metric}" for task in asked for metric in task.metrics]
     return whole + [f"{task.name}/{row}/{metric}" for task in asked for row, metric in leading(task).items() if row]
 
@@ -93,7 +91,7 @@ def leading(task: Task) -> dict[str, str]:
 
 
 def _holdout(data: DataConfig, limit: int, choosing: bool) -> Task:
-    """The first held-out conversations of the first source that has some, but for worlds, which are tasks of their own."""
+    """Held-out conversations of the first source that has conversations and is not a world (worlds are separate tasks)."""
     for _, alone in mixture.members(data):
         if conversations.are_documents_of(alone) and alone.source != "world":
             own = sources.apart(alone)
@@ -121,9 +119,9 @@ def answer(
     sampling: Sampling = Sampling(temperature=0.0),
     seed: int = 0,
 ) -> list[str]:
-    """What the model says to the prompt of each item; TOO_LONG where that does not fit. Needs the mesh in force.
+    """The model's answer to the prompt of each item; TOO_LONG if the prompt does not fit. Needs an active mesh.
 
-    Twice the tokens of the longest reference, and 8, are the most: what is longer is wrong.
+    An answer has at most twice the tokens of the longest reference plus 8: a longer one would be wrong.
     """
     symbols = symbols_of_answers(template, tokenizer)
     prompts = [question(template, item.messages, tokenizer) for item in items]
@@ -143,7 +141,7 @@ def answer(
             [prompts[i] for i in rows],
             max(most[i] for i in rows),
             sampling,
-            (seed + begin) % 2**31,  # rows of other batches draw for themselves
+            (seed + begin) % 2**31,  # other batches draw with other seeds
             should_stop=lambda row, ids: len(ids) if len(ids) >= most[rows[row]] else None,
             vocab_size=tokenizer.vocab_size,
             symbols=symbols,
@@ -159,7 +157,7 @@ def answer(
 def evaluate(
     model: GPT, params, tokenizer: Tokenizer, template: Template, asked: Sequence[Task], batch_size: int
 ) -> dict[str, float]:
-    """Scores of tasks by the names of `numbers`. Needs the mesh in force."""
+    """Scores of greedy answers, keyed by the names of `numbers`. Needs an active mesh."""
     found = {}
     for task in asked:
         said = answer(model, params, tokenizer, template, task.items, batch_size)

@@ -1,7 +1,7 @@
 """Tasks of the Language Model Evaluation Harness (lm-eval, arXiv:2405.14782), answered by a run.
 
-lm-eval 0.4 is imported only where a task is asked for, and needs no torch for it; the three methods it calls take anything with
-`.args`.
+lm-eval 0.4 is imported only if one of its tasks is asked for, and needs no torch for that; the three methods it calls accept
+anything with `.args`.
 """
 
 import math
@@ -15,15 +15,15 @@ from gpt4o_jax.run import Run
 from gpt4o_jax.sampling.logits import Sampling
 from gpt4o_jax.sampling.text import complete
 
-MAX_GEN_TOKS = 256  # lm-eval's own, where a task does not say
+MAX_GEN_TOKS = 256  # lm-eval's own default
 
 
 class Harness:
-    """The model as lm-eval asks it. Use it under `with jax.set_mesh(run.mesh):`."""
+    """A run as a model for lm-eval. Use it under `with jax.set_mesh(run.mesh):`."""
 
     def __init__(self, run: Run, batch_size: int = 16):
         self.run, self.batch_size = run, batch_size
-        self._batches = 0  # generated so far: each draws with a seed of its own
+        self._batches = 0  # generated so far: each has its own seed
 
     def loglikelihood(self, requests: Sequence, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """args (context, continuation) -> (log-probability of the continuation, whether greedy decoding gives it)."""
@@ -38,7 +38,7 @@ class Harness:
         return [sum(next(logprobs)[0] for _ in w) for w in windows]
 
     def generate_until(self, requests: Sequence, disable_tqdm: bool = False) -> list[str]:
-        """args (context, settings) -> what follows, up to the first of settings["until"]."""
+        """args (context, settings) -> the generated continuation, up to the first of settings["until"]."""
         results = [""] * len(requests)
         lengths = [len(self.run.tokenizer.prompt(r.args[0])) for r in requests]
         groups: dict[str, list[int]] = {}
@@ -65,12 +65,12 @@ class Harness:
         seed = (run.config.seed + self._batches) % 2**31
         self._batches += 1
         done = complete(run.model, run.params, run.tokenizer, prompts, max_new_tokens, sampling, seed, until)
-        # The space that SentencePiece puts before a first word, which transformers' decoder takes away.
+        # Without the space that SentencePiece puts before a first word, as in transformers' decoder.
         return [text.removeprefix(run.tokenizer.prefix.decode()) for text, _ in done[: len(contexts)]]
 
 
 def _settings(given: dict) -> tuple[list[str], int, Sampling]:
-    """(stop strings, most new tokens, sampling) of a request, whose names are those of transformers. Raises RunError."""
+    """(stop strings, most new tokens, sampling) from transformers' names of settings. Raises RunError for an unknown one."""
     left = dict(given)
     until = left.pop("until", None) or []
     until = [until] if isinstance(until, str) else list(until)
@@ -89,10 +89,10 @@ def _settings(given: dict) -> tuple[list[str], int, Sampling]:
 
 
 def find(tasks: Sequence[str], task_dir: str = "", known: Sequence[str] = ()):
-    """What lm-eval knows its tasks by, where all of these are among them.
+    """lm-eval's TaskManager, which knows all of `tasks`.
 
-    task_dir: folder of task YAML files; with one, nothing is asked of the network. known: tasks that are none of lm-eval's, for
-    messages. Raises RunError where lm-eval is not installed, or a task is not known.
+    task_dir: folder of task YAML files; with one, lm-eval works offline. known: names of our own tasks, for messages.
+    Raises RunError if lm-eval is not installed, or a task or the folder does not exist.
     """
     if task_dir:
         task_dir = os.path.expanduser(task_dir)
@@ -115,7 +115,10 @@ def find(tasks: Sequence[str], task_dir: str = "", known: Sequence[str] = ()):
 
 
 def evaluate(run: Run, tasks: Sequence[str], manager, shots: int | None = None, limit: int | None = None) -> dict:
-    """Runs tasks that `find` found and returns {task: {metric: value}}; needs the mesh in force. shots None: what each says."""
+    """Runs tasks with the manager from `find`; returns {task: {metric: value}}. Needs an active mesh.
+
+    shots: solved examples per question; None: each task's default. limit: questions per task; None: all.
+    """
     import lm_eval
     from lm_eval.api.model import LM
 
@@ -132,6 +135,6 @@ def evaluate(run: Run, tasks: Sequence[str], manager, shots: int | None = None, 
 
 
 def _metrics(values: dict) -> dict[str, float]:
-    """lm-eval's "acc,none" and its like, without the filter's name where it is none, and without what could not be computed."""
+    """lm-eval's numbers: "acc,none" (no filter) becomes "acc", and those that could not be computed are left out."""
     numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and not math.isnan(v)}
     return {k.removesuffix(",none"): float(v) for k, v in numbers.items()}

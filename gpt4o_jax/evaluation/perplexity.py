@@ -1,6 +1,6 @@
 """How well a model predicts text: loss, perplexity, bits per byte, accuracy.
 
-B windows in a call, T positions, C of them at a time, n times
+B windows per call, T positions, C positions per chunk, n chunks, D model width, V vocabulary
 """
 
 import functools
@@ -21,15 +21,15 @@ from gpt4o_jax.model.gpt import GPT
 from gpt4o_jax.model.vocabulary import head_scores
 from gpt4o_jax.parallel import replicated
 
-CACHED_TOKENS = 64  # that go through the cache at once
+CACHED_TOKENS = 64  # per pass through the cache
 
 
-# Ids from <bos> on; where not all count, a pair of them and of whether each does.
+# Ids from <bos> on; or, if not all of them count, a pair (ids, whether each counts).
 Document = np.ndarray | tuple[np.ndarray, np.ndarray]
 
 
 def cached_documents(cache: TokenCache, tokenizer: Tokenizer) -> Iterable[Document]:
-    """Each document of a token cache, without <eos>."""
+    """Each document of a token cache, without its final <eos>."""
     for d in range(cache.documents):
         ids, counts = np.asarray(cache.document(d), np.int32), cache.counted(d)
         end = len(ids) - (ids[-1] == tokenizer.symbols.eos[0])
@@ -37,19 +37,19 @@ def cached_documents(cache: TokenCache, tokenizer: Tokenizer) -> Iterable[Docume
 
 
 def holdouts(corpus: Corpus) -> dict[str, list[Document]]:
-    """The held-out documents of each member of a corpus by its name."""
+    """Name of each member of a corpus -> its held-out documents."""
     return {m.name: list(cached_documents(m.holdout, corpus.tokenizer)) for m in corpus.members}
 
 
 def text_document(text: str, tokenizer: Tokenizer) -> np.ndarray:
-    """A text as ids from <bos> on."""
+    """Ids of a text, int32, from <bos> on, without <eos>."""
     return np.array(tokenizer.document(text)[:-1], np.int32)
 
 
 def windows(ids: np.ndarray, T: int, stride: int):
-    """Cuts a document into windows of T inputs that start every `stride`; each target is scored once.
+    """Cuts a document into windows of T inputs that start every `stride` tokens; each target is scored once.
 
-    Yields (inputs and last target [T + 1] padded with 0, how many are real, targets scored from).
+    Yields (inputs and last target [T + 1] padded with 0, how many of them are real, index of the first target to score).
     """
     scored = 0  # targets ids[1 : 1 + scored] are done
     for begin in range(0, max(len(ids) - 1, 0), stride):
@@ -62,7 +62,7 @@ def windows(ids: np.ndarray, T: int, stride: int):
 
 @functools.lru_cache(maxsize=4)
 def scorer(model: GPT, loss_chunk: int, through_cache: bool = False):
-    """jit: (params, Batch) -> summed (nats, correct) over weighted targets. For through_cache see `evaluate`."""
+    """jit: (params, Batch) -> (nats [B], correct [B]), summed over weighted targets. For through_cache see `evaluate`."""
 
     def score(params, batch: Batch):
         inputs = (batch.tokens, batch.positions, batch.segments)
@@ -77,7 +77,7 @@ def scorer(model: GPT, loss_chunk: int, through_cache: bool = False):
 
 
 def _through_cache(model: GPT, params, inputs):
-    """The hidden states [B, T, D] of (tokens_BT, positions_BT, segments_BT), each token reading those before it from a cache."""
+    """The hidden states [B, T, D] of (tokens_BT, positions_BT, segments_BT), computed through a KV cache, C tokens at a time."""
     B, T = inputs[0].shape
     C = min(T, CACHED_TOKENS)
     in_chunks = lambda x_BT: jnp.moveaxis(jnp.pad(x_BT, ((0, 0), (0, -T % C))).reshape(B, -1, C), 1, 0)  # segment 0 is padding
@@ -102,15 +102,13 @@ def evaluate(
     max_tokens: int | None = None,
     through_cache: bool = False,
 ) -> dict[str, float]:
-    """Scores documents; needs the mesh in force.
+    """Scores documents. Needs an active mesh.
 
-    Windows of T = context_length, starting every `stride` tokens (None: T / 2), so that every
-    target but a document's first few sees at least T - stride tokens of context. Every text
-    token that counts does so once, <bos> and <eos> never; bytes are the UTF-8 bytes of the scored tokens.
-    max_tokens: reads no further document after so many.
-    through_cache: as generation reads a prompt, keys and values as the model's cache keeps them.
-    Returns loss (nats a token), perplexity, bits_per_byte, accuracy, tokens, bytes. Raises RunError
-    where stride > T.
+    Windows of T = context_length start every `stride` tokens (None: T / 2), so that every target but a document's first few sees
+    at least T - stride tokens of context. Every text token that counts is scored once, <bos> and <eos> never; bytes are the UTF-8
+    bytes of the scored tokens. max_tokens: reads no further document after this many. through_cache: through a KV cache, with
+    keys and values stored as for generation. Returns loss (nats per token), perplexity (per token), bits_per_byte, accuracy (0 to
+    1), tokens, bytes. Raises RunError if stride > T.
     """
     T = model.config.context_length
     stride = stride or max(T // 2, 1)
@@ -157,7 +155,7 @@ def evaluate(
 def evaluate_each(
     model: GPT, params, groups: Mapping[str, Sequence[Document]], *how, max_tokens: int | None = None, **more
 ) -> dict[str, float]:
-    """evaluate() of all groups of documents together; of several also "NAME/bits_per_byte" of each. max_tokens: in all."""
+    """evaluate() over all groups of documents; if there are several, also "NAME/bits_per_byte" of each. max_tokens: in all."""
     each = None if max_tokens is None else max(max_tokens // len(groups), 1)
     parts = {name: evaluate(model, params, documents, *how, max_tokens=each, **more) for name, documents in groups.items()}
     if len(parts) == 1:
@@ -177,8 +175,8 @@ def evaluate_each(
 
 
 def window_batch(rows: list[tuple], T: int) -> Batch:
-    """Batch [B, T] of what `windows` yields: (T + 1 tokens, how many are real, targets scored from), and, where not all do,
-    whether each token counts.
+    """Batch [B, T] of rows as `windows` yields them: (T + 1 ids, how many are real, index of the first target to score),
+    optionally with whether each id counts [T + 1].
     """
     ids = np.stack([r[0] for r in rows]).astype(np.int32)
     index = np.arange(T)

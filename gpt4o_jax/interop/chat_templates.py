@@ -1,9 +1,9 @@
-"""The templates of tasks/chat.py as Jinja texts, which is how a Hugging Face folder says them (chat_template.jinja).
+"""The templates of tasks/chat.py in Jinja, the language of chat_template.jinja in a Hugging Face folder.
 
-Each gives, character for character, what the renderer of its name gives, for messages whose content is one text. Every tag
-takes the white space before it away, so that the environment's settings do not matter. A content that is no text is an error
-there, as adding it to a text is one; so are definitions of tools and calls beside a content, which none of the renderers
-writes. Answers of tools are turns like others, as each family has them.
+For messages whose content is one text, each produces exactly what the renderer of its name does. Every tag strips the white space
+before it, so that the environment's settings do not matter. Content that is not a text is an error, because it is added to a
+string; so are tool definitions and tool calls, which none of the renderers writes. Results of tools are turns like others, in the
+form of each family.
 """
 
 import json
@@ -164,7 +164,7 @@ def _qwen3() -> str:
 
 
 def _pairs(asked: str, answer: str, head: str = r"system + '\n\n'", at: str = "0", bos_each: bool = False) -> str:
-    """asked, answer: a turn's text; head: the system text as part of one; at: number of the question that it stands in."""
+    """asked, answer: the text of a turn; head: the system text as part of a question; at: index of that question's turn."""
     begin = "" if bos_each else "\n{{- bos_token }}"
     return _fill(_PAIRS, begin=begin, head=head, at=at, asked=asked, answer=answer)
 
@@ -202,7 +202,7 @@ _BODIES = {
     "plain": _PLAIN,
 }
 
-# Families whose published templates write definitions of tools; that of a model which was only imported is exported as it came.
+# Families whose published templates write tool definitions; a model that was only imported is exported with its own template.
 PUBLISHED_WITH_TOOLS = ("qwen2.5", "qwen2.5-base", "qwen3", "llama3.1", "mistral0.3")
 
 _NO_TOOLS = r"""

@@ -14,7 +14,7 @@ from gpt4o_jax.interop.fields import Values
 def read(folder: Path) -> tuple[Family, ModelConfig]:
     """The family and the model that config.json describes.
 
-    Raises RunError where there is no such file, the family is unknown, or anything in it is not understood.
+    Raises RunError if there is no such file, the family is unknown, or anything in the file is not understood.
     """
     path = folder / "config.json"
     try:
@@ -37,9 +37,9 @@ def read(folder: Path) -> tuple[Family, ModelConfig]:
 
 
 def to_model(family: Family, values: dict, where: str) -> ModelConfig:
-    """The model of one family that `values` describe. Raises RunError for what it does not understand."""
+    """The model that `values` of a family describe. where: file name for messages. Raises RunError for unknown keys or values."""
     v = Values(values, family.name, where)
-    knobs = {"output_init": "scaled"}  # of no use to trained weights, but "zero" does not go with every norm_position
+    knobs = {"output_init": "scaled"}  # irrelevant for trained weights, but "zero" is not legal with every norm_position
     for field in family.fields:
         knobs |= field.read(v)
     if "local" not in knobs.get("layer_pattern", ()):
@@ -59,8 +59,8 @@ def to_model(family: Family, values: dict, where: str) -> ModelConfig:
 
 
 def from_model(family: Family, model: ModelConfig) -> dict:
-    """config.json of `model` as one of `family`."""
-    model = dataclasses.replace(model, d_ff=model.ff_width)  # with us None may stand for four times the width
+    """The contents of config.json for `model` as one of `family`."""
+    model = dataclasses.replace(model, d_ff=model.ff_width)  # with us None means four times the width
     out = {"architectures": [family.architecture], "model_type": family.name}
     for field in family.fields:
         out |= field.write(model)
@@ -68,7 +68,7 @@ def from_model(family: Family, model: ModelConfig) -> dict:
 
 
 def choose(model: ModelConfig, name: str = "") -> Family:
-    """The family that computes what `model` does: the first that fits, or the one named. Raises RunError where none does."""
+    """The family that computes what `model` does: the first that fits, or the one named. Raises RunError if none does."""
     if name and name not in FAMILIES:
         raise RunError(f"--family={name}: not known{did_you_mean(name, FAMILIES)}; families: {', '.join(FAMILIES)}")
     misfits = {f: _misfits(FAMILIES[f], model) for f in ([name] if name else FAMILIES)}
@@ -81,10 +81,10 @@ def choose(model: ModelConfig, name: str = "") -> Family:
 
 
 def _misfits(family: Family, model: ModelConfig) -> tuple[float, list[str]]:
-    """What comes back otherwise when `model` is written as `family` and read again, 'knob=ours (there: theirs)', and how much."""
+    """How many knobs change when `model` is written as `family` and read back, and which: 'knob=ours (there: theirs)'."""
     try:
         back = to_model(family, from_model(family, model), "config.json")
-    except RunError as e:  # nothing comes back: farther than any difference
+    except RunError as e:  # not readable: farther than any difference
         return math.inf, [str(e)]
     ours, theirs = _computed(model), _computed(back)
     different = [f"{k}={ours[k]} (there: {theirs[k]})" for k in ours if ours[k] != theirs[k]]
@@ -99,7 +99,7 @@ _TRAINING = (
 
 
 def _computed(m: ModelConfig) -> dict:
-    """The knobs that say what is computed, with nothing left to defaults."""
+    """The knobs that determine what is computed, with defaults resolved."""
     knobs = {k: v for k, v in to_dict(m).items() if k not in _TRAINING}
     scale = m.score_scale or m.head_width**-0.5
     knobs |= {"n_kv_heads": m.kv_heads, "head_dim": m.head_width, "d_ff": m.ff_width, "qkv_bias": m.biased_qkv}
@@ -122,5 +122,5 @@ def _computed(m: ModelConfig) -> dict:
 
 
 def run_config(model: ModelConfig, mesh: MeshConfig, compute_dtype: str) -> RunConfig:
-    """The config of an imported run: every knob that the files say nothing of is at its default."""
+    """The config of an imported run: knobs that the files do not mention have their defaults."""
     return dataclasses.replace(freeze({"model": to_dict(model) | {"compute_dtype": compute_dtype}}), mesh=mesh)

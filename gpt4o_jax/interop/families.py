@@ -1,7 +1,7 @@
 """The families, one table each: which tensor is which parameter, and which key of config.json is which knob.
 
-Read off the published checkpoints' own files and the source of transformers 5. A tensor's name is without the
-family's prefix, unless it begins with a dot. Letters of axes: interop/layout.py.
+Taken from the files of published checkpoints and the source of transformers 5. Names of tensors omit the family's prefix,
+unless they begin with a dot. Letters of axes: interop/layout.py.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from gpt4o_jax.interop.layout import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """name: their model_type; architecture: their class; buffers: what old files hold beside weights, {l} the layer."""
+    """name: their model_type; architecture: their class; buffers: tensors of old files that are not weights, {l} the layer."""
 
     name: str
     architecture: str
@@ -51,7 +51,7 @@ _GPT2_TENSORS = (
 
 
 def _gpt2_width() -> Field:
-    """n_inner: null for four times the width."""
+    """n_inner; null: four times the width."""
     return Field(
         lambda v: {"d_ff": v.get("n_inner", int, 4 * v.get("n_embd", int))},
         lambda m: {"n_inner": m.ff_width},
@@ -59,7 +59,7 @@ def _gpt2_width() -> Field:
 
 
 def _gpt2_heads() -> Field:
-    """Heads share the width, each with its own keys and values."""
+    """The width is divided among the heads, each with its own keys and values."""
 
     def read(v):
         n = v.get("n_head", int)
@@ -91,7 +91,7 @@ _GPT2_FIELDS = (
     f.always(norm="layer", positions="learned", qk_norm=False, bias=True),
 )
 
-# ---------------------------------------------------------------- the frame that Llama set
+# ---------------------------------------------------------------- Llama and its descendants
 
 _ATTENTION = (
     Tensor("layers/attention/query", "layers.{l}.self_attn.q_proj.weight", "NH,D->DNH"),
@@ -152,7 +152,7 @@ _BUFFERS = ("layers.{l}.self_attn.rotary_emb.inv_freq",)
 
 
 def _frame(eps: float = 1e-6, tied: bool = False, head_dim: int | None = None, rope: Field | None = None) -> tuple[Field, ...]:
-    """Sizes, norms and rotary positions; eps, tied and head_dim: what a missing key means."""
+    """Sizes, norms and rotary positions; eps, tied and head_dim: defaults of missing keys."""
     return (
         f.same("vocab_size", "vocab_size", int),
         f.same("context_length", "max_position_embeddings", int),
@@ -236,7 +236,7 @@ _FAMILIES = (
         (
             *_frame(tied=True, head_dim=256),
             _GEGLU,
-            f.fixed("hidden_act", "gelu_pytorch_tanh"),  # beside hidden_activation, which counts
+            f.fixed("hidden_act", "gelu_pytorch_tanh"),  # present beside hidden_activation, which is the one used
             _NO_ATTENTION_BIAS,
             _NO_QK_NORM,
             _GEMMA,
@@ -291,7 +291,7 @@ _FAMILIES = (
             _NO_ATTENTION_BIAS,
             f.always(qk_norm=True, qk_norm_over="head", router_scores="softmax"),
             f.one_window(default=4096, switch=True),
-            f.experts("num_local_experts", "num_experts"),  # the first is what transformers 5 calls it
+            f.experts("num_local_experts", "num_experts"),  # the first is the name in transformers 5
             f.same("experts_per_token", "num_experts_per_tok", int, 8),
             f.same("router_normalise", "norm_topk_prob", bool, False),
             f.same("moe_every", "decoder_sparse_step", int, 1),
@@ -302,7 +302,7 @@ _FAMILIES = (
 )
 FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}
 
-# Keys that change nothing of what a model computes: bookkeeping, training only (dropout, initialisation), and ids of special
+# Keys that do not change what a model computes: bookkeeping, training only (dropout, initialisation), and ids of special
 # tokens, which belong to the tokenizer.
 NEUTRAL = frozenset({
     "architectures", "model_type", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "_attn_implementation",

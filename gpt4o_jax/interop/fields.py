@@ -1,4 +1,4 @@
-"""Kinds of entries in a family's table of config fields: each reads keys of config.json into knobs of ModelConfig, and back."""
+"""Kinds of entries in a family's table of config fields: each converts keys of config.json to knobs of ModelConfig, and back."""
 
 import math
 from collections.abc import Callable
@@ -8,19 +8,19 @@ from gpt4o_jax.config import ModelConfig
 from gpt4o_jax.errors import data_error, did_you_mean
 
 REQUIRED = object()
-LARGEST = 2**63  # of a number; more overflows what reads it
+LARGEST = 2**63  # magnitude of a number; more would overflow
 MOST_LAYERS = 10_000
 
 
 class Values:
-    """The keys of a config.json, which remembers those that were read."""
+    """The contents of a config.json; `seen` collects the keys that were read."""
 
     def __init__(self, values: dict, family: str, where: str = "config.json"):
         self.values, self.family, self.where = values, family, where
         self.seen: set[str] = set()
 
     def get(self, key: str, kind: type | tuple[type, ...] = object, default: Any = REQUIRED) -> Any:
-        """The value under `key`; null counts as absent. Raises RunError where it is missing or has another type."""
+        """The value under `key`; null counts as absent. Raises RunError if it is missing with no default, or of another type."""
         self.seen.add(key)
         value = self.values.get(key)
         if value is None:
@@ -49,7 +49,7 @@ class Field(NamedTuple):
 
 
 def same(ours: str, theirs: str, kind: type, default: Any = REQUIRED) -> Field:
-    """A knob and a key of one meaning."""
+    """A knob and a key with the same meaning."""
 
     def read(v: Values) -> dict:
         value = v.get(theirs, kind, default)
@@ -59,7 +59,7 @@ def same(ours: str, theirs: str, kind: type, default: Any = REQUIRED) -> Field:
 
 
 def choice(ours: str, theirs: str, names: dict[str, str], default: Any = REQUIRED) -> Field:
-    """A knob and a key whose values have other names; names: theirs -> ours, of several for one the first is written."""
+    """A knob and a key with different names for their values. names: theirs -> ours; of several for one, the first is written."""
 
     def read(v: Values) -> dict:
         value = v.get(theirs, str, default)
@@ -75,12 +75,12 @@ def choice(ours: str, theirs: str, names: dict[str, str], default: Any = REQUIRE
 
 
 def always(**knobs) -> Field:
-    """Knobs that the family fixes without saying so."""
+    """Knobs that are fixed for the family and have no key."""
     return Field(lambda v: knobs, lambda m: {})
 
 
 def fixed(theirs: str, value: Any, default: Any = None) -> Field:
-    """A key with one value only that we can do. default: what its absence means."""
+    """A key of which we support only one value. default: what its absence means; None: that value."""
 
     def read(v: Values) -> dict:
         if v.get(theirs, object, value if default is None else default) != value:
@@ -91,7 +91,7 @@ def fixed(theirs: str, value: Any, default: Any = None) -> Field:
 
 
 def idle(theirs: str, *values: Any) -> Field:
-    """A key of published files that changes nothing while it has one of these values; it is not written."""
+    """A key of published files that has no effect if it has one of these values; it is not written."""
 
     def read(v: Values) -> dict:
         value = v.get(theirs, object, None)
@@ -103,7 +103,7 @@ def idle(theirs: str, *values: Any) -> Field:
 
 
 def off_is_null(ours: str, theirs: str, default: Any = REQUIRED) -> Field:
-    """A cap: 0 with us where it is null, or absent, with them."""
+    """A soft cap: null with them is 0 with us. default: what its absence means."""
 
     def read(v: Values) -> dict:
         v.seen.add(theirs)
@@ -114,7 +114,7 @@ def off_is_null(ours: str, theirs: str, default: Any = REQUIRED) -> Field:
 
 
 def heads(default_head_dim: int | None = None) -> Field:
-    """Heads, key/value heads and their width. default_head_dim: where it is not said; None: width / heads."""
+    """Heads, key/value heads and their width. default_head_dim: if head_dim is absent; None: width / heads."""
 
     def read(v: Values) -> dict:
         n_heads = v.get("num_attention_heads", int)
@@ -129,12 +129,12 @@ def heads(default_head_dim: int | None = None) -> Field:
 
 
 def experts(*names: str, default: Any = REQUIRED) -> Field:
-    """How many experts there are, under the first of `names` that is there; the last is written."""
+    """Number of experts, read from the first of `names` that is present; the last is written."""
 
     def read(v: Values) -> dict:
         name = next((n for n in names if v.get(n, object, None) is not None), names[-1])
         n = v.get(name, int, default)
-        if n < 1:  # with us 0 is a model without a mixture
+        if n < 1:  # with us 0 means a model without experts
             v.refuse(name, "at least 1")
         return {"n_experts": n}
 
@@ -142,7 +142,7 @@ def experts(*names: str, default: Any = REQUIRED) -> Field:
 
 
 def query_scalar(theirs: str, default: float) -> Field:
-    """Scores are multiplied by its -1/2th power (Gemma)."""
+    """Attention scores are multiplied by its power -1/2 (Gemma)."""
 
     def read(v: Values) -> dict:
         scalar = v.get(theirs, float, default)
@@ -188,7 +188,7 @@ def rope(default_theta: float = 10_000.0) -> Field:
 
 
 def read_rope(v: Values, key: str, given: dict, theta: float, context: int) -> dict:
-    """Knobs from one dict of rotary parameters. Raises RunError for kinds and parameters that we cannot do."""
+    """Knobs from one dict of rotary parameters. Raises RunError for kinds and parameters that are not supported."""
     if not isinstance(given, dict):
         v.refuse(key, "parameters by name")
     given = {k: x for k, x in given.items() if x is not None}
@@ -226,7 +226,7 @@ def read_rope(v: Values, key: str, given: dict, theta: float, context: int) -> d
 
 
 def _contradicts(v: Values, newer: dict, older: dict) -> bool:
-    """Whether rope_parameters says otherwise than those of the older keys that are there."""
+    """Whether rope_parameters disagrees with the older keys that are present."""
     said = [k for key, k in (("rope_theta", "rope_theta"), ("rope_local_base_freq", "rope_local_theta")) if v.values.get(key)]
     return any(newer.get(k) != older.get(k) for k in said) or (bool(v.values.get("rope_scaling")) and newer != older)
 
@@ -240,6 +240,7 @@ def _number(v: Values, key: str, given: dict, name: str, default: float | None =
 
 
 def write_rope(m: ModelConfig) -> dict:
+    """The dict of rotary parameters of a model, without theta."""
     if m.rope_scaling == "none":
         return {"rope_type": "default"}
     out = {"rope_type": m.rope_scaling, "factor": m.rope_factor}
@@ -255,7 +256,7 @@ KINDS = {"sliding_attention": "local", "full_attention": "global"}
 
 
 def _pattern(v: Values, types: list[str], window: int | None) -> dict:
-    """Knobs from one type a layer: the shortest pattern that repeats over them."""
+    """Knobs from the type of each layer: the shortest pattern that repeats over them."""
     n = _layers(v)
     if len(types) != n or not all(isinstance(t, str) and t in KINDS for t in types):
         v.refuse("layer_types", f"{n} of {', '.join(KINDS)}")
@@ -274,7 +275,7 @@ def _layers(v: Values) -> int:
 
 
 def _window(v: Values, default: int | None) -> int | None:
-    """sliding_window, where null is no window; absent it is what the family's class in transformers has, `default`."""
+    """sliding_window; null: no window; absent: `default`, that of the family's class in transformers."""
     v.seen.add("sliding_window")
     return v.get("sliding_window", int, None) if "sliding_window" in v.values else default
 
@@ -285,9 +286,9 @@ def _types(m: ModelConfig) -> list[str]:
 
 
 def one_window(default: int | None = None, switch: bool = False) -> Field:
-    """Every layer has the window, or none has one (Mistral). switch: use_sliding_window says which (Qwen 3 MoE).
+    """Either every layer has the window or none (Mistral). switch: use_sliding_window says which (Qwen 3 MoE).
 
-    Beside that switch published files have max_window_layers, below which transformers 4 gave layers no window and 5 does.
+    With that switch published files have max_window_layers; layers below it have no window in transformers 4, but do in 5.
     """
 
     def read(v: Values) -> dict:
@@ -310,7 +311,7 @@ def one_window(default: int | None = None, switch: bool = False) -> Field:
 
 
 def windows_from(first: int) -> Field:
-    """Layers from max_window_layers on have the window where use_sliding_window is set (Qwen 2, 3)."""
+    """Layers from max_window_layers on have the window if use_sliding_window is set (Qwen 2, 3)."""
 
     def read(v: Values) -> dict:
         window, start = _window(v, 4096), v.get("max_window_layers", int, first)
@@ -334,9 +335,9 @@ def windows_from(first: int) -> Field:
 
 
 def windows_in_turn(period: int, default: int) -> Field:
-    """The last of every `period` layers sees everything (2 in Gemma 2, 6 in Gemma 3), unless layer_types says otherwise.
+    """The last of every `period` layers is global (2 in Gemma 2, 6 in Gemma 3), unless layer_types says otherwise.
 
-    sliding_window_size is what it was called before Gemma 2 was released: published files have both.
+    sliding_window_size is the name from before the release of Gemma 2: published files have both.
     """
 
     def read(v: Values) -> dict:
@@ -353,7 +354,7 @@ def windows_in_turn(period: int, default: int) -> Field:
 
 
 def rope_by_kind(local_theta: float = 10_000.0, global_theta: float = 1e6) -> Field:
-    """Local layers have a base of their own and are never stretched (Gemma 3)."""
+    """Local layers have their own base and no scaling (Gemma 3)."""
 
     def read(v: Values) -> dict:
         new, scaling = v.get("rope_parameters", dict, None), v.get("rope_scaling", dict, None)

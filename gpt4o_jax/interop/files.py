@@ -1,6 +1,6 @@
-"""The safetensors files of a Hugging Face folder: checked against their index, read by parts, written in shards.
+"""The safetensors files of a Hugging Face folder: checked against their index, read in parts, written in shards.
 
-Pickle files (.bin, .pt) are never opened: loading one runs whatever program it holds.
+Pickle files (.bin, .pt) are never opened: loading one runs whatever code it contains.
 """
 
 import collections
@@ -21,7 +21,7 @@ _PICKLE_INDEX = ".bin.index.json"
 
 
 def import_safetensors():
-    """The library, or one line that says how to get it."""
+    """The library. Raises RunError, which says how to install it, if it is missing."""
     try:
         import ml_dtypes  # noqa: F401  (gives NumPy bfloat16, which safetensors asks it for)
         import safetensors
@@ -38,7 +38,10 @@ class Entry(NamedTuple):
 
 
 class Weights:
-    """The tensors of a folder, mapped into memory and read where they are asked for. entries: by name."""
+    """The tensors of a folder, memory-mapped and read on demand. entries: by name.
+
+    Raises RunError if there are no safetensors files, or they are damaged or do not match their index.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -75,7 +78,7 @@ class Weights:
 
 
 def _read_index(folder: Path) -> dict[str, str] | None:
-    """tensor -> file, or None where the weights are in one file. Raises RunError where there are no weights we read."""
+    """tensor -> file, or None if the weights are in one file. Raises RunError if there are no weights we can read."""
     if not folder.is_dir():
         raise data_error(f"{folder}: no such folder; --from takes a folder as the Hugging Face Hub lays it out")
     single, path = folder / SINGLE, folder / INDEX
@@ -102,9 +105,9 @@ def _read_index(folder: Path) -> dict[str, str] | None:
 
 
 def _inside(folder: Path, file: str) -> Path:
-    """folder / file, if it is a file of that folder: an index comes from elsewhere and must not lead out of it.
+    """folder / file, if it is a file in that folder: an index is untrusted and must not lead out of it. Else raises RunError.
 
-    The Hub's own cache keeps links from snapshots/REVISION to files in blobs beside it: these count as inside.
+    The Hub's own cache has links from snapshots/REVISION to files in the blobs folder beside it: these count as inside.
     """
     path = folder / file
     if file != Path(file).name or file in ("", ".", "..") or "\\" in file or not file.endswith(".safetensors"):
@@ -114,7 +117,7 @@ def _inside(folder: Path, file: str) -> Path:
         allowed.append(folder.resolve().parent.parent / "blobs")
     try:
         place = path.resolve()
-    except (OSError, ValueError, RuntimeError) as e:  # of characters that no file name has, or a link to itself
+    except (OSError, ValueError, RuntimeError) as e:  # invalid characters in a file name, or a link to itself
         raise data_error(f"{folder / INDEX}: {file!r} is no file ({e})") from None
     if place.parent not in allowed:
         raise data_error(f"{path}: a link to {place}, outside the folder; copy the file here if it is meant")
@@ -122,13 +125,13 @@ def _inside(folder: Path, file: str) -> Path:
 
 
 def _refuse_twice(path: Path) -> None:
-    """A header may name a tensor twice: the library would take one of the two, or miss the other's bytes and not say why."""
+    """Raises RunError if a header names a tensor twice: the library would take either, or fail without saying why."""
     try:
         with path.open("rb") as f:
             size = int.from_bytes(f.read(8), "little")
             names = [name for name, _ in json.loads(f.read(min(size, path.stat().st_size)), object_pairs_hook=list)]
     except (OSError, ValueError, TypeError, RecursionError):
-        return  # no safetensors file: the library says so
+        return  # not a safetensors file: the library says so
     again = sorted(name for name, n in collections.Counter(names).items() if n > 1)
     if again:
         raise data_error(f"{path.parent}: tensor {again[0]} is twice, both times in {path.name}")
@@ -156,9 +159,9 @@ def _bits(dtype: str) -> int:
 
 
 def write(folder: Path, tensors: Iterable[tuple[str, tuple[int, ...]]], load, dtype: np.dtype, max_bytes: int) -> None:
-    """One file, or several of at most `max_bytes` with an index; tensors: (name, shape), load(name) -> array.
+    """Writes one file, or several of at most `max_bytes` with an index. tensors: (name, shape); load(name) -> array of `dtype`.
 
-    One file's tensors are in memory at a time. Raises RunError (exit code 5) where the disk is full.
+    The tensors of one file at a time are in memory. Raises RunError (exit code 5) if a file cannot be written.
     """
     st = import_safetensors().numpy
     shards = list(_shards(tensors, dtype.itemsize, max_bytes))

@@ -1,4 +1,4 @@
-"""A Hugging Face folder -> a run folder, and back. Both are built beside their place and renamed into it when whole."""
+"""Hugging Face folder -> run folder, and back. Both are built beside their destination and renamed when complete."""
 
 import contextlib
 import json
@@ -27,15 +27,15 @@ from gpt4o_jax.paths import Hold
 from gpt4o_jax.run import Run, write_config
 from gpt4o_jax.tasks import chat
 
-MAX_FILE_BYTES = 5_000_000_000  # as the Hub cuts them
+MAX_FILE_BYTES = 5_000_000_000  # as on the Hub
 
 
 def import_folder(source: Path, workdir: Path, compute_dtype: str = "auto") -> dict:
-    """Makes the run folder `workdir`, its weights as step 0. Returns what it was, by name.
+    """Makes the run folder `workdir`, with the weights as step 0. Returns {"family", "parameters", "tensors"}.
 
-    compute_dtype: the knob of that name, of the run.
+    compute_dtype: the run's knob of that name.
 
-    Raises RunError where anything in `source` is missing, damaged or not understood, or `workdir` is taken.
+    Raises RunError if anything in `source` is missing, damaged or not understood, or `workdir` is taken.
     """
     family, model_config = config_json.read(source)
     tokenizer = tokenizers.load(source)
@@ -63,8 +63,8 @@ def import_folder(source: Path, workdir: Path, compute_dtype: str = "auto") -> d
 def export_folder(run: Run, target: Path, name: str = "", dtype: str = "float32", max_file_bytes: int = MAX_FILE_BYTES) -> dict:
     """Writes `run` as a folder that transformers loads. name: the family; empty: the first that fits.
 
-    dtype: "float32" or "bfloat16", of the tensors. Returns what was written, by name. Needs the mesh in force.
-    Raises RunError where no family computes what the model does, or `target` is taken.
+    dtype: of the tensors, "float32" or "bfloat16". Needs an active mesh. Returns {"family", "parameters", "tensors", "template"}.
+    Raises RunError if no family computes what the model does, or `target` is taken.
     """
     m = run.config.model
     family = config_json.choose(m, name)
@@ -75,7 +75,7 @@ def export_folder(run: Run, target: Path, name: str = "", dtype: str = "float32"
     taught = conversations.talks(run.config.data) or run.config.objective.method != "next_token"
     template = conversations.template_name(run.config.data, run.tokenizer) if taught else run.tokenizer.template
     if template and chat.missing(chat.template(template), run.tokenizer):
-        template = ""  # imported with a template but without its symbols: no conversation of it can be written, here or there
+        template = ""  # imported with a template but without its symbols: no conversation can be rendered
     with built_beside(target, "--to") as beside:
         files.write(beside, theirs.shapes.items(), theirs.load, kind, max_file_bytes)
         for file, content in tokenizer_files(run.tokenizer, template, taught).items():
@@ -88,11 +88,11 @@ def export_folder(run: Run, target: Path, name: str = "", dtype: str = "float32"
 
 
 def tokenizer_files(tokenizer: Tokenizer, template: str, taught: bool = True) -> dict[str, bytes]:
-    """What an exported folder says of its tokenizer and of how its model writes and ends turns: name of a file -> content.
+    """Files of an exported folder for its tokenizer, its chat template and what ends a turn: file name -> content.
 
-    template: the name of one in tasks/chat.py; empty where the model knows no conversations, or writes them as none there.
-    taught: whether the model was trained on conversations that we wrote. Otherwise the text of the template that it came with
-    stays as it is: it may say more than our renderer of that name, as how tools are declared.
+    template: name of one in tasks/chat.py; empty if the model knows no conversations, or none there is its template.
+    taught: whether the model was trained on conversations here. If not, the template that it came with is kept unchanged: it
+    may do more than our renderer of that name, such as declare tools.
     """
     written, symbols, said = tokenizer.files, tokenizer.symbols, tokenizer_config(tokenizer)
     if template and (taught or tokenizer_published.TEMPLATE_FILE not in written):
@@ -112,8 +112,8 @@ def _json(values: dict) -> bytes:
 
 
 def tokenizer_config(tokenizer: Tokenizer) -> dict:
-    """What tells transformers' AutoTokenizer how to read the files of `tokenizer`; empty for those by bytes or characters,
-    which it has no class for."""
+    """tokenizer_config.json, which tells transformers' AutoTokenizer how to read the files of `tokenizer`; empty for byte and
+    char tokenizers, for which transformers has no class."""
     classes = {"json": "PreTrainedTokenizerFast", "sentencepiece": "LlamaTokenizer", "bpe": "LlamaTokenizer"}
     if tokenizer.kind not in classes:
         return {}
@@ -126,14 +126,14 @@ def tokenizer_config(tokenizer: Tokenizer) -> dict:
     }
     how = {"add_bos_token": symbols.prompts_begin, "add_eos_token": False, "clean_up_tokenization_spaces": False}
     if classes[tokenizer.kind] == "LlamaTokenizer":
-        spaced = bool(tokenizer.prefix)  # as SentencePiece cuts it, behind a symbol too: "legacy" there
+        spaced = bool(tokenizer.prefix)  # as SentencePiece does, also after a symbol: "legacy" in transformers
         how |= {"add_prefix_space": spaced, "legacy": spaced}
     named = {role: by_id[i] for role, i in roles.items() if i in by_id}
     return {"tokenizer_class": classes[tokenizer.kind], **named, **how}
 
 
 def check_free(target: Path, flag: str) -> None:
-    """Raises RunError where no new folder can take the place of `target`."""
+    """Raises RunError if a new folder cannot take the place of `target`."""
     if target.is_file() or (target.exists() and any(target.iterdir())):
         raise RunError(f"{flag}={target}: exists already; give a new or empty folder")
     here = target.exists() and target.samefile(".")
@@ -144,20 +144,20 @@ def check_free(target: Path, flag: str) -> None:
 
 @contextlib.contextmanager
 def built_beside(target: Path, flag: str) -> Iterator[Path]:
-    """A fresh folder beside `target`, which becomes `target` where the block ends well, and goes where it does not.
+    """A new folder beside `target`, which becomes `target` if the block succeeds, and is removed if it does not.
 
-    What a killed process left there is removed by the next one. Raises RunError as `check_free` does, and where another process
+    What a killed process left there is removed by the next one. Raises RunError as `check_free` does, and if another process
     is building there.
     """
     check_free(target, flag)
-    target = target.resolve()  # what a link leads to is what can be replaced, and `..` has no name
+    target = target.resolve()  # the folder that a link leads to can be replaced, and `..` has no name
     begun = f".{target.name}.unfinished."
     for left in target.parent.iterdir() if target.parent.exists() else ():
         with Hold() as hold:
             begun_before = left.name.startswith(begun) and left.is_dir() and not left.is_symlink()
             if begun_before and hold.take(left, f"{flag}={target}"):
                 shutil.rmtree(left)
-    beside = target.parent / f"{begun}{uuid.uuid4().hex[:8]}"  # another one each time: not every file system has locks
+    beside = target.parent / f"{begun}{uuid.uuid4().hex[:8]}"  # a new name each time: not every file system has locks
     above = [folder for folder in beside.parents if not folder.exists()]  # innermost first
     beside.mkdir(parents=True)
     with Hold() as hold:
@@ -167,7 +167,7 @@ def built_beside(target: Path, flag: str) -> Iterator[Path]:
             try:
                 beside.replace(target)
             except OSError:
-                check_free(target, flag)  # another process was sooner
+                check_free(target, flag)  # another process was faster
                 raise
         finally:
             shutil.rmtree(beside, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""How one of their tensors lies in one of our parameters: a row of a family's table, read in both directions.
+"""Maps one of their tensors to one of our parameters: a row of a family's table, used in both directions.
 
 Axes: D model width, N query heads, K key/value heads, H head width, F feed-forward width, V vocabulary, P positions,
 E experts
@@ -16,11 +16,11 @@ Index = Mapping[str, slice]  # a part of each axis, by letter
 
 
 class Tensor(NamedTuple):
-    """ours: path of a parameter, without the axis of layers; theirs: name of a tensor, {l} the layer, {e} the expert.
+    """ours: path of a parameter, without the layer axis; theirs: name of a tensor, {l} the layer, {e} the expert.
 
     axes: "theirs->ours"; an axis of theirs may merge several of ours: "NH,D->DNH" is a matrix [N * H, D]. "3NH" is the
-    axis of three such tensors one after another, of which this is number `part`. Experts, where theirs has {e}, are
-    tensors of their own: the E of ours does not appear in theirs.
+    axis of three concatenated tensors, of which this is number `part`. If theirs has {e}, each expert is a separate tensor,
+    and our axis E does not appear in theirs.
     """
 
     ours: str
@@ -47,7 +47,7 @@ class Tensor(NamedTuple):
         return tuple(parts * math.prod(sizes[a] for a in letters) for parts, letters in map(_parts, self.their_axes))
 
     def their_slices(self, index: Index, sizes: Sizes) -> tuple[slice, ...]:
-        """The part of their tensor that holds `index` of ours. Merged axes must be whole, but for the first."""
+        """The part of their tensor that holds `index` of ours. Of merged axes only the first may be partial, else ValueError."""
         return tuple(self._span(*_parts(axis), index, sizes) for axis in self.their_axes)
 
     def _span(self, parts: int, letters: str, index: Index, sizes: Sizes) -> slice:
@@ -59,13 +59,13 @@ class Tensor(NamedTuple):
         return slice(start + first.start * inner, start + first.stop * inner)
 
     def to_ours(self, theirs: np.ndarray, index: Index) -> np.ndarray:
-        """What `their_slices` gave, with our axes. A view."""
+        """The part of their tensor given by `their_slices`, with our axes. A view."""
         letters = "".join(_parts(axis)[1] for axis in self.their_axes)
         theirs = theirs.reshape([index[a].stop - index[a].start for a in letters])
         return theirs.transpose([letters.index(a) for a in self.our_axes if a in letters])
 
     def to_theirs(self, ours: np.ndarray) -> np.ndarray:
-        """A whole parameter of one layer (and one expert) with their axes; of the several tensors of one, its part."""
+        """A whole parameter of one layer (and one expert) with their axes; of a concatenated tensor, only this part."""
         letters = "".join(_parts(axis)[1] for axis in self.their_axes)
         axes = [a for a in self.our_axes if a in letters]
         sizes = dict(zip(axes, ours.shape, strict=True))
@@ -74,7 +74,7 @@ class Tensor(NamedTuple):
 
     @property
     def joined_axis(self) -> int:
-        """The axis of theirs along which several of ours follow each other; -1: none."""
+        """The axis of theirs along which several of ours are concatenated; -1: none."""
         return next((i for i, axis in enumerate(self.their_axes) if _parts(axis)[0] > 1), -1)
 
 

@@ -1,4 +1,4 @@
-"""A run of adapters -> a run folder of plain weights."""
+"""A run with LoRA adapters -> a run folder with plain weights."""
 
 import dataclasses
 from pathlib import Path
@@ -15,21 +15,21 @@ from gpt4o_jax.run import Run, write_config
 
 
 def merge_folder(run: Run, target: Path) -> dict:
-    """Makes the run folder `target`, its weights those of `run` with its adapters added. Returns what it was, by name.
+    """Makes the run folder `target`, with the weights of `run` and its adapters merged. Returns {"parameters", "rank"}.
 
-    Raises RunError where `run` has no adapters, or `target` is taken.
+    Raises RunError if `run` has no adapters, or `target` is taken.
     """
     if not run.config.lora.rank:
         raise RunError(f"convert merge: {run.workdir} has no adapters (lora.rank=0); its weights are plain already")
     stored = Store(run.workdir / "checkpoints").meta(run.step)
-    # Of preferences or rewards the corpus is no text, and what is left of the config could not make its hold-out again.
+    # The corpus of preferences or rewards is not text, and the remaining config could not rebuild its hold-out.
     corpus = stored["corpus"] if run.config.objective.method == "next_token" else None
     meta = {"step": stored["step"], "corpus": corpus, "tokenizer": stored["tokenizer"]}
     with built_beside(target, "--to") as beside:
         with Store(epath.Path(beside) / "checkpoints") as store:
             store.save(run.step, {"params": run.params}, meta, copy=False)
         run.tokenizer.save_in(beside)
-        # It has no other run beside it any more, which an objective of preferences or rewards would want.
+        # It no longer depends on another run, which an objective of preferences or rewards would require.
         plain = dataclasses.replace(run.config, lora=LoraConfig(), init=InitConfig(), objective=ObjectiveConfig())
         write_config(epath.Path(beside), plain)
     return {"parameters": flops.parameter_count(run.config.model), "rank": run.config.lora.rank}

@@ -1,6 +1,6 @@
 """Tensors of a Hugging Face folder <-> our tree of parameters, by a family's table.
 
-Layers are stacked with us and separate with them; see `layers` in model/block.py for where each lies.
+Our layers are stacked, theirs are separate; see `layers` in model/block.py for where each one is.
 """
 
 import itertools
@@ -23,7 +23,7 @@ CHUNK = 1 << 24  # bytes read from a file at once
 
 
 class Leaf(NamedTuple):
-    """One parameter of ours, the row of the table that tells how it lies with them, and the layers stacked in it."""
+    """One of our parameters, its row in the family's table, and the layers stacked in it (None: it belongs to no layer)."""
 
     shape: tuple[int, ...]
     row: Tensor
@@ -32,11 +32,11 @@ class Leaf(NamedTuple):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Of our axes, by letter."""
+        """Sizes of our axes, by letter."""
         return dict(zip(self.row.our_axes, self.shape[1:] if self.layers else self.shape, strict=True))
 
     def pieces(self, index: tuple[slice, ...]) -> Iterator[tuple[str, tuple[int, ...], dict[str, slice]]]:
-        """(their tensor, where it goes in the leading axes of the part `index` of ours, what of the other axes)."""
+        """(name of their tensor, its place in the leading axes of the part `index` of ours, slices of the other axes)."""
         inner = dict(zip(self.row.our_axes, index[1:] if self.layers else index, strict=True))
         leading = []
         if self.layers:
@@ -56,7 +56,7 @@ class Leaf(NamedTuple):
 
 
 def leaves(family: Family, shapes, c: ModelConfig, prefix: str) -> dict:
-    """The tree `shapes` with a Leaf in place of every array. Raises KeyError where the family has no row for one."""
+    """The tree `shapes` with a Leaf in place of every array. Raises KeyError if the family has no row for one."""
     rows = {row.ours: row for row in family.tensors}
     whole = c.periods * len(c.period)  # layers in whole periods
 
@@ -73,7 +73,7 @@ def leaves(family: Family, shapes, c: ModelConfig, prefix: str) -> dict:
 
 
 def expected(tree) -> dict[str, tuple[int, ...]]:
-    """Their tensors and shapes, in our order."""
+    """Names and shapes of their tensors, in our order."""
     out = {}
     for leaf in _list(tree):
         whole = tuple(slice(0, n) for n in leaf.shape)
@@ -86,15 +86,14 @@ def _list(tree) -> list[Leaf]:
     return jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf))
 
 
-# ---------------------------------------------------------------- in
+# ---------------------------------------------------------------- import
 
 
 def load(weights: Weights, family: Family, model: gpt.GPT, mesh: jax.sharding.Mesh) -> dict:
-    """Parameters, float32, each shard read straight from the files to its device. Needs the mesh in force.
+    """Parameters, float32, each shard read straight from the files to its device. Needs an active mesh.
 
-    On the host there are at most two shards of parameters (JAX lets go of an array late) and CHUNK bytes; a CPU device
-    takes the host's arrays for its own.
-    Raises RunError where a tensor is missing, too much, of another shape or type.
+    The host holds at most two shards of parameters (JAX frees arrays late) and CHUNK bytes; a CPU device uses the host's
+    arrays without a copy. Raises RunError if a tensor is missing, unexpected, or of another shape or type.
     """
     shapes = gpt.shapes(model)
     bare = not any(name.startswith(family.prefix) for name in weights.entries)  # as GPT-2 was first published
@@ -121,7 +120,7 @@ def _place(weights: Weights, leaf: Leaf, sharding: jax.sharding.NamedSharding) -
 
 
 def _read(weights: Weights, leaf: Leaf, index: tuple[slice, ...]) -> np.ndarray:
-    """The part `index` of a parameter, float32."""
+    """The slice `index` of a parameter, float32."""
     out = np.empty([s.stop - s.start for s in index], np.float32)
     row, sizes = leaf.row, leaf.sizes
     for name, place, inner in leaf.pieces(index):
@@ -138,13 +137,13 @@ def _read(weights: Weights, leaf: Leaf, index: tuple[slice, ...]) -> np.ndarray:
 
 
 def _step(row: Tensor, inner: dict[str, slice], first: str) -> int:
-    """How much of their first axis is read at once."""
+    """How many entries of their first axis are read at once."""
     others = math.prod(s.stop - s.start for a, s in inner.items() if a != first)
     return max(1, CHUNK // (4 * others))
 
 
 def _check(weights: Weights, family: Family, tree, n_layers: int, prefix: str) -> None:
-    """Raises RunError unless the files hold the tensors of the table, no others, each of its shape and of a type we read."""
+    """Raises RunError unless the files hold the tensors of the table, no others, each of its shape and a type we read."""
     wanted, found, where = expected(tree), weights.entries, weights.folder
     buffers = {prefix + b.format(l=layer) for b in family.buffers for layer in range(n_layers)}
     tied = "lm_head.weight" not in wanted
@@ -167,7 +166,7 @@ def _check(weights: Weights, family: Family, tree, n_layers: int, prefix: str) -
 
 
 def _check_copy(weights: Weights, prefix: str, family: Family) -> None:
-    """A tied model may hold its table twice, but not two tables."""
+    """A tied model may store its embedding twice, but not two different ones. Raises RunError."""
     table = prefix + next(row.theirs for row in family.tensors if row.ours == "embedding")
     first, second = weights.entries[table], weights.entries["lm_head.weight"]
     step = max(1, CHUNK // (4 * first.shape[1]))
@@ -187,11 +186,11 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more are" if len(names) > 3 else " are" if len(names) > 1 else " is")
 
 
-# ---------------------------------------------------------------- out
+# ---------------------------------------------------------------- export
 
 
 class Theirs:
-    """Our parameters as their tensors, made one at a time. shapes: by name, in our order."""
+    """Our parameters as their tensors, converted one at a time. shapes: by name, in our order."""
 
     def __init__(self, family: Family, params, c: ModelConfig, dtype: np.dtype):
         self.dtype = dtype

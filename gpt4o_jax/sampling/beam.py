@@ -1,6 +1,6 @@
-"""Beam search: the most probable texts that a search over `beams` unfinished ones finds.
+"""Beam search: keeps the `beams` most probable unfinished texts of each prompt.
 
-P prompts, K beams of each, M hypotheses that are kept, C candidates of a step, S slots for tokens, V vocabulary
+P prompts, K beams per prompt, M hypotheses kept, C candidates per step, S token slots, V vocabulary
 """
 
 import dataclasses
@@ -25,19 +25,19 @@ from gpt4o_jax.sampling.logits import Sampling
 
 @dataclasses.dataclass
 class Hypothesis:
-    """A text that has ended."""
+    """A finished continuation."""
 
     ids: list[int]  # new tokens, without the one that ended it
-    logprob: float  # of all of them and the one that ended it
-    score: float  # logprob / (their number) ** length_penalty
+    logprob: float  # of these and the token that ended it
+    score: float  # logprob / (number of these tokens) ** length_penalty
     finished: str  # "eos", "stop" or "length"
 
 
 class _Texts(NamedTuple):
-    """Texts of each prompt: live ones, or hypotheses."""
+    """Texts of each prompt: live beams or hypotheses."""
 
     tokens_PKS: jax.Array
-    length_PK: jax.Array  # tokens that count, the one that ended it among them
+    length_PK: jax.Array  # tokens that count, including the one that ended it
     logprob_PK: jax.Array  # -inf where there is none
     score_PK: jax.Array
 
@@ -54,14 +54,14 @@ def beam_search(
     vocab_size: int | None = None,
     symbols: Symbols = Symbols(),
 ) -> list[list[Hypothesis]]:
-    """The n_best hypotheses of each prompt, best first. Needs the mesh in force. For prompts and symbols see `generate`.
+    """The n_best hypotheses of each prompt, best first. Needs an active mesh. For prompts and symbols see `generate`.
 
     Each step ranks all continuations of the live beams by log-probability. Those among the `beams` best that end become
-    hypotheses; the `beams` best of the others go on, and become hypotheses where they reach max_new_tokens or the end of
-    the context. A hypothesis of n tokens, <eos> included, scores logprob / n ** length_penalty, as in Hugging Face: 0 is
-    the most probable text, more favours longer ones (of GNMT's formula, arXiv:1609.08144, the form without its constant 5).
-    The search ends when no live beam can reach the score of the n-th best hypothesis any more, so that ending early
-    never changes the result. Raises RunError where a number is out of range or a prompt does not fit.
+    hypotheses; the `beams` best of the others go on, and become hypotheses when they reach max_new_tokens or the end of the
+    context. A hypothesis of n tokens, <eos> included, scores logprob / n ** length_penalty, as in Hugging Face: 0 ranks by
+    probability, larger values favour longer texts (GNMT's formula, arXiv:1609.08144, without its constant 5). The search ends
+    when no live beam can still reach the score of the n-th best hypothesis, so ending early never changes the result. Raises
+    RunError if a number is out of range or a prompt does not fit.
     """
     if not 1 <= n_best <= beams:
         raise RunError(f"beam search: n_best={n_best}: expected an integer from 1 to beams={beams}")
@@ -93,7 +93,7 @@ def _search(model: GPT, K: int, M: int, sampling: Sampling, slots: int, vocab_si
     allowed_V = lg.drawable(sampling, model.config.vocab_size, vocab_size, symbols)
     ends = np.array(lg.endings(sampling, symbols))
     V = allowed_V.size
-    C = min(K * (len(ends) + 1), K * V)  # enough for K that go on, whichever of them end
+    C = min(K * (len(ends) + 1), K * V)  # enough for K that go on, however many end
 
     def logprobs(params, hidden_BD):
         return jax.nn.log_softmax(drawable_logits(model, params, hidden_BD[:, None], allowed_V)[:, 0], axis=-1)
@@ -124,7 +124,7 @@ def _search(model: GPT, K: int, M: int, sampling: Sampling, slots: int, vocab_si
             together = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), best, all_of, live)
             best, _ = _best(together, jnp.concatenate(enter, axis=1), M)
 
-            # Log-probabilities only fall: the best end is now, or, where length is favoured, at full length without loss.
+            # Log-probabilities only fall: at best a beam ends now, or, if length is favoured, at full length without loss.
             length_P = jnp.where(length_penalty > 0, room_P, jnp.minimum(t + 2, room_P))
             within_reach_P = score(jnp.max(live.logprob_PK, axis=1), length_P)
             done_P = done_P | full_P1[:, 0] | (best.score_PK[:, -1] >= within_reach_P)
@@ -139,7 +139,7 @@ def _search(model: GPT, K: int, M: int, sampling: Sampling, slots: int, vocab_si
 
         cache, last_PD = prefill(model, params, tokens_PT, lengths_P, slots)
         cache = take_rows(cache, jnp.repeat(jnp.arange(P), K))
-        first = jnp.where(jnp.arange(K) == 0, 0.0, -jnp.inf)  # all beams of a prompt begin as one
+        first = jnp.where(jnp.arange(K) == 0, 0.0, -jnp.inf)  # all beams of a prompt start from one
         live = none(P, K)._replace(logprob_PK=jnp.broadcast_to(first, (P, K)))
         logprob_PKV = jnp.broadcast_to(logprobs(params, last_PD)[:, None], (P, K, V))
         carry = (jnp.int32(0), jnp.zeros(P, bool), cache, live, none(P, M), logprob_PKV)
@@ -149,7 +149,7 @@ def _search(model: GPT, K: int, M: int, sampling: Sampling, slots: int, vocab_si
 
 
 def _best(texts: _Texts, rank_PC: jax.Array, n: int) -> tuple[_Texts, jax.Array]:
-    """The n texts that rank highest, and which they were [P, n]; a rank of -inf makes none of a text."""
+    """The n highest-ranked texts and their indices [P, n]; a rank of -inf removes a text."""
     rank_Pn, chosen_Pn = jax.lax.top_k(rank_PC, n)
     take = lambda x: jnp.take_along_axis(x, chosen_Pn.reshape(chosen_Pn.shape + (1,) * (x.ndim - 2)), axis=1)
     texts = jax.tree.map(take, texts)

@@ -1,4 +1,4 @@
-"""A conversation with a model: its history as prompt, the reply as it comes, room made by dropping the oldest turns."""
+"""Chat with a model: the history as prompt, streamed replies; the oldest turns are dropped to make room."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from gpt4o_jax.tasks.chat import Message, Template, encode, say, symbols_of_answ
 
 @dataclasses.dataclass
 class Session:
-    """What a conversation has come to. Use it under `with jax.set_mesh(run.mesh):`."""
+    """The state of a conversation. Use it under `with jax.set_mesh(run.mesh):`."""
 
     run: Run
     template: Template
@@ -24,15 +24,15 @@ class Session:
     seed: int
     system: str = ""
     turns: list[Message] = dataclasses.field(default_factory=list)  # user, assistant, user, ...
-    replies: int = 0  # ever given
-    tokens: int = 0  # of them
+    replies: int = 0  # given so far, dropped ones included
+    tokens: int = 0  # of all replies
 
 
 def prompt(session: Session) -> tuple[list[int], int]:
-    """(ids of the conversation up to the reply's first token, turns that had to be dropped for it).
+    """(ids of the conversation up to the reply's first token, number of turns dropped to make it fit).
 
-    Half of the context at most is kept free for the reply. Pairs of question and answer go, the oldest first. Raises
-    RunError where the last question alone does not fit.
+    At most half of the context is kept free for the reply. Turns are dropped in pairs of question and answer, the oldest
+    first. Raises RunError if the last question alone does not fit.
     """
     limit = session.run.model.config.context_length
     free = min(session.max_new_tokens, max(limit // 2, 1))
@@ -49,17 +49,17 @@ def prompt(session: Session) -> tuple[list[int], int]:
 
 
 def check(session: Session) -> None:
-    """Raises RunError where no message could be answered: the system text cannot be written or does not fit, or `sampling`
-    names tokens that cannot be."""
+    """Raises RunError if no message could be answered: the template cannot render the system text, it does not fit, or
+    `sampling` names tokens that do not exist or are never drawn."""
     run, symbols = session.run, symbols_of_answers(session.template, session.run.tokenizer)
     drawable(session.sampling, run.model.config.vocab_size, run.tokenizer.vocab_size, symbols)
     prompt(dataclasses.replace(session, turns=[say("user", "")]))
 
 
 def reply(session: Session, text: str, write: Callable[[str], None], tell: Callable[[str], None]) -> bool:
-    """Asks `text`, streams the answer to `write` and keeps both. False where KeyboardInterrupt stopped it early.
+    """Asks `text`, streams the answer to `write` and keeps both. Returns False if KeyboardInterrupt stopped it early.
 
-    tell: gets a line where turns were dropped. Raises RunError, and keeps nothing, where the question does not fit.
+    tell: gets a line if turns were dropped. Raises RunError, and keeps nothing, if the question does not fit.
     """
     before = list(session.turns)
     try:
@@ -101,7 +101,7 @@ def _reply(session: Session, text: str, write: Callable[[str], None], tell: Call
 
 
 def _without(begin: str, write: Callable[[str], None]) -> Callable[[str], None]:
-    """`write`, to which the text comes in pieces, but for `begin` where the text begins with it."""
+    """`write` for a text in pieces, without `begin` at the start of the text."""
     left = begin
 
     def write_rest(text: str) -> None:

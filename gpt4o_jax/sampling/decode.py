@@ -1,7 +1,7 @@
-"""The compiled half of generation: one call for the prompts (prefill), then calls of several single steps (decode).
+"""The compiled part of generation: one call for the prompts (prefill), then calls of several single-token steps (decode).
 
-P prompts, B rows (several of each prompt where several samples are wanted), T prompt positions, S cache slots,
-V vocabulary, n tokens in one decode call
+P prompts, B rows (one per sample of a prompt), T prompt positions, S cache slots, D model width, V vocabulary,
+n tokens per decode call
 """
 
 import functools
@@ -18,17 +18,17 @@ from gpt4o_jax.parallel import replicated
 from gpt4o_jax.sampling import logits as lg
 from gpt4o_jax.sampling.logits import Chosen, Sampling, Seen
 
-DECODE_CHUNK = 16  # the most tokens between two looks at the results: long enough to hide the dispatch
+DECODE_CHUNK = 16  # most tokens between two reads of the results: enough to hide the dispatch
 
 
 class State(NamedTuple):
-    """What goes from call to call. A row's last token is chosen, but not in its cache yet."""
+    """The state between calls. A row's last token is chosen but not in its cache yet."""
 
     cache: Cache
     token_B: jax.Array
-    positions_B: jax.Array  # where that token stands
+    positions_B: jax.Array  # of that token
     keys_B: jax.Array
-    seen: Seen | None  # None: nothing asks for it
+    seen: Seen | None  # None: not needed, there are no penalties
 
 
 def bucket(n: int, limit: int, least: int = 32) -> int:
@@ -40,12 +40,12 @@ def bucket(n: int, limit: int, least: int = 32) -> int:
 
 
 def with_room(model: GPT, state: State, slots: int) -> State:
-    """The state with at least so many slots in its cache. Attention reads all that there are: they grow as the text does."""
+    """The state with at least `slots` slots in its cache. Attention reads all of them, so the cache grows with the text."""
     return state._replace(cache=grow(model.config, state.cache, slots))
 
 
 def prefill(model: GPT, params, tokens_PT, lengths_P, slots: int):
-    """(cache of `slots` slots, hidden state of each prompt's last token [P, D])."""
+    """Runs the prompts: (cache of `slots` slots, hidden state of each prompt's last token [P, D])."""
     P, T = tokens_PT.shape
     index_PT = jnp.broadcast_to(jnp.arange(T), (P, T))
     segments_PT = (index_PT < lengths_P[:, None]).astype(jnp.int32)
@@ -55,12 +55,12 @@ def prefill(model: GPT, params, tokens_PT, lengths_P, slots: int):
 
 
 def drawable_logits(model: GPT, params, hidden_BTD, allowed_V: np.ndarray):
-    """Logits [B, T, V], -inf where a token is never chosen."""
+    """Logits [B, T, V], -inf for tokens that are not allowed."""
     return jnp.where(allowed_V, unembed(model, params, hidden_BTD), -jnp.inf)
 
 
 def start(model: GPT, sampling: Sampling, allowed_V, params, tokens_PT, lengths_P, keys_B, slots: int) -> tuple[State, Chosen]:
-    """Prefills the prompts once, repeats each for its rows and chooses the first token of every row."""
+    """Prefills the prompts once, repeats each for its rows and chooses the first token of every row: (State, Chosen [B])."""
     cache, last_PD = prefill(model, params, tokens_PT, lengths_P, slots)
     logits_PV = drawable_logits(model, params, last_PD[:, None], allowed_V)[:, 0]
     seen = None
@@ -80,9 +80,9 @@ def start(model: GPT, sampling: Sampling, allowed_V, params, tokens_PT, lengths_
 def functions(model: GPT, sampling: Sampling, slots: int, vocab_size: int | None, symbols: Symbols, chunk: int):
     """(start, decode), jitted: start(params, tokens_PT, lengths_P, keys_B) and decode(params, state, done_B).
 
-    slots: the most that rows will need; the cache starts with less and must have room for a call's tokens when it
-    comes (`with_room`). chunk: tokens of a call of decode. Both return (state, (Chosen of [n, B], None)); the last: there
-    are no gaps, as there are in sampling/speculative.py. Raises RunError where `sampling` names tokens that cannot be.
+    slots: the most that rows will need; the cache starts smaller, and before each call it must have room for the call's tokens
+    (`with_room`). chunk: tokens per call of decode. Both return (state, (Chosen of [n, B], None)); None: all tokens are kept,
+    unlike in sampling/speculative.py. Raises RunError if `sampling` names tokens that do not exist or are never drawn.
     """
     allowed_V = lg.drawable(sampling, model.config.vocab_size, vocab_size, symbols)
     ends = np.array(lg.endings(sampling, symbols))
@@ -97,7 +97,7 @@ def functions(model: GPT, sampling: Sampling, slots: int, vocab_size: int | None
     def decode(params, state: State, done_B):
         def one(carry, _):
             state, done_B = carry
-            # A finished row computes along but writes nothing: its token counts as padding.
+            # A finished row is still computed but writes nothing: its token counts as padding.
             alive_B1 = (~done_B & (state.positions_B < slots)).astype(jnp.int32)[:, None]
             hidden_B1D, cache, _ = model.apply(
                 {"params": params}, state.token_B[:, None], state.positions_B[:, None], alive_B1, state.cache

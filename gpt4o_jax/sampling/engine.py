@@ -1,17 +1,17 @@
-"""Continuous batching: requests join and leave a running batch, each as soon as there is a place.
+"""Continuous batching: requests join a running batch as soon as a row is free, and leave it when they are done.
 
     engine = Engine(model, params, rows=8)
     request = engine.submit(prompt, max_new_tokens=100, sampling=Sampling(0.7), seed=1)
     while engine.step():        # request.completion grows; request.on_tokens is called
         ...
 
-A batch that waits for its longest row leaves the others' places empty. Here a free place is given to the next request
-between two calls of the decode loop: its prompt is prefilled on its own and copied into the row. What a request draws depends on
-its own prompt, seed and position alone: the tokens are those of generate() for this prompt alone. Where few requests are left,
-the batch is cut to a quarter of its rows, and again; it grows when more come.
+A batch that waits for its longest row leaves the other rows idle. Here a free row is given to the next request between two decode
+calls: its prompt is prefilled separately and copied into the row. What a request draws depends only on its own prompt, seed and
+position, so its tokens are those of generate() for this prompt alone. When few requests are left, the batch shrinks to a quarter
+of its rows, repeatedly; it grows when more arrive.
 
-R rows of the batch, P prompts that are prefilled together, T prompt positions, S cache slots, V vocabulary,
-n tokens in one decode call
+R rows of the batch, P prompts prefilled together, T prompt positions, S cache slots, D model width, V vocabulary,
+n tokens per decode call
 """
 
 import collections
@@ -35,12 +35,12 @@ from gpt4o_jax.sampling.generate import Completion, extend, layout
 from gpt4o_jax.sampling.logits import Sampling
 
 DECODE_CHUNK = 8  # shorter than generate()'s: a row that ends computes to the end of the call for nothing
-LAST_CHUNK = 2  # where a row is known to end within a call: its place is free the sooner
+LAST_CHUNK = 2  # if a row is known to end within a call, so that it is free sooner
 
 
 @dataclasses.dataclass(eq=False)
 class Request:
-    """One prompt and what has come of it: `completion.finished` is "" until it is done."""
+    """A prompt and its completion so far: `completion.finished` is "" until it is done."""
 
     prompt: Sequence[int]
     sampling: Sampling
@@ -53,15 +53,15 @@ class Request:
 
     @property
     def length(self) -> int:
-        """Tokens that its row may need a slot for: the prompt and what was kept so far."""
+        """Tokens that its row may need a slot for: the prompt and those kept so far."""
         return len(self.prompt) + len(self.completion.ids)
 
 
 class Engine:
-    """A batch of at most `rows` rows that runs on. Needs the mesh in force, in every call. The queue has no end."""
+    """A running batch of at most `rows` rows. Every call needs an active mesh. The queue is unbounded."""
 
     def __init__(self, model: GPT, params, rows: int = 8, vocab_size: int | None = None, symbols: Symbols = Symbols()):
-        """vocab_size, symbols: as for generate(). Raises RunError where rows < 1."""
+        """vocab_size, symbols: as for generate(). Raises RunError if rows < 1."""
         if rows < 1:
             raise RunError(f"engine: rows={rows}: expected at least 1")
         self._model, self._params, self._how = model, params, (vocab_size, symbols)
@@ -85,7 +85,7 @@ class Engine:
         should_stop: Callable[[list[int]], int | None] = lambda ids: None,
         on_tokens: Callable[[list[int]], None] = lambda ids: None,
     ) -> Request:
-        """Puts a request in the queue. number: which sample of the prompt it is. For the rest, and errors, see generate()."""
+        """Queues a request. number: index among the samples of the same prompt. For the rest, and errors, see generate()."""
         vocab_size, symbols = self._how
         lg.drawable(sampling, self._model.config.vocab_size, vocab_size, symbols)
         room = int(layout(self._model, [prompt], max_new_tokens, symbols.pad)[0][0])
@@ -94,7 +94,7 @@ class Engine:
         return request
 
     def step(self) -> bool:
-        """Gives free rows to waiting requests and decodes some tokens. Returns whether there is anything left to do."""
+        """Gives free rows to waiting requests and decodes some tokens. Returns whether any request is left."""
         self._fit_rows()
         self._admit()
         if any(self._rows):
@@ -107,7 +107,7 @@ class Engine:
             pass
 
     def _fit_rows(self) -> None:
-        """As many rows as are needed, by quarters: each number of them is compiled once."""
+        """Fits the batch to the rows needed, in factors of 4: each size is compiled once."""
         busy = [row for row, request in enumerate(self._rows) if request]
         wanted, width = len(busy) + len(self._waiting), self._most
         while width >= 4 and 0 < wanted <= width // 4:
@@ -135,7 +135,7 @@ class Engine:
             P = bucket(len(group), len(self._rows), least=1)
             lengths_P = np.ones(P, np.int32)
             tokens_PT = np.full((P, T), symbols.pad, np.int32)
-            rows_P = np.full(P, len(self._rows), np.int32)  # places that nobody takes are written to no row
+            rows_P = np.full(P, len(self._rows), np.int32)  # unused places are out of range: written to no row
             seeds_P, numbers_P = np.zeros((2, P), np.uint32)
             for i, (row, request) in enumerate(group):
                 tokens_PT[i, : len(request.prompt)] = request.prompt
@@ -163,7 +163,7 @@ class Engine:
                 self._take(row, lg.Chosen(*(x.tolist() for x in tokens)))
 
     def _make_room(self) -> None:
-        """The cache grows and shrinks with its longest row, whole rings excepted: attention reads all of it."""
+        """Fits the cache to its longest row (rings up to their full size), since attention reads all of it."""
         need = max(r.length for r in self._rows if r) + DECODE_CHUNK
         slots = bucket(need, self._model.config.context_length)
         if slots < self._slots:
@@ -193,7 +193,7 @@ def _join(model: GPT, sampling: Sampling, slots: int, vocab_size: int | None, sy
         new, chosen = plain.start(model, sampling, allowed_V, params, tokens_PT, lengths_P, keys_P, slots)
         put = lambda old, x: old.at[rows_P].set(x, mode="drop")
         cache = jax.tree.map(lambda old, x: old.at[:, rows_P].set(x, mode="drop"), state.cache, new.cache)
-        # What a row without penalties has seen is never asked for: what is left of the row before may stay.
+        # What a row without penalties has seen is never read: the values of the previous request may stay.
         seen = state.seen if new.seen is None else jax.tree.map(put, state.seen, new.seen)
         state = State(
             cache, put(state.token_B, new.token_B), put(state.positions_B, new.positions_B), put(state.keys_B, new.keys_B), seen

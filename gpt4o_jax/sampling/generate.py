@@ -1,6 +1,6 @@
 """Text generation, token ids in and out: the loop around the compiled steps (sampling/decode.py).
 
-P prompts, B rows, T prompt positions, S cache slots, n tokens in one decode call
+P prompts, B rows, T prompt positions, S cache slots, n tokens per decode call
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ from gpt4o_jax.sampling.speculative import Draft
 
 @dataclasses.dataclass
 class Completion:
-    """What one row was continued with."""
+    """The continuation of one row."""
 
     ids: list[int]  # new tokens, without the one that ended it
     logprobs: list[float]  # of each token in `ids`, under the model at temperature 1
     finished: str  # "stop", "eos" or "length"
-    # Of each, the most probable (id, logprob), as many as can be drawn.
+    # For each token the sampling.top_logprobs most probable (id, logprob), fewer if fewer can be drawn.
     top: list[list[tuple[int, float]]] = dataclasses.field(default_factory=list)
-    passes: int = 0  # of the model, prefill included: how many tokens a pass gave is what a draft is worth
+    passes: int = 0  # of the model, prefill included; tokens per pass measure the gain from a draft
 
 
 def generate(
@@ -45,22 +45,23 @@ def generate(
     num_samples: int = 1,
     draft: Draft | None = None,
 ) -> list[Completion]:
-    """Continues every prompt `num_samples` times; prompts may differ in length. Needs the mesh in force.
+    """Continues every prompt `num_samples` times; prompts may differ in length. Needs an active mesh.
 
-    prompts: token ids, from <bos> on. Each is prefilled once; sample j of prompt p is row p * num_samples + j. A row's
-    tokens depend on its prompt, its number and `seed`, not on the other rows. should_stop(row, ids so far) -> how many
-    ids to keep, to end that row; on_tokens(row, new ids) is called as they come. Ends a row at an eos of `symbols` and
-    at sampling.stop_ids too. Other control symbols are never drawn, nor are ids from `vocab_size` on (None: of the model),
-    for models with more rows than the tokenizer has pieces. A row ends where the context is full. draft: who proposes
-    tokens for the model to judge several at once (sampling/speculative.py). Raises RunError where a prompt leaves no room
-    in the context, `sampling` names tokens that cannot be, or the draft does not fit the model.
+    prompts: token ids, as from Tokenizer.prompt. Each is prefilled once; sample j of prompt p is row p * num_samples + j. A row's
+    tokens depend on its prompt, its number and `seed`, not on the other rows. should_stop(row, ids so far) -> how many ids to
+    keep, which ends the row, or None; on_tokens(row, new ids) is called as they are generated. A row also ends at an eos of
+    `symbols`, at sampling.stop_ids, after max_new_tokens, and where the context is full. Other control symbols are never drawn,
+    nor are ids from `vocab_size` on (None: the model's), for models with more rows than the tokenizer has pieces. draft: proposes
+    tokens, of which the model verifies several in one pass (sampling/speculative.py). Raises RunError if a prompt is empty or
+    leaves no room in the context, `sampling` names tokens that do not exist or are never drawn, or the draft does not fit the
+    model.
     """
     room_P, tokens_PT, lengths_P, slots = layout(model, prompts, max_new_tokens, symbols.pad)
     room_B = np.repeat(room_P, num_samples)
     B = len(room_B)
     if draft is None:
         weights, per_pass = params, 1
-        chunk = min(plain.DECODE_CHUNK, max(1, int(max(room_P)) - 1))  # short answers need no whole call of decoding
+        chunk = min(plain.DECODE_CHUNK, max(1, int(max(room_P)) - 1))  # short answers do not need a full decode call
         first, decode = plain.functions(model, sampling, slots, vocab_size, symbols, chunk)
     else:
         speculative.check(draft, model, int(max(lengths_P + room_P)), vocab_size)
@@ -84,7 +85,10 @@ def generate(
 
 
 def layout(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, pad: int):
-    """(most new tokens of each prompt, prompts padded [P, T], their lengths, cache slots). Raises RunError."""
+    """(most new tokens of each prompt [P], prompts padded to [P, T], their lengths [P], cache slots).
+
+    Raises RunError if a prompt is empty, or leaves no room in the context.
+    """
     limit = model.config.context_length
     longest = max(len(p) for p in prompts)
     if not all(len(p) for p in prompts):
@@ -95,7 +99,7 @@ def layout(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, pa
             " left for a new token; shorten the prompt"
         )
     lengths_P = np.array([len(p) for p in prompts], np.int32)
-    # Each row's own: neighbours do not matter. A number that int32 does not hold may be asked for.
+    # Separate for each row: neighbours do not matter. max_new_tokens may be larger than int32.
     room_P = np.minimum(min(max_new_tokens, limit), limit - lengths_P)
     T = plain.bucket(longest, limit)
     tokens_PT = np.stack([np.pad(np.asarray(p, np.int32), (0, T - len(p)), constant_values=pad) for p in prompts])
@@ -105,7 +109,7 @@ def layout(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, pa
 def extend(
     c: Completion, row: int, begins: list[bool], tokens: Chosen, max_new_tokens: int, eos, stop_ids, should_stop, on_tokens
 ):
-    """Adds a row's newest tokens, as far as it goes, and says how it ended if it did. begins: which begin a pass."""
+    """Appends a row's new tokens up to its end, and records how it ended if it did. begins: which of them begin a pass."""
     if c.finished:
         return
     new = 0

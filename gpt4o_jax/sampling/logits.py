@@ -1,10 +1,10 @@
 """From logits to a token: pure functions on logits_BV.
 
-In this order: control symbols are excluded, biases added, penalties applied (repetition, then frequency and presence),
-temperature divides, top_k, top_p and min_p exclude. Log-probabilities that are told are the model's own: after the first
-step, before the others.
+In this order: exclude control symbols, add biases, apply penalties (repetition, then frequency and presence), divide by
+temperature, filter by top_k, top_p and min_p. Reported log-probabilities are the model's own: after the first step, before
+the others.
 
-B rows, T prompt positions, V vocabulary, N most probable tokens that are told
+B rows, T prompt positions, V vocabulary, N most probable tokens reported
 """
 
 from typing import NamedTuple
@@ -19,14 +19,14 @@ from gpt4o_jax.sampling.settings import Sampling
 
 
 class Seen(NamedTuple):
-    """The tokens before, as penalties count them."""
+    """The previous tokens, as penalties count them."""
 
-    prompt_BV: jax.Array  # bool: stands in the prompt
-    generated_BV: jax.Array  # int32: how many times it was generated
+    prompt_BV: jax.Array  # bool, whether a token is in the prompt
+    generated_BV: jax.Array  # int32, how many times it was generated
 
 
 class Chosen(NamedTuple):
-    """A token for each row and what the model said of it, at temperature 1 and before biases, penalties and filters."""
+    """A token for each row and its log-probability at temperature 1, before biases, penalties and filters."""
 
     token_B: jax.Array
     logprob_B: jax.Array
@@ -40,9 +40,9 @@ def endings(s: Sampling, symbols: Symbols) -> tuple[int, ...]:
 
 
 def drawable(s: Sampling, rows: int, vocab_size: int | None, symbols: Symbols) -> np.ndarray:
-    """Which of a model's `rows` tokens may be chosen: those the tokenizer has pieces for, and what ends a row. bool [rows].
+    """Which of a model's `rows` tokens may be chosen: those the tokenizer has pieces for, and those that end a row.
 
-    Raises RunError where `s` names a token that cannot be.
+    bool [rows]. Raises RunError if `s` names a token that does not exist, or biases one that is never drawn.
     """
     size = vocab_size or rows
     for token in s.stop_ids:
@@ -60,8 +60,8 @@ def drawable(s: Sampling, rows: int, vocab_size: int | None, symbols: Symbols) -
 
 
 def row_keys(seed: int, rows) -> jax.Array:
-    """One key for each row number. With a position folded in, it draws the token at that position: a row is a function
-    of its prompt, its number and the seed, whoever its neighbours are and however many steps are computed at once."""
+    """One key per row number. With a position folded in, it draws the token at that position: a row depends only on its
+    prompt, its number and the seed, not on other rows or on how many steps a call computes."""
     return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.asarray(rows))
 
 
@@ -71,7 +71,7 @@ def at_positions(keys_B: jax.Array, positions_B: jax.Array) -> jax.Array:
 
 
 def seen_in_prompt(tokens_BT: jax.Array, valid_BT: jax.Array, vocab: int) -> Seen:
-    """Seen, where nothing has been generated yet."""
+    """Seen before anything is generated. valid_BT: False for padding."""
     rows_B1 = jnp.arange(tokens_BT.shape[0])[:, None]
     prompt_BV = jnp.zeros((tokens_BT.shape[0], vocab), bool)
     prompt_BV = prompt_BV.at[rows_B1, jnp.where(valid_BT, tokens_BT, vocab)].set(True, mode="drop")
@@ -79,7 +79,7 @@ def seen_in_prompt(tokens_BT: jax.Array, valid_BT: jax.Array, vocab: int) -> See
 
 
 def also_seen(seen: Seen | None, token_B: jax.Array) -> Seen | None:
-    """Seen, after one more token was generated in each row. None stays None."""
+    """Seen after one more token in each row. None stays None."""
     if seen is None:
         return None
     rows_B = jnp.arange(token_B.shape[0])
@@ -87,12 +87,11 @@ def also_seen(seen: Seen | None, token_B: jax.Array) -> Seen | None:
 
 
 def penalise(logits_BV: jax.Array, s: Sampling, seen: Seen | None) -> jax.Array:
-    """Logits with biases added and penalties applied; `seen` is needed where s.penalised.
+    """Logits [B, V] with biases added and penalties applied; `seen` is required if s.penalised.
 
-    repetition_penalty (CTRL, arXiv:1909.05858): logits of tokens in the prompt or generated are divided by it where
-    positive and multiplied where negative, as Hugging Face and vLLM do. frequency_penalty times the number of times a
-    token was generated, and presence_penalty where it was at all, are subtracted: OpenAI's formula over generated
-    tokens only, as in vLLM.
+    repetition_penalty (CTRL, arXiv:1909.05858): logits of tokens in prompt or output are divided by it if positive and multiplied
+    by it if negative, as in Hugging Face and vLLM. frequency_penalty times the count of a token in the output, and
+    presence_penalty if it occurs there, are subtracted: OpenAI's formula, over generated tokens only, as in vLLM.
     """
     if s.logit_bias:
         tokens, biases = zip(*s.logit_bias, strict=True)
@@ -107,14 +106,14 @@ def penalise(logits_BV: jax.Array, s: Sampling, seen: Seen | None) -> jax.Array:
 
 
 def filter_logits(logits_BV: jax.Array, s: Sampling) -> jax.Array:
-    """Logits over temperature, up to a number that all of a row have in common, with what the filters exclude at -inf.
+    """Logits [B, V] divided by temperature (above 0), up to a constant per row, with filtered tokens at -inf.
 
-    top_k: the k largest (ties by lower id). top_p: the fewest tokens, most probable first, whose
-    probability reaches p (nucleus sampling, arXiv:1904.09751), of what top_k left. min_p: those at
-    least min_p times as probable as the best (arXiv:2407.01082). The best token always stays.
+    top_k: keep the k largest (ties: the lower id). top_p: of those, the fewest tokens, most probable first, whose total
+    probability reaches p (nucleus sampling, arXiv:1904.09751). min_p: those at least min_p times as probable as the best
+    (arXiv:2407.01082). The best token always stays.
     """
     if s.temperature < 1:
-        # Near 0 the quotients overflow float32, all but the best's, which is 0. A divisor below `tiny` may count as 0.
+        # Near 0 the quotients overflow float32, except the best one's, which is 0. A divisor below `tiny` may count as 0.
         tiny = float(jnp.finfo(jnp.float32).tiny)
         logits_BV = (logits_BV - logits_BV.max(axis=-1, keepdims=True)) / max(s.temperature, tiny)
     else:
@@ -134,7 +133,7 @@ def filter_logits(logits_BV: jax.Array, s: Sampling) -> jax.Array:
 
 
 def log_distribution(logits_BV: jax.Array, s: Sampling, seen: Seen | None = None) -> jax.Array:
-    """Log-probabilities of the tokens that `choose` draws; with temperature 0 all of it on one."""
+    """Log-probabilities [B, V] that `choose` draws from; at temperature 0 one token has all the probability."""
     logits_BV = penalise(logits_BV, s, seen)
     if s.temperature == 0:
         best_B1 = jnp.argmax(logits_BV, axis=-1)[:, None]
@@ -151,7 +150,7 @@ def choose(logits_BV: jax.Array, keys_B: jax.Array, s: Sampling, seen: Seen | No
 
 
 def told(logits_BV: jax.Array, token_B: jax.Array, s: Sampling) -> Chosen:
-    """The tokens with what the model says of them. Any number of leading axes in place of B."""
+    """The tokens with their log-probabilities. Any number of leading axes in place of B."""
     logprob_BV = jax.nn.log_softmax(logits_BV, axis=-1)
     top_logprob_BN, top_BN = jax.lax.top_k(logprob_BV, s.top_logprobs)
     return Chosen(token_B, jnp.take_along_axis(logprob_BV, token_B[..., None], axis=-1)[..., 0], top_BN, top_logprob_BN)

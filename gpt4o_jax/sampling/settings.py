@@ -1,4 +1,4 @@
-"""How text is drawn: the knobs of sampling with their ranges. Without JAX, so that `generate --help` is quick."""
+"""Sampling settings and their ranges. Does not import JAX, so that `generate --help` is fast."""
 
 import dataclasses
 import math
@@ -9,9 +9,9 @@ from gpt4o_jax.errors import RunError
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How to choose the next token from the model's logits; what is what, and in which order, says sampling/logits.py.
+    """How to choose the next token from the model's logits; for definitions and order see sampling/logits.py.
 
-    The defaults draw from the model's own distribution. Raises RunError where a value is out of its range.
+    The defaults draw from the model's own distribution. Raises RunError if a value is out of range.
     """
 
     temperature: float = knob(1.0, "sampling temperature; 0: greedy", low=0.0, high=100.0)
@@ -23,7 +23,7 @@ class Sampling:
     )
     presence_penalty: float = knob(0.0, "subtracted from the logits of tokens already generated", low=-2.0, high=2.0)
     frequency_penalty: float = knob(0.0, "subtracted from a token's logit once per time it was generated", low=-2.0, high=2.0)
-    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit, -100 to 100)
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, number added to its logit, -100 to 100)
     stop_ids: tuple[int, ...] = ()  # tokens that end a row, as <eos> does
     top_logprobs: int = knob(0, "also return the log-probabilities of the n most probable tokens at each step", low=0, high=20)
 
@@ -43,7 +43,7 @@ class Sampling:
 
     @property
     def penalised(self) -> bool:
-        """Whether logits depend on the tokens before."""
+        """Whether logits depend on previous tokens."""
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
 
 

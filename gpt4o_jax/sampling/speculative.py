@@ -1,11 +1,11 @@
-"""Speculative decoding: a cheap draft proposes k tokens, the model judges all of them in one pass.
+"""Speculative decoding: a cheap draft proposes k tokens, the model verifies all of them in one pass.
 
-The text is distributed as the model's own, whatever the draft proposes (Leviathan et al., arXiv:2211.17192). With
-temperature 0, or where the draft looks tokens up, it is the very text that decoding without a draft gives, up to the
-rounding of logits. A rejected token is overwritten in the cache by the next one at its position, and until then lies
-after every query.
+The text has the model's own distribution, whatever the draft proposes (Leviathan et al., arXiv:2211.17192). At temperature 0, or
+if the draft looks tokens up, it is the same text as without a draft, up to the rounding of logits. A rejected token is
+overwritten in the cache by the next one at its position; until then its position is after every query.
 
-B rows, k drafted tokens, j = k + 1 tokens of a round, P prompts, S cache slots, V vocabulary, n tokens in one decode call
+B rows, k drafted tokens, j = k + 1 tokens per round, P prompts, T prompt positions, S cache slots, D model width, V vocabulary, n
+tokens per decode call
 """
 
 import dataclasses
@@ -27,17 +27,17 @@ from gpt4o_jax.sampling import logits as lg
 from gpt4o_jax.sampling.decode import State
 from gpt4o_jax.sampling.logits import Sampling, Seen
 
-MOST_TOKENS = SPARE  # a draft's: the caches of windows can take no more back
-PROPOSE, JUDGE, REPLACE = 1, 2, 3  # folded into the key of a position: a draft must not know its verdict
-NGRAM = 3  # tokens that a look-up compares at most
+MOST_TOKENS = SPARE  # of a draft, per round: sliding-window caches can roll back no more
+PROPOSE, JUDGE, REPLACE = 1, 2, 3  # folded into the key of a position: proposal and verdict must be independent
+NGRAM = 3  # most tokens that a look-up compares
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Draft:
-    """Who proposes `tokens` tokens a round: another model of the same tokenizer with its parameters, or, without one, the
-    row itself: what followed its last tokens the last time they stood there (prompt lookup, github.com/apoorvumang).
+    """Proposes `tokens` tokens per round: another model with the same tokenizer, or, without one, the row itself: what
+    followed the latest earlier occurrence of its last tokens (prompt lookup, github.com/apoorvumang).
 
-    Raises RunError where `tokens` is out of range.
+    Raises RunError if `tokens` is out of range.
     """
 
     tokens: int = 4
@@ -50,7 +50,7 @@ class Draft:
 
 
 class _Drafter(NamedTuple):
-    """How a draft works; its memory is a cache, or the tokens of every row."""
+    """The functions of a draft; its memory is a cache, or the tokens of every row."""
 
     start: Callable  # (weights, tokens_PT, lengths_P, prompt_B) -> memory
     propose: Callable  # (weights, memory, State, done_B) -> memory, drafts_Bk, log-probabilities [B, k, V] or None
@@ -58,7 +58,7 @@ class _Drafter(NamedTuple):
 
 
 def check(draft: Draft, model: GPT, longest: int, vocab_size: int | None) -> None:
-    """Raises RunError where the draft cannot propose for this model, in rows of up to `longest` tokens."""
+    """Raises RunError if the draft cannot propose for this model, in rows of up to `longest` tokens."""
     if draft.model is None:
         return
     theirs, ours = draft.model.config, model.config
@@ -72,8 +72,8 @@ def check(draft: Draft, model: GPT, longest: int, vocab_size: int | None) -> Non
 
 
 def functions(model: GPT, sampling: Sampling, slots: int, vocab_size: int | None, symbols: Symbols, draft: Draft):
-    """(start, decode) like those of sampling/decode.py, but for weights = (params, draft.params), and rows that come with
-    gaps: tokens of which kept_nB is False are to be left out."""
+    """(start, decode) as in sampling/decode.py, but with weights = (params, draft.params), and with kept_nB in place of None:
+    tokens for which it is False are to be skipped."""
     return _functions(model, sampling, slots, vocab_size, symbols, draft.tokens, draft.model)
 
 
@@ -101,7 +101,7 @@ def _functions(model: GPT, sampling: Sampling, slots: int, vocab_size, symbols: 
         inputs_Bj = jnp.concatenate([state.token_B[:, None], drafts_Bk], axis=1)
         positions_Bj = state.positions_B[:, None] + jnp.arange(k + 1)
         alive_Bj = (~done_B[:, None] & (positions_Bj < slots)).astype(jnp.int32)
-        places_Bj = jnp.minimum(positions_Bj, slots - 1)  # those outside count as padding
+        places_Bj = jnp.minimum(positions_Bj, slots - 1)  # those outside the cache count as padding
         hidden_BjD, cache, _ = model.apply({"params": weights[0]}, inputs_Bj, places_Bj, alive_Bj, state.cache)
         logits_BjV = plain.drawable_logits(model, weights[0], hidden_BjD, allowed_V)
         keys_Bj = jax.vmap(lg.at_positions, in_axes=(None, 1), out_axes=1)(state.keys_B, positions_Bj + 1)
@@ -140,7 +140,7 @@ def _functions(model: GPT, sampling: Sampling, slots: int, vocab_size, symbols: 
 
 
 def _seen_by_each(seen: Seen | None, drafts_Bk) -> Seen | None:
-    """For each token of a round what came before it, if the drafts before it are accepted: Seen of [B, j, V]."""
+    """What came before each token of a round if the drafts before it are accepted: Seen of [B, j, V]."""
     if seen is None:
         return None
     V = seen.generated_BV.shape[1]
@@ -155,18 +155,18 @@ def _one(seen: Seen | None) -> Seen | None:
 
 
 def matching(tokens_Bj: jax.Array, drafts_Bk: jax.Array) -> jax.Array:
-    """How many drafts are what the model drew itself, before the first that is not. int32 [B].
+    """How many drafts equal the tokens that the model drew itself, before the first that does not. int32 [B].
 
-    For drafts that are no draws: keeping the model's own tokens up to there and the next is exact for any draft.
+    For drafts that are not samples: keeping the model's own tokens up to there and the next one is exact for any draft.
     """
     return jnp.sum(jnp.cumprod(tokens_Bj[:, :-1] == drafts_Bk, axis=1), axis=1)
 
 
 def accept(logp_BjV: jax.Array, logq_BkV: jax.Array, drafts_Bk: jax.Array, keys_Bj: jax.Array):
-    """Judges drafts that were drawn from q: (tokens_Bj, how many drafts are accepted, int32 [B]).
+    """Accepts or rejects drafts drawn from q, given log p and log q: (tokens_Bj, how many drafts are accepted, int32 [B]).
 
-    Draft x is accepted with probability min(1, p(x) / q(x)). At the first that is not, a token is drawn from
-    max(p - q, 0), normalised; after the last, if all are, from p. Tokens that follow it mean nothing.
+    Draft x is accepted with probability min(1, p(x) / q(x)). In place of the first rejected one, a token is drawn from
+    max(p - q, 0), normalised; if all are accepted, one more from p. Tokens after that are meaningless.
     Source: arXiv:2211.17192, section 2.3 and appendix A.1.
     """
     k = drafts_Bk.shape[1]
@@ -176,7 +176,7 @@ def accept(logp_BjV: jax.Array, logq_BkV: jax.Array, drafts_Bk: jax.Array, keys_
     chance_Bk = jax.vmap(jax.vmap(chance))(keys_Bj[:, :k])
     accepted_B = jnp.sum(jnp.cumprod(chance_Bk * of_draft(q_BkV) < of_draft(p_BjV[:, :k]), axis=1), axis=1)
     left_BkV = jnp.maximum(p_BjV[:, :k] - q_BkV, 0)
-    # Where rounding leaves nothing, p and q are the same.
+    # If rounding leaves nothing, p and q are equal.
     left_BkV = jnp.where(jnp.sum(left_BkV, axis=-1, keepdims=True) > 0, left_BkV, p_BjV[:, :k])
     left_BjV = jnp.concatenate([left_BkV, p_BjV[:, k:]], axis=1)
     at = lambda x_Bj: jax.vmap(lambda x_j, i: x_j[i])(x_Bj, accepted_B)
@@ -187,7 +187,7 @@ def accept(logp_BjV: jax.Array, logq_BkV: jax.Array, drafts_Bk: jax.Array, keys_
 
 
 def _model(draft: GPT, allowed_V, sampling: Sampling, slots: int, k: int, vocab: int) -> _Drafter:
-    """Drafts by another model, drawn as the model's own tokens are, penalties and filters included."""
+    """Drafts from another model, drawn like the model's own tokens, penalties and filters included."""
 
     def start(weights, tokens_PT, lengths_P, prompt_B):
         return take_rows(plain.prefill(draft, weights[1], tokens_PT, lengths_P, slots)[0], prompt_B)
@@ -202,14 +202,14 @@ def _model(draft: GPT, allowed_V, sampling: Sampling, slots: int, k: int, vocab:
             logits_BV = plain.drawable_logits(draft, weights[1], hidden_B1D, allowed_V)[:, 0, :vocab]
             missing = vocab - logits_BV.shape[1]  # rows that only pad the model's vocabulary
             logits_BV = jnp.pad(logits_BV, ((0, 0), (0, missing)), constant_values=-jnp.inf)
-            # A position that is drafted again uses its keys again: nothing that was kept has depended on them.
+            # A position that is drafted again reuses its key: nothing that was kept has depended on it.
             keys_B = lg.at_positions(state.keys_B, positions_B + 1)
             keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, PROPOSE)
             token_B = lg.choose(logits_BV, keys_B, sampling, seen)
             logq_BV = None if sampling.temperature == 0 else lg.log_distribution(logits_BV, sampling, seen)
             return (cache, token_B, lg.also_seen(seen, token_B)), (token_B, logq_BV)
 
-        # One more than is used, which puts the last draft into the cache: it may be accepted.
+        # One more than is used, to put the last draft into the cache: it may be accepted.
         (cache, *_), (drafts_jB, logq_jBV) = jax.lax.scan(one, (cache, state.token_B, state.seen), jnp.arange(k + 1))
         return cache, drafts_jB[:k].T, None if logq_jBV is None else jnp.moveaxis(logq_jBV[:k], 0, 1)
 
@@ -233,7 +233,7 @@ def _look_up(slots: int, k: int) -> _Drafter:
 def look_up(text_BS: jax.Array, last_B: jax.Array, k: int) -> jax.Array:
     """What followed the latest of the longest matches (up to NGRAM tokens) with the tokens up to position last_B. [B, k].
 
-    A match that overlaps the end goes on in circles. Where nothing matches, the tokens mean nothing.
+    A match that overlaps the end is continued periodically. If nothing matches, the tokens are meaningless.
     """
     slot_S, last_B1 = jnp.arange(text_BS.shape[1]), last_B[:, None]
     same_BS = slot_S < last_B1

@@ -1,4 +1,4 @@
-"""Generation from strings to strings: stop strings, streaming, several samples of each prompt."""
+"""Generation from strings to strings: stop strings, streaming, several samples per prompt."""
 
 import codecs
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +27,9 @@ def complete(
 ) -> list[tuple[str, Completion]]:
     """Continuations of `prompts` (texts or ids), `num_samples` of each, cut before the first stop string.
 
-    Sample j of prompt p is row p * num_samples + j. stream(row, text) receives whole characters as they come, never any
-    part of a stop string.
+    Sample j of prompt p is row p * num_samples + j. stream(row, text) receives whole characters as they are generated, never any
+    part of a stop string. Needs an active mesh. Raises RunError as generate() does, and for prompts and stop strings that are not
+    valid text.
     """
     stops = _stops(tokenizer, stop)
     writers = [Streamer(tokenizer, stop, lambda text, row=row: stream(row, text)) for row in range(len(prompts) * num_samples)]
@@ -64,10 +65,10 @@ def complete_each(
     num_samples: int = 1,
     rows: int = 8,
 ) -> Iterator[tuple[int, list[tuple[str, Completion]]]]:
-    """Continuations of many prompts, `rows` at a time (sampling/engine.py): (number of a prompt, its samples) as they come.
+    """Continues many prompts, `rows` at a time (sampling/engine.py). Yields (index of a prompt, its samples) as they finish.
 
-    The samples of a prompt are those that complete() gives for it alone. Raises RunError, with the number of the prompt,
-    before the first pass.
+    The samples of a prompt are those that complete() gives for it alone. Needs an active mesh. Raises RunError, with the
+    index of the prompt, before the first pass.
     """
     engine = Engine(model, params, rows, tokenizer.vocab_size, tokenizer.symbols)
     going, stops = {}, _stops(tokenizer, stop)
@@ -84,7 +85,7 @@ def complete_each(
 
 
 def _stops(tokenizer: Tokenizer, stop: Sequence[str]) -> Callable[[list[int]], int | None]:
-    """(ids so far) -> how many to keep where the last of them complete a stop string. Raises RunError where one is no text."""
+    """(ids so far) -> how many to keep if the last of them complete a stop string. Raises RunError for an invalid one."""
     for s in stop:
         if lone_surrogate(s):
             raise data_error(f"stop string {s!r}: not UTF-8 ({lone_surrogate(s)}); no text holds it")
@@ -92,7 +93,7 @@ def _stops(tokenizer: Tokenizer, stop: Sequence[str]) -> Callable[[list[int]], i
     longest = max(map(len, encoded), default=0)
 
     def stops(ids: list[int]) -> int | None:
-        # Looking back over as many tokens as the longest stop string has bytes is enough.
+        # It is enough to look back as many tokens as the longest stop string has bytes.
         recent = tokenizer.decode_bytes(ids[-longest - 1 :]) if longest else b""
         return len(ids) if any(s in recent for s in encoded) else None
 
@@ -105,7 +106,7 @@ def _before(text: str, stop: Sequence[str]) -> str:
 
 
 class Streamer:
-    """Passes text on as soon as it is whole characters and can no longer become a stop string."""
+    """Passes text on as soon as its characters are complete and it can no longer become a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], write: Callable[[str], None]):
         self._tokenizer, self._stop, self._write = tokenizer, [s for s in stop if s], write
@@ -128,6 +129,6 @@ class Streamer:
             self.feed([], final=True)
 
     def _may_begin_stop(self) -> int:
-        """Length of the longest end of the held text that is the beginning of a stop string."""
+        """Length of the longest suffix of the held text that is a proper prefix of a stop string."""
         lengths = (n for s in self._stop for n in range(1, len(s)) if self._held.endswith(s[:n]))
         return max(lengths, default=0)

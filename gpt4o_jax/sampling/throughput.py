@@ -1,4 +1,4 @@
-"""How fast a model generates on this machine: random prompts, greedy, no <eos>."""
+"""Generation speed of a model on this machine: random prompts, greedy, no <eos>."""
 
 import statistics
 import time
@@ -13,11 +13,12 @@ from gpt4o_jax.sampling.logits import Sampling
 
 
 def measure(model: GPT, params, batch: int, prompt_tokens: int, new_tokens: int, repeats: int) -> dict:
-    """Times `repeats` calls of generate() after one that compiles, and as many of one new token: prompts alone.
+    """Times `repeats` calls of generate() after one that compiles, and as many with one new token, for the prompts alone.
 
-    Needs the mesh in force. Returns new tokens/s of the whole batch (median, prompts included), those of decoding alone (None
-    where it cannot be told: a call took no longer than the slowest of one new token), prompt tokens/s, and the bytes of the
-    parameters, all of which every decoded token reads (but most of an embedding that is not the head).
+    Needs an active mesh. Returns new tokens/s of the whole batch (median, prompts included) and of decoding alone (None if within
+    the noise: a call took no longer than the slowest with one new token), prompt tokens/s, seconds per call (median, fastest,
+    slowest), and the bytes of the parameters, all of which are read for every decoded token (except most of an input embedding
+    that is not also the output head).
     """
     prompts = np.random.default_rng(0).integers(0, model.config.vocab_size, (batch, prompt_tokens)).tolist()
 

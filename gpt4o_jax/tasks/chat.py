@@ -1,8 +1,7 @@
-"""One form of conversation, and how each family of models writes it: fixed renderers, no template language.
+"""Conversations, and the chat format of each model family: fixed renderers, no template language.
 
-A rendered conversation is a list of (Symbol or Text, whether the loss counts it). Symbols become the ids that only code
-can place, so nothing that stands in a message can begin or end a turn. What counts: the assistant's words and the symbol
-that ends them.
+A rendered conversation is a list of (Symbol or Text, whether the loss counts it). Symbols become ids that only code can
+place, so nothing in a message can begin or end a turn. The loss counts the assistant's text and the symbol that ends it.
 """
 
 import dataclasses
@@ -13,19 +12,19 @@ from collections.abc import Callable, Sequence
 from gpt4o_jax.errors import RunError, data_error, did_you_mean
 
 ROLES = ("system", "user", "assistant", "tool")
-_UNWRITTEN = ("tool_calls", "function_call", "tool_call_id", "name", "reasoning_content")  # of others' files; more than a text
+_UNWRITTEN = ("tool_calls", "function_call", "tool_call_id", "name", "reasoning_content")  # in other formats; more than a text
 
 
 @dataclasses.dataclass(frozen=True)
 class Symbol:
-    """A control symbol by its name; "bos" and "eos" are those of the tokenizer, whatever their names."""
+    """A control symbol by name; "bos" and "eos" are those of the tokenizer, whatever their names."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A piece of text, of a message or of a template."""
+    """A piece of text, from a message or a template."""
 
     text: str
 
@@ -46,12 +45,15 @@ Rendered = list[tuple[Symbol | Text, bool]]
 
 
 def say(role: str, text: str) -> Message:
-    """A message of one text."""
+    """A message with one text."""
     return Message(role, (Text(text),))
 
 
 def read_messages(stored: Sequence[dict]) -> list[Message]:
-    """Messages from JSON: {"role": ..., "content": text, or a list of {"type": "text", "text": ...}}. Raises RunError."""
+    """Messages from JSON: {"role": ..., "content": text, or a list of {"type": "text", "text": ...}}.
+
+    Raises RunError for anything else, with the number of the message.
+    """
     messages = []
     readable = lambda part: isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str)
     for n, entry in enumerate(stored):
@@ -81,10 +83,10 @@ BOS, EOS = Symbol("bos"), Symbol("eos")
 
 
 def _own(messages: Sequence[Message], reply: bool) -> Rendered:
-    """Ours: one symbol opens a turn, one ends it; any order of roles.
+    """Our own format: one symbol opens a turn, one ends it; any order of roles.
 
-    A space begins every turn: so a word is the same tokens at its beginning as within it, and an answer that repeats a word
-    of the question repeats its tokens.
+    Every turn begins with a space, so that a word has the same tokens at the start of a turn as inside it, and an answer that
+    repeats a word of the question repeats its tokens.
     """
     out: Rendered = [(BOS, False)]
     for m in messages:
@@ -95,7 +97,7 @@ def _own(messages: Sequence[Message], reply: bool) -> Rendered:
 
 
 def _chatml(messages: Sequence[Message], reply: bool, system: str = "", tools_ask: bool = True) -> Rendered:
-    """ChatML as Qwen writes it. tools_ask: answers of tools are turns of the user, those in a row one turn (from 2.5 on)."""
+    """ChatML as in Qwen. tools_ask: results of tools are user turns, consecutive ones a single turn (from 2.5 on)."""
     if system and (not messages or messages[0].role != "system"):
         messages = [say("system", system), *messages]
     out: Rendered = []
@@ -116,10 +118,10 @@ _NO_THOUGHTS = "<think>\n\n</think>\n\n"
 
 
 def _qwen3(messages: Sequence[Message], reply: bool) -> Rendered:
-    """Qwen 3's ChatML: thoughts, <think>...</think> before an answer, stay only in answers to the last question.
+    """Qwen 3's ChatML: thoughts, <think>...</think> before an answer, are kept only in answers to the last question.
 
-    There the last answer has a place for thoughts even where it has none, which the loss then does not count: `question` gives
-    it, as the published template does with enable_thinking=False. Who chats leaves thoughts to the model.
+    The last answer always has a think block. An empty one is not counted by the loss, and `question` provides it, as the
+    published template does with enable_thinking=False. In a chat the model decides whether to think.
     """
     asked = max((n for n, m in enumerate(messages) if m.role == "user" and not _tool_answer(m.text)), default=len(messages))
     shown: list[Message] = []
@@ -135,7 +137,7 @@ def _qwen3(messages: Sequence[Message], reply: bool) -> Rendered:
         shown.append(m)
     out = _chatml(shown, False)
     if shown and shown[-1].role == "assistant" and shown[-1].text.startswith(_NO_THOUGHTS):
-        *_, (text, _), _, _ = out  # what ends the turn and its line come behind
+        *_, (text, _), _, _ = out  # followed by the end of the turn and of its line
         out[-3:-2] = [(Text(_NO_THOUGHTS), False), (Text(text.text.removeprefix(_NO_THOUGHTS)), True)]
     return [*out, *_chatml([], True)] if reply else out
 
@@ -145,7 +147,7 @@ def _tool_answer(text: str) -> bool:
 
 
 def _llama3(messages: Sequence[Message], reply: bool, dated: str = "") -> Rendered:
-    """Llama 3's headers. dated: what 3.1 and later put at the head of a system turn that is always there."""
+    """Llama 3's headers. dated: text that 3.1 and later put at the start of a system turn, which is then always present."""
     if dated:
         given = bool(messages) and messages[0].role == "system"
         system = messages[0].text.strip() if given else ""
@@ -157,7 +159,7 @@ def _llama3(messages: Sequence[Message], reply: bool, dated: str = "") -> Render
     for n, m in enumerate(messages):
         answer, text = m.role == "assistant", m.text.strip()
         if dated and n == 0:
-            text = m.text  # where no system text is given, the date's empty line ends it
+            text = m.text  # not stripped: without a system text it ends with the blank line after the date
         elif dated and m.role == "tool":
             text = json.dumps(m.text, ensure_ascii=False)
         role = "ipython" if dated and m.role == "tool" else m.role
@@ -166,7 +168,7 @@ def _llama3(messages: Sequence[Message], reply: bool, dated: str = "") -> Render
 
 
 def _pairs(name: str, messages: Sequence[Message]) -> tuple[str, list[Message]]:
-    """(system text, turns), for families that know no other order than user, assistant, user, ..."""
+    """(system text, turns), for families that only allow user, assistant, user, ... Raises RunError for another order."""
     given = bool(messages) and messages[0].role == "system"
     system, turns = messages[0].text if given else "", list(messages[given:])
     for n, m in enumerate(turns):
@@ -178,7 +180,7 @@ def _pairs(name: str, messages: Sequence[Message]) -> tuple[str, list[Message]]:
 
 
 def _llama2(messages: Sequence[Message], reply: bool) -> Rendered:
-    """Llama 2's [INST]; the system text stands inside the first."""
+    """Llama 2's [INST]; the system text goes inside the first."""
     system, turns = _pairs("llama2", messages)
     out: Rendered = []
     for n, m in enumerate(turns):
@@ -191,8 +193,8 @@ def _llama2(messages: Sequence[Message], reply: bool) -> Rendered:
 
 
 def _mistral(messages: Sequence[Message], reply: bool, name: str = "mistral", space: str = "") -> Rendered:
-    """Mistral 7B Instruct v0.2's and Mixtral's [INST]. As first published they refuse a system text; here that stands before the
-    first question, as in what was published later, which has a space before every turn too."""
+    """[INST] as in Mistral 7B Instruct v0.2 and Mixtral. Their first templates reject a system text; here it goes before the
+    first question, as in their later ones, which also have a space before every turn."""
     system, turns = _pairs(name, messages)
     out: Rendered = [(BOS, False)]
     for n, m in enumerate(turns):
@@ -205,7 +207,7 @@ def _mistral(messages: Sequence[Message], reply: bool, name: str = "mistral", sp
 
 
 def _mistral3(messages: Sequence[Message], reply: bool) -> Rendered:
-    """Mistral 7B Instruct v0.3's [INST], a symbol; the system text stands before the last question (mistral-common)."""
+    """[INST] as in Mistral 7B Instruct v0.3, a symbol; the system text goes before the last question (mistral-common)."""
     system, turns = _pairs("mistral0.3", messages)
     last = (len(turns) - 1) // 2 * 2
     out: Rendered = [(BOS, False)]
@@ -219,7 +221,7 @@ def _mistral3(messages: Sequence[Message], reply: bool) -> Rendered:
 
 
 def _gemma(messages: Sequence[Message], reply: bool) -> Rendered:
-    """Gemma's turns. Gemma 2 refuses a system text; here it stands before the first question, as in Gemma 3."""
+    """Gemma's turns. Gemma 2 rejects a system text; here it goes before the first question, as in Gemma 3."""
     system, turns = _pairs("gemma", messages)
     begin, end = (Symbol("<start_of_turn>"), False), Symbol("<end_of_turn>")
     out: Rendered = [(BOS, False)]
@@ -232,7 +234,7 @@ def _gemma(messages: Sequence[Message], reply: bool) -> Rendered:
 
 
 def _olmo2(messages: Sequence[Message], reply: bool) -> Rendered:
-    """OLMo 2's headers, which are text; eos ends an answer, and a line's end stands behind it where a turn follows."""
+    """OLMo 2's headers, which are text; eos ends an answer, followed by a newline if there is another turn."""
     out: Rendered = [(BOS, False)]
     for n, m in enumerate(messages):
         if m.role == "tool":
@@ -244,7 +246,7 @@ def _olmo2(messages: Sequence[Message], reply: bool) -> Rendered:
 
 
 def _plain(messages: Sequence[Message], reply: bool) -> Rendered:
-    """No symbols but those of every text: a line for each message, eos behind an answer, as behind a document."""
+    """Only the symbols of plain text: one line per message, and eos after an answer, as after a document."""
     out: Rendered = [(BOS, False)]
     for m in messages:
         answer = m.role == "assistant"
@@ -258,19 +260,19 @@ def _continued(messages: Sequence[Message], reply: bool) -> Rendered:
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """How a family writes conversations. render(messages, reply): reply asks for the head of the assistant's next turn."""
+    """The chat format of a family. render(messages, reply): with reply, the header of the assistant's next turn is added."""
 
     render: Callable[[Sequence[Message], bool], Rendered]
-    end: Symbol  # what ends the assistant's turn
-    begin: str = ""  # what stands before the text of the assistant's turn, and is not of it
-    no_thoughts: str = ""  # what stands behind the head of a turn whose answer has no thoughts, and is not learned
+    end: Symbol  # ends the assistant's turn
+    begin: str = ""  # comes before the assistant's text without being part of it
+    no_thoughts: str = ""  # comes after the header of a turn whose answer has no thoughts; not learned
 
     def said(self, text: str) -> str:
-        """The text of a reply that was generated behind the head of a turn."""
+        """The text of a reply that was generated after the header of a turn."""
         return text.removeprefix(self.begin)
 
 
-# System texts that some put where none is given; LLAMA31 stands before every one.
+# Default system texts of some families; LLAMA31 comes before every system text.
 QWEN15 = "You are a helpful assistant"
 QWEN2 = f"{QWEN15}."
 QWEN25 = f"You are Qwen, created by Alibaba Cloud. {QWEN2}"
@@ -293,14 +295,14 @@ TEMPLATES = {
     "olmo2": Template(_olmo2, EOS),
     "plain": Template(_plain, EOS),
 }
-# No template: one text that user and model write in turns. For talking with models that know no conversations; as nothing ends
-# a turn in it, it is none to train with.
+# No template: one text that user and model write in turns, to chat with models that were not trained to. Nothing marks the end
+# of a turn, so it is not for training.
 CONTINUED = Template(_continued, EOS)
 KNOB = "--config.data.template"
 
 
 def template(name: str, knob: str = KNOB) -> Template:
-    """The template of that name. Raises RunError where there is none. knob: where it is set, for messages."""
+    """The template of that name. Raises RunError if there is none. knob: the setting or flag for it, for messages."""
     if name not in TEMPLATES:
         known = ", ".join(TEMPLATES)
         raise RunError(f"chat template {name!r}{did_you_mean(name, TEMPLATES)}; expected {knob}=one of {known}")
@@ -308,7 +310,7 @@ def template(name: str, knob: str = KNOB) -> Template:
 
 
 def template_for(name: str, tokenizer, knob: str = KNOB) -> Template:
-    """The same. Raises RunError also where the tokenizer lacks symbols that it writes."""
+    """The template of that name. Raises RunError if there is none, or the tokenizer lacks symbols that it writes."""
     absent = missing(template(name, knob), tokenizer)
     if absent:
         able = [other for other, t in TEMPLATES.items() if not missing(t, tokenizer)]
@@ -321,7 +323,7 @@ def template_for(name: str, tokenizer, knob: str = KNOB) -> Template:
 
 
 def missing(template: Template, tokenizer) -> list[str]:
-    """Names of the symbols of a conversation that the tokenizer does not have."""
+    """Names of the template's symbols that the tokenizer does not have."""
     rendered = template.render([say("user", "a"), say("assistant", "b"), say("user", "c")], True)
     names = dict.fromkeys(part.name for part, _ in rendered if isinstance(part, Symbol))
     return [name for name in names if name not in (BOS.name, EOS.name) and name not in tokenizer.names]
@@ -331,19 +333,19 @@ def missing(template: Template, tokenizer) -> list[str]:
 
 
 def symbol_id(symbol: Symbol, tokenizer) -> int:
-    """Raises RunError where the tokenizer has no such symbol."""
+    """The id of a symbol. Raises RunError if the tokenizer does not have it."""
     roles = {"bos": tokenizer.symbols.bos, "eos": tokenizer.symbols.eos[0]}
     return roles[symbol.name] if symbol.name in roles else tokenizer.special(symbol.name)
 
 
 def symbols_of_answers(template: Template, tokenizer):
-    """The tokenizer's Symbols for generating a reply: what ends the assistant's turn ends it too."""
+    """The tokenizer's Symbols for generating a reply, with the symbol that ends the assistant's turn added to eos."""
     ends = (*tokenizer.symbols.eos, symbol_id(template.end, tokenizer))
     return dataclasses.replace(tokenizer.symbols, eos=tuple(dict.fromkeys(ends)))
 
 
 def question(template: Template, messages: Sequence[Message], tokenizer) -> list[int]:
-    """Ids of a conversation up to where its last message, an answer, begins in training: what is given to be answered."""
+    """The prompt for the last message, an answer: ids of the conversation up to where that message begins in training."""
     *asked, answer = messages
     rendered = template.render(asked, True)
     if template.no_thoughts and "</think>" not in answer.text:
@@ -352,9 +354,9 @@ def question(template: Template, messages: Sequence[Message], tokenizer) -> list
 
 
 def encode(rendered: Rendered, tokenizer) -> tuple[list[int], list[bool]]:
-    """(ids, whether the loss counts each). Text between two symbols is cut as a whole, as it is where the template is a text.
+    """(ids, whether the loss counts each). Text between two symbols is tokenised as a whole, as with a Jinja template.
 
-    A token that lies across the border of what counts does not count.
+    A token that spans counted and uncounted text does not count. Raises RunError if the tokenizer lacks a symbol.
     """
     ids: list[int] = []
     counts: list[bool] = []
@@ -374,7 +376,7 @@ def _encode_text(items: list[tuple[str, bool]], tokenizer, behind_symbol: bool) 
     ids = tokenizer.encode(whole, behind_symbol)
     written = tokenizer.decode_bytes(ids)
     extra = len(written) - len(whole.encode())
-    if written[max(extra, 0) :] != whole.encode():  # a tokenizer that changes the text: where parts meet cannot be told
+    if written[max(extra, 0) :] != whole.encode():  # the tokenizer changes the text: where parts meet is unknown
         cut = [(tokenizer.encode(text, True), counts) for text, counts in items]
         return [i for part, _ in cut for i in part], [counts for part, counts in cut for _ in part]
     lengths = [len(text.encode()) for text, _ in items]

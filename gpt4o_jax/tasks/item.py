@@ -1,6 +1,6 @@
-"""What a model learns from and is asked: a conversation whose last turn is the answer, and what tells a right answer.
+"""Items for training and evaluation: a conversation whose last turn is the answer, and what makes an answer right.
 
-The three ways of asking stand here too, so that a made-up world and a real dataset ask alike.
+The three prompt formats are here too, so that synthetic worlds and real datasets ask alike.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt4o_jax.tasks.chat import Message, say
 
-NO_ANSWER = "unknown"  # what an unanswerable question is answered with: short, or most of what is learned were refusals
+NO_ANSWER = "unknown"  # answer to an unanswerable question; short, or most learned tokens would be refusals
 LANGUAGES = {
     "cs": "Czech", "de": "German", "en": "English", "es": "Spanish", "fi": "Finnish", "fr": "French", "hi": "Hindi",
     "ro": "Romanian", "ru": "Russian", "tr": "Turkish",
@@ -18,10 +18,10 @@ LANGUAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """messages: a conversation; the last message is the assistant's answer, which is what is scored.
+    """messages: a conversation; the last message is the assistant's answer, which is scored.
 
-    references: acceptable answers. slice: its row in tables of scores. checks: what scorers need that compare with more
-    than a text ("json": the value that an answer must spell, "key": the texts that it must hold).
+    references: acceptable answers. slice: its row in tables of scores. checks: data for scorers that need more than a text
+    ("json": the value that an answer must encode, "key": the strings that it must contain, "answerable": see tasks/squad.py).
     """
 
     messages: tuple[Message, ...]
@@ -39,12 +39,12 @@ class Item:
 
 
 def exchange(question: str, references: tuple[str, ...], slice: str, checks: Mapping[str, Any] | None = None) -> Item:
-    """An item of one question, answered with the first reference."""
+    """An item with one question, answered with the first reference."""
     return Item((say("user", question), say("assistant", references[0])), references, slice, checks or {})
 
 
 def conversation(passage: str, asked: Mapping[str, str], slice: str) -> Item:
-    """An item of questions and answers about one passage; the last is scored."""
+    """An item with questions and answers about one passage; the last answer is scored."""
     turns = [message for question, answer in asked.items() for message in (say("user", question), say("assistant", answer))]
     turns[0] = say("user", ask_about(passage, turns[0].text))
     return Item(tuple(turns), (turns[-1].text,), slice)

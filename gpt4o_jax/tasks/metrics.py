@@ -1,8 +1,8 @@
 """Scores of predictions: each metric by its reference library, with a bootstrap interval, in tables by slice.
 
-Every score is a number from 0 to 100 (error rates can be more); what cannot be scored is an error, never nan. A metric
-turns each item into a few counts and scores their sum: so corpus-level metrics (BLEU, chrF, F1, error rates) are resampled
-as exactly as means are. Arrays: N items, K counts.
+Every score is a number from 0 to 100 (error rates can be higher); what cannot be scored is an error, never nan. A metric
+reduces each item to a few counts and scores their sum, so that corpus-level metrics (BLEU, chrF, F1, error rates) are
+resampled as exactly as means. Arrays: N items, K counts.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ from gpt4o_jax.tasks.item import Item
 class Metric:
     """counts: (predictions, items) -> counts_NK. value: their sum over items -> the score.
 
-    needs: what an item must have to be scored. of_slices: whether one slice alone can be scored. one_must: what at least one
-    of the items has to be, for a score that says anything, and the question whether an item is.
+    needs: what an item must have to be scored. of_slices: whether single slices can be scored. one_must: (name, test) of a
+    property that at least one item must have for the score to be meaningful.
     """
 
     counts: Callable[[Sequence[str], Sequence[Item]], np.ndarray]
@@ -36,7 +36,7 @@ class Metric:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """value, and the 95 % interval that it falls into when the items are drawn again with replacement."""
+    """A score and its 95 % bootstrap interval (items resampled with replacement)."""
 
     value: float
     low: float
@@ -51,7 +51,10 @@ class Score:
 
 
 def score(name: str, predictions: Sequence[str], items: Sequence[Item], resamples: int = 1000) -> Score:
-    """predictions: one of each item. Raises RunError for an unknown metric, no items, and items that it cannot score."""
+    """The score over all items. predictions: one per item.
+
+    Raises RunError for an unknown metric, no items, and items that it cannot score.
+    """
     metric = lookup(name)
     if not items or len(predictions) != len(items):
         raise data_error(
@@ -76,7 +79,7 @@ def score(name: str, predictions: Sequence[str], items: Sequence[Item], resample
 
 
 def each(name: str, predictions: Sequence[str], items: Sequence[Item]) -> list[float]:
-    """The score of every item alone, to stand beside its text. Raises RunError for items that it cannot score."""
+    """The score of each item alone, to show beside its text. Raises RunError for items that it cannot score."""
     metric = lookup(name)
     for n, item in enumerate(items):
         if not _has(item, metric.needs):
@@ -90,16 +93,16 @@ def can_score(name: str, item: Item) -> bool:
 
 
 def tells(name: str, items: Sequence[Item]) -> bool:
-    """Whether the score of all these items together says anything."""
+    """Whether the score over these items is meaningful."""
     return any(map(lookup(name).one_must[1], items))
 
 
 def table(
     names: Sequence[str], predictions: Sequence[str], items: Sequence[Item], resamples: int = 1000
 ) -> dict[str, dict[str, Score]]:
-    """Slice -> metric -> score, of items that are of one; last the row "all". A metric stands where items have what it needs.
+    """Slice -> metric -> score, with the row "all" last. A row has the metrics that its items can be scored by.
 
-    Raises RunError where there is no item, or none that a metric can score.
+    Raises RunError if there are no items, or none that a metric can score.
     """
     rows: dict[str, dict[str, Score]] = {item.slice: {} for item in items if item.slice} | {"all": {}}
     for name in names:
@@ -113,6 +116,7 @@ def table(
 
 
 def lookup(name: str) -> Metric:
+    """The metric of that name. Raises RunError if there is none."""
     if name not in METRICS:
         raise RunError(f"metric {name!r}{did_you_mean(name, METRICS)}; expected one of {', '.join(METRICS)}")
     return METRICS[name]
@@ -126,7 +130,7 @@ def _has(item: Item, what: str) -> bool:
 
 
 def _mean(of_one: Callable[[str, Item], float], needs: str = "references") -> Metric:
-    """The mean of what each item gets, from 0 to 1, in percent."""
+    """The mean of a score from 0 to 1 per item, in percent."""
 
     def counts(predictions: Sequence[str], items: Sequence[Item]) -> np.ndarray:
         return np.array([(of_one(p, i), 1.0) for p, i in zip(predictions, items, strict=True)])
@@ -139,7 +143,7 @@ def _exact_match(prediction: str, item: Item) -> float:
 
 
 def _json(prediction: str) -> tuple[bool, Any]:
-    """(whether it is JSON, the value). NaN and Infinity are none."""
+    """(whether it is JSON, the value). NaN and Infinity are not JSON."""
     try:
         return True, json.loads(prediction, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
@@ -151,19 +155,19 @@ def _refuse_constant(name: str):
 
 
 def _json_right(prediction: str, item: Item) -> float:
-    """The value that was asked for, whatever the order of keys; 1, 1.0 and true are three values."""
+    """1 for the value that was asked for, with keys in any order; 1, 1.0 and true are different values."""
     spelled = functools.partial(json.dumps, sort_keys=True)
     valid, value = _json(prediction)
     return float(valid and spelled(value) == spelled(item.checks["json"]))
 
 
 def _key_content(prediction: str, item: Item) -> float:
-    """The part of the texts which must occur that do, as whole words."""
+    """Share of the required strings that occur as whole words."""
     return float(np.mean([bool(re.search(rf"(?<!\w){re.escape(text)}(?!\w)", prediction)) for text in item.checks["key"]]))
 
 
 def _rouge(kind: str) -> Metric:
-    """F1 of rouge-score with stemming, as published; its words are a-z and 0-9 only, so for English."""
+    """F1 of rouge-score with stemming, as published; for English, since its words consist of a-z and 0-9 only."""
 
     def counts(predictions: Sequence[str], items: Sequence[Item]) -> np.ndarray:
         scorer = _library("rouge_score.rouge_scorer").RougeScorer([kind], use_stemmer=True)
@@ -177,7 +181,7 @@ def _rouge(kind: str) -> Metric:
 
 
 def _sacrebleu(kind: str) -> Metric:
-    """BLEU or CHRF of sacrebleu with its defaults, from its own counts (those that its significance tests resample)."""
+    """BLEU or CHRF of sacrebleu with its defaults, from its own counts, which its significance tests resample too."""
 
     @functools.cache
     def scorer():
@@ -192,7 +196,7 @@ def _sacrebleu(kind: str) -> Metric:
 
 
 def _error_rate(unit: str) -> Metric:
-    """jiwer's word or character error rate: edits over words of the references; of several, the one with fewest edits."""
+    """jiwer's word or character error rate: edits / reference length; of several references, the one with fewest edits."""
 
     def counts(predictions: Sequence[str], items: Sequence[Item]) -> np.ndarray:
         process = getattr(_library("jiwer"), f"process_{unit}")
@@ -203,11 +207,11 @@ def _error_rate(unit: str) -> Metric:
 
         return np.array([best(p, i) for p, i in zip(predictions, items, strict=True)], float)
 
-    return Metric(counts, lambda s: 100 * s[0] / max(s[1], 1))  # without any words, as jiwer: the number of edits
+    return Metric(counts, lambda s: 100 * s[0] / max(s[1], 1))  # if the references are empty: the number of edits, as in jiwer
 
 
 def _refusals(predictions: Sequence[str], items: Sequence[Item]) -> np.ndarray:
-    """Per item: rightly refused, refused or to be refused."""
+    """Counts [N, 2] of F1: true positives; predicted plus actual positives (refusals plus unanswerable questions)."""
     pairs = [(squad.refused(p, i), squad.unanswerable(i)) for p, i in zip(predictions, items, strict=True)]
     return np.array([(said and true, said + true) for said, true in pairs], float)
 
@@ -228,12 +232,12 @@ METRICS = {
     "rouge_1": _rouge("rouge1"),
     "rouge_2": _rouge("rouge2"),
     "rouge_l": _rouge("rougeL"),
-    "rouge_lsum": _rouge("rougeLsum"),  # of summaries with a sentence a line
+    "rouge_lsum": _rouge("rougeLsum"),  # for summaries with one sentence per line
     "squad_em": _mean(squad.exact_match),
     "squad_f1": _mean(squad.f1),
-    "unanswerable_f1": Metric(  # F1 in telling which questions have no answer
+    "unanswerable_f1": Metric(  # F1 of detecting questions without an answer
         _refusals,
-        lambda s: 200 * s[0] / s[1] if s[1] else 100.0,  # none drawn and none refused: no mistake
+        lambda s: 200 * s[0] / s[1] if s[1] else 100.0,  # none in the resample and none refused: no mistake
         of_slices=False,
         one_must=("an unanswerable question", squad.unanswerable),
     ),

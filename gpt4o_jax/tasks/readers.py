@@ -1,15 +1,15 @@
-"""Records of published datasets as items: the features of TFDS, or the same fields from JSON, whatever else they hold.
+"""Records of published datasets as items: the features of TFDS, or the same fields from JSON; other fields are ignored.
 
-    squad             squad/v1.1, squad/v2.0   context, question, answers {text: [...]}; none: the question has no answer
-    de-en, en-ro ...  wmt14_translate, ...     a text for each of the two languages (or in one field "translation")
+    squad             squad/v1.1, squad/v2.0   context, question, answers {text: [...]}; empty: the question has no answer
+    de-en, en-ro ...  wmt14_translate, ...     one text per language (or both in a field "translation")
     translation       the same                 from the other language into English
     cnn_dailymail     cnn_dailymail            article, highlights
     xsum              xsum                     document, summary
     samsum            samsum                   dialogue, summary
     billsum           billsum                  text, summary
-    conversations     chat datasets            messages [{role, content}, ...], and maybe references, slice
+    conversations     chat datasets            messages [{role, content}, ...], optionally references, slice; no tools
 
-Each reader raises RunError that names the field, what it holds, and what is expected.
+Each reader raises RunError that names the field, what it contains, and what is expected.
 """
 
 import functools
@@ -24,7 +24,7 @@ Record = Mapping[str, Any]
 
 
 def _squad(record: Record) -> Item:
-    """Answers as lists of texts and places, or as a list of pairs of them. Slices: answerable, unanswerable."""
+    """Answers as an object of lists (TFDS), or as a list of objects. Slices: answerable, unanswerable."""
     passage, question = _text(record, "context"), _text(record, "question")
     stored = _field(record, "answers")
     if isinstance(stored, list):
@@ -59,8 +59,8 @@ def _summarise(record: Record, name: str, document: str, summary: str) -> Item:
 
 
 def _conversation(record: Record) -> Item:
-    """{"messages": [{"role": ..., "content": ...}, ...]}, and where there are: "references", a list of acceptable answers in
-    the place of the last message, and "slice". Raises RunError that names the field.
+    """{"messages": [{"role": ..., "content": ...}, ...]}, optionally "references", a list of acceptable answers instead of the
+    last message, and "slice". Raises RunError that names the field.
     """
     stored = record.get("messages")
     if isinstance(stored, Mapping):  # as TFDS stores a sequence of turns
@@ -102,7 +102,7 @@ def _field(record: Any, name: str, where: str = "") -> Any:
 
 
 def _text(record: Any, name: str) -> str:
-    """A text that is not blank, without spaces at its ends."""
+    """A text that is not blank, stripped."""
     text = _field(record, name)
     if not isinstance(text, str) or not text.strip():
         raise data_error(f"{name}: got {text!r:.40}, expected a text that is not blank")
@@ -124,11 +124,11 @@ READERS: dict[str, Callable[[Record], Item]] = {
     **{name: functools.partial(_summarise, name=name, document=d, summary=s) for name, (d, s) in _SUMMARIES.items()},
 }
 
-# How well the items of a reader are answered (tasks/metrics.py); the first counts.
+# The metrics (tasks/metrics.py) for the items of each reader, the leading one first.
 METRICS = {
     "conversations": ("exact_match", "chrf"),
     "squad": ("squad_f1", "squad_em", "unanswerable_f1"),
     **{name: ("bleu", "chrf") for name in ("translation", *(f"{a}-{b}" for a, b in _PAIRS))},
     **{name: ("rouge_l", "rouge_1", "rouge_2") for name in ("xsum", "samsum", "billsum")},
-    "cnn_dailymail": ("rouge_lsum", "rouge_1", "rouge_2"),  # a highlight a line
+    "cnn_dailymail": ("rouge_lsum", "rouge_1", "rouge_2"),  # one highlight per line
 }

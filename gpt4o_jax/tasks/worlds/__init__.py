@@ -1,4 +1,4 @@
-"""Small worlds whose answers are known exactly: made up, seeded, endless, held out by composition. Nothing is downloaded."""
+"""Worlds: small synthetic tasks with exact answers, generated from a seed, held out by composition. Nothing is downloaded."""
 
 from gpt4o_jax.tasks.worlds.arithmetic import ARITHMETIC
 from gpt4o_jax.tasks.worlds.copying import COPYING
@@ -14,7 +14,7 @@ from gpt4o_jax.tasks.worlds.writing import WRITING
 _ALL = (NUMBERS, SENTENCES, QUESTIONS, REPORTS, WRITING, MEMORY, CALLS, COPYING, ARITHMETIC)
 WORLDS: dict[str, World] = {world.name: world for world in _ALL}
 
-# What `evaluate --tasks` means by each of the four applications and by chat.
+# The worlds that `evaluate --tasks` asks for each of the four applications and for chat.
 APPLICATIONS = {
     "qa": ("questions",),
     "translation": ("numbers", "sentences"),

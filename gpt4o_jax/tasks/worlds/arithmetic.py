@@ -1,8 +1,8 @@
 """Sums and differences of numbers below 100, as a task whose reward a program can check.
 
-Held out: a tenth of the pairs of numbers, by a hash. No bar of its own: reinforcement learning (GRPO) starts here, and
-lifts exact match, its reward: whether an answer is the one that the item was made with. `verify` never sees that one, reads
-the question, and computes on the digits as on paper.
+Held out: a tenth of the pairs of numbers, by hash. No target of its own: it is the task for reinforcement learning (GRPO),
+whose reward is exact match with the item's answer. `verify` does not see that answer: it reads the question and computes
+digit by digit, as on paper.
 """
 
 import re
@@ -33,7 +33,7 @@ def verify(question: str, prediction: str) -> bool:
     if not asked or not re.fullmatch(r"0|[1-9][0-9]*", given):
         return False
     a, sign, b = asked.groups()
-    one, other, total = (given, b, a) if sign == "-" else (a, b, given)  # a - b = given says given + b = a
+    one, other, total = (given, b, a) if sign == "-" else (a, b, given)  # a - b = given means given + b = a
     width = max(map(len, (one, other, total))) + 1
     carry, columns = 0, zip(*(reversed(n.zfill(width)) for n in (one, other, total)), strict=True)
     for x, y, expected in columns:

@@ -1,7 +1,8 @@
-"""Random letters, to be copied: what answering questions over names never seen before rests on.
+"""Copying random words: the skill that questions about names never seen before require.
 
-repeat: write the same words again. lookup: which word belongs to this one? (In training several questions in a row.) Held
-out: every word of an item, by a hash. No bar of its own: a lever, to be mixed into the training of worlds that copy.
+repeat: write the same words again. lookup: which word belongs to this one? (In training, up to five such questions in a row.)
+Held out: every word of an item, by hash. No target of its own: it is meant to be mixed into the training of worlds that
+require copying.
 """
 
 from gpt4o_jax.tasks.item import Item, conversation, exchange

@@ -1,8 +1,8 @@
-"""Real text: what a docstring says, summarised to the one line that its author began it with.
+"""Real text: the body of a docstring, summarised by the line that its author began it with.
 
-Documents that begin with a sentence on a line of its own, an empty line, and a body. The body, cut at the end of a line to
-what a small model reads at once, is asked about; the sentence is the answer. Held out: the documents that the caller holds
-out of its text, so that no model has read them. No bar: `lead` is the baseline to stand beside it.
+Uses documents that begin with a sentence on its own line, an empty line, and a body. The body, cut at the end of a line to
+fit a small model's context, is the text to summarise; the sentence is the answer. Held out: the documents that the caller
+holds out of its text, so that no model has read them. No target: `lead` is the baseline to compare with.
 """
 
 import re
@@ -18,9 +18,9 @@ _DOCUMENT = re.compile(r"(?P<summary>[A-Z][^\n]{18,110}\.)\n[ \t]*\n(?P<body>.{6
 
 
 def world(training: Sequence[str], held_out: Sequence[str]) -> World:
-    """The world over these documents, in their order; it begins again at its end. Raises RunError where a part has none."""
+    """The world over these documents, in their order, repeating. Raises RunError if a part has no suitable document."""
     asked = pairs(held_out)
-    known = {summary for _, summary in asked}  # of documents that say the same
+    known = {summary for _, summary in asked}  # not to be trained on in another document
     parts = {False: [pair for pair in pairs(training) if pair[1] not in known], True: asked}
     for held_out, found in parts.items():
         if not found:
@@ -37,7 +37,7 @@ def world(training: Sequence[str], held_out: Sequence[str]) -> World:
 
 
 def pairs(documents: Sequence[str]) -> list[tuple[str, str]]:
-    """(body, summary) of the documents that have both; no summary twice."""
+    """(body, summary) of the documents that have both; no summary twice, and none that its body contains."""
     found = {}
     for match in filter(None, map(_DOCUMENT.match, documents)):
         body = match["body"]
@@ -48,6 +48,6 @@ def pairs(documents: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def lead(item: Item) -> str:
-    """The baseline of summaries: the first words of the text, as many as the reference has."""
+    """The baseline for summaries: the first words of the text, as many as the reference has."""
     text = item.prompt[-1].text.removeprefix(ask_to_summarise(""))
     return " ".join(text.split()[: len(item.references[0].split())])

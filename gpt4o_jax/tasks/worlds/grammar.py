@@ -1,4 +1,4 @@
-"""One clause, said in four languages: gender, case, agreement, elision, and the order of words that each asks for."""
+"""A clause rendered in four languages: gender, case, agreement, elision, and the word order of each."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ FORMS = ("plain", "time", "negated", "wish", "perfect", "question", "known")
 
 @dataclasses.dataclass(frozen=True)
 class Phrase:
-    """A noun with its determiner; plural with two, never with a."""
+    """A noun with its determiner; always plural with "two", never with "a"."""
 
     noun: Word
     determiner: str
@@ -20,7 +20,7 @@ class Phrase:
 
 @dataclasses.dataclass(frozen=True)
 class Clause:
-    """form: one of FORMS. time: what stands at the head of form "time". A negated clause has no indefinite object."""
+    """form: one of FORMS. time: the adverb that begins form "time". A negated clause has no indefinite object."""
 
     form: str
     subject: Phrase
@@ -56,7 +56,7 @@ def _english_phrase(p: Phrase) -> str:
 
 # ---------------------------------------------------------------- German
 
-# by gender, der, die, das, and last the plural; first as subject, then as object
+# columns: der, die, das, plural; first as subject, then as object
 _DE_DETERMINERS = {
     "the": ("der die das die", "den die das die"),
     "a": ("ein eine ein -", "einen eine ein -"),
@@ -98,7 +98,7 @@ def _german_phrase(p: Phrase, is_object: bool) -> str:
 
 # ---------------------------------------------------------------- French and Spanish
 
-# masculine, feminine, and the plurals of both
+# columns: masculine, feminine, and the plurals of both
 _FR_DETERMINERS = {"the": "le la les les", "a": "un une - -", "my": "mon ma mes mes", "two": "- - deux deux"}
 _ES_DETERMINERS = {"the": "el la los las", "a": "un una - -", "my": "mi mi mis mis", "two": "- - dos dos"}
 _VOWELS = tuple("aeiouhéêâ")  # every h of these words is silent

@@ -1,9 +1,9 @@
-"""The words of the sentences that worlds translate and write: one row a word, one column a language.
+"""The words of the sentences that worlds translate and write: one row per word, one column per language.
 
-English nouns: singular, plural. German: article (which tells the gender), singular, plural. French and Spanish: gender,
-singular, plural. Verbs: third person singular, plural, participle, and in French and Spanish the infinitive (elsewhere it is
-the plural); a German particle that parts from its verb comes last. Adjectives in French and Spanish: masculine, feminine,
-their plurals; "<" behind them: stands before the noun; a form behind that: before a vowel.
+English nouns: singular, plural. German: article (which gives the gender), singular, plural. French and Spanish: gender, singular,
+plural. Verbs: third person singular, plural, participle, and in French and Spanish the infinitive (elsewhere it equals the
+plural); a separable German particle comes last. Adjectives in French and Spanish: masculine, feminine, their plurals; "<" after
+them: the adjective precedes the noun; a form after that: used before a vowel.
 """
 
 import dataclasses
@@ -90,7 +90,7 @@ LANGUAGES = ("en", "de", "fr", "es")
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """forms: language -> its row of words, as the head of this file says."""
+    """forms: language -> its forms, in the order given at the top of this file."""
 
     forms: dict[str, list[str]]
 

@@ -1,8 +1,8 @@
-"""Conversations of several turns that must be remembered: who speaks, what they like, where a running total stands.
+"""Conversations with several turns to remember: who is speaking, what they like, the value of a running total.
 
-name: what was said at the beginning is asked for behind other talk. total: numbers are added and taken away turn by turn, the
-total below 100. both: the two in one conversation, one of them asked for at its end. Held out, by hashes: a tenth of the pairs of
-name and food, and a tenth of the pairs of numbers that follow each other. Bar: exact match of at least 90 %.
+name: what was said at the beginning is asked for after small talk. total: numbers are added and subtracted turn by turn, with
+the total from 0 to 99. both: the two in one conversation, one of them asked for at its end. Held out, by hash: a tenth of the
+pairs of name and food, and a tenth of the pairs of consecutive changes. Target: exact match of at least 90 %.
 """
 
 import itertools
@@ -47,7 +47,7 @@ def _messages(turn: tuple[str, str]) -> tuple[Message, Message]:
 
 
 def _introduction(rng: random.Random, held_out: bool) -> tuple[_Turns, _Turns]:
-    """(the user tells name, city and food, the questions for these)."""
+    """(turns that tell name, city and food; turns that ask for them)."""
     name, food = draw(held_out, lambda: (rng.choice(NAMES), rng.choice(FOODS)), lambda pair: ("memory", *pair))
     city = rng.choice(CITIES)
     told = [
@@ -63,7 +63,7 @@ def _introduction(rng: random.Random, held_out: bool) -> tuple[_Turns, _Turns]:
 
 
 def _running_total(rng: random.Random, held_out: bool, steps: int) -> tuple[_Turns, int]:
-    """(turns, the last total). Held out: where two changes that follow each other are withheld."""
+    """(turns, the final total). Held out: some pair of consecutive changes is withheld."""
     start, changes = 0, []
 
     def fits() -> bool:

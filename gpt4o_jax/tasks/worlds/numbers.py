@@ -1,7 +1,7 @@
 """Numbers in words, 0 to 999,999, translated between English and German, French or Spanish.
 
-The number of digits is drawn evenly, so that short numbers are met as often as long ones. Held out: a tenth of the numbers
-from 100 on, by a hash, in every direction; asked are those of three to six digits. Bar: exact match of at least 98 % in
+The number of digits is drawn uniformly, so that short numbers are as frequent as long ones. Held out: a tenth of the numbers
+from 100 on, by hash, in every direction; held-out items have three to six digits. Target: exact match of at least 98 % in
 each of the six directions.
 """
 
@@ -22,7 +22,7 @@ def _item(seed: int, index: int, held_out: bool) -> Item:
 
 
 def _kept_from_training(number: int) -> bool:
-    return number >= 100 and withheld("numbers", number)  # the words themselves must all be met
+    return number >= 100 and withheld("numbers", number)  # training must include every number word
 
 
 # ---------------------------------------------------------------- the words
@@ -70,7 +70,7 @@ def german(n: int) -> str:
 
 
 def _de_stem(n: int) -> str:
-    """As it stands before another word: ein, not eins."""
+    """The form before another word: ein, not eins."""
     return german(n).removesuffix("s") if n % 100 == 1 else german(n)
 
 

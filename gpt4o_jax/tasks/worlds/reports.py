@@ -1,8 +1,8 @@
 """Structured reports, summarised to one sentence whose content is known exactly.
 
-Four kinds of report, their lines in any order, two of them of no interest. Some of what the sentence says stands nowhere: who
-won, whether sales rose. Held out: a tenth of the compositions, by a hash: (city, day, sky), (team, team, city), (product,
-city), (sender, receiver). Bar: ROUGE-L of at least 90; key_content tells how much of what must be said is said.
+Four kinds of report, with their lines in random order, two of them irrelevant. Part of the sentence has to be inferred: who
+won, whether sales rose. Held out: a tenth of the compositions, by hash: (city, day, sky), (team, team, city), (product,
+city), (sender, receiver). Target: ROUGE-L of at least 90; key_content is the share of required content that is present.
 """
 
 import random
@@ -16,7 +16,7 @@ _WINDS = "no weak strong".split()
 _TEAMS = "Lions Bears Eagles Wolves Sharks Tigers Hawks Foxes Bulls Falcons Owls Rams".split()
 _PRODUCTS = "lamps chairs books bikes shoes watches phones tables coats toys hats bags".split()
 
-_Report = tuple[dict[str, str], str, tuple[str, ...]]  # lines, the sentence, what it must hold
+_Report = tuple[dict[str, str], str, tuple[str, ...]]  # lines, the sentence, the strings it must contain
 
 
 def _item(seed: int, index: int, held_out: bool) -> Item:

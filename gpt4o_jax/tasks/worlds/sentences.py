@@ -1,7 +1,7 @@
-"""Sentences translated between English and German, French or Spanish: gender, case, agreement, order of words.
+"""Sentences translated between English and German, French or Spanish: gender, case, agreement, word order.
 
-Subject, verb, object, in seven forms: plain, behind a time, negated, a wish, perfect, a question, "I know that". Held out: a
-tenth of all triples of verb, adjective and object, by a hash: these three never stand together in training. Bar: BLEU of at
+Subject, verb, object, in seven forms: plain, after a time adverb, negated, wish, perfect, question, "I know that". Held out: a
+tenth of all triples of verb, adjective and object, by hash: these three never occur together in training. Target: BLEU of at
 least 90 in each of the six directions.
 """
 
@@ -25,7 +25,7 @@ def _item(seed: int, index: int, held_out: bool) -> Item:
 
 
 def clause(rng: random.Random, held_out: bool) -> Clause:
-    """A clause whose verb, adjective and object are withheld from training, or are not."""
+    """A clause whose triple of verb, adjective and object is withheld from training (held_out) or not."""
     verb, adjective, thing = draw(
         held_out,
         lambda: (rng.choice(lexicon.VERBS), rng.choice(lexicon.OF_THINGS), rng.choice(lexicon.THINGS)),

@@ -1,8 +1,8 @@
-"""Calls of tools: a request becomes JSON with the right tool and arguments, a tool's answer becomes a sentence.
+"""Tool calls: a request becomes JSON with the right tool and arguments, a tool's result becomes a sentence.
 
-The system turn lists three of six tools, in any order. call: the answer is {"name": ..., "arguments": {...}}, to be valid and
-right. answer: the conversation goes on with the tool's result, and is answered with a sentence. Held out: a tenth of all
-compositions of a tool's first two arguments, by a hash. Bar: JSON valid and right in at least 95 % of calls.
+The system turn lists three of six tools, in random order. call: the answer is {"name": ..., "arguments": {...}}, to be valid
+and right. answer: the conversation continues with the tool's result, and the answer is a sentence. Held out: a tenth of the
+pairs of arguments of each tool, by hash. Target: JSON valid and right in at least 95 % of calls.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _SLICES = ("call", "answer")
 
 @dataclasses.dataclass(frozen=True)
 class Tool:
-    """arguments, result: name -> how its value is drawn. requests, reply: templates over both."""
+    """arguments, result: name -> how its value is drawn. requests: templates over arguments; reply: template over both."""
 
     arguments: dict[str, Callable[[random.Random], Any]]
     requests: tuple[str, ...]

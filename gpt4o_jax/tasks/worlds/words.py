@@ -1,4 +1,4 @@
-"""Names and things that several worlds speak of. Every noun that follows "a" begins with a consonant."""
+"""Names and nouns shared by several worlds. Every noun that follows "a" begins with a consonant."""
 
 NAMES = (
     "Alice Ben Carla David Emma Felix Grace Henry Irene Jack Karen Leo Maria Nora Oscar Paula Quentin Rosa Simon Tina Ursula"

@@ -1,4 +1,4 @@
-"""A world: an endless supply of items with exact answers, a pure function of (seed, index), with held-out compositions."""
+"""A world: items with exact answers, each a pure function of (seed, index, held_out), with held-out compositions."""
 
 import dataclasses
 import hashlib
@@ -16,9 +16,9 @@ T = TypeVar("T")
 class World:
     """item(seed, index, held_out): item `index`, of slice slices[index % len(slices)].
 
-    Items with held_out are built from compositions that no item without it holds, whatever the seeds.
-    metrics: names of tasks/metrics.py; the first is the one that the world's bar is about. held_out: how many held-out items
-    there are before they come again; None: no end.
+    Held-out items are built from compositions that no other item contains, whatever the seeds.
+    metrics: names in tasks/metrics.py; the world's target is for the first. held_out: number of held-out items before they
+    repeat; None: unlimited.
     """
 
     name: str
@@ -29,25 +29,25 @@ class World:
 
 
 def generator(world: str, seed: int, index: int, held_out: bool) -> random.Random:
-    """The randomness of one item: of its own, equal in every process and version of Python."""
+    """The random generator of one item, equal in every process and version of Python."""
     return random.Random(f"{world}:{seed}:{index}:{held_out}")
 
 
 def withheld(*composition, one_in: int = 10) -> bool:
-    """Whether a composition is kept from training: a rule on its content, so that no list of them is needed."""
+    """Whether a composition is withheld from training: decided by a hash of its content, so that no list is needed."""
     digest = hashlib.blake2b(repr(composition).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % one_in == 0
 
 
 def draw(held_out: bool, sample: Callable[[], T], composition: Callable[[T], tuple], one_in: int = 10) -> T:
-    """The first sample whose composition is withheld, or with held_out=False is not."""
+    """The first sample whose composition is withheld (held_out=True) or not withheld (False)."""
     while withheld(*composition(drawn := sample()), one_in=one_in) != held_out:
         pass
     return drawn
 
 
 def letters(rng: random.Random, held_out: bool, shortest: int = 4, longest: int = 5) -> str:
-    """A name that means nothing: random letters, the first a capital. Those of held-out items are never trained on."""
+    """A meaningless name: random letters, the first a capital. Those of held-out items are never trained on."""
 
     def sample() -> str:
         return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(shortest, longest))).capitalize()

@@ -1,8 +1,8 @@
-"""Writing to order: an English sentence of a given kind that holds given words, whichever way.
+"""Constrained writing: an English sentence of a given kind that contains given words.
 
-The words are a person, a verb, an adjective and a thing, the kind a statement, a question, a wish, a denial. Every sentence of
-the grammar that fits is right (dozens), so that exact match is over all of them and a program can tell. Held out as
-sentences.py does. No bar of its own.
+The words are a person, a verb, an adjective and a thing; the kind is a statement, question, wish or denial. Every fitting
+sentence of the grammar is right (there are dozens), and exact match compares with all of them. Held out as in sentences.py.
+No target of its own.
 """
 
 import itertools
@@ -27,7 +27,7 @@ def _item(seed: int, index: int, held_out: bool) -> Item:
 
 
 def sentences(form: str, model: Clause) -> list[str]:
-    """All of that form over the words of a clause, whatever the determiners and numbers."""
+    """All sentences of that form with the words of a clause, over all determiners and numbers."""
     subjects = _phrases(model.subject.noun, None)
     objects = [
         p for p in _phrases(model.object.noun, model.object.adjective) if form != "negated" or p.determiner in ("the", "my")
