@@ -1,4 +1,5 @@
-"""The article's model, corrected: one layer of width 512, 8 heads, a vocabulary of 10,000 (README.md lists the corrections).
+"""The model of the article that this project started from, corrected: one layer of width 512, 8 heads, a vocabulary of
+10,000 (README.md lists the corrections).
 
 Hardware: 2 CPU cores.
 Time: not measured yet.

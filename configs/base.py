@@ -1,4 +1,4 @@
-"""All settings at their defaults, from which every other config starts.
+"""All settings at their defaults, which every other config starts from.
 
 The defaults and their descriptions are in gpt4o_jax/config.py;
 `python -m gpt4o_jax train --help` prints them.

@@ -2,15 +2,15 @@
 
 Worlds (synthetic tasks, gpt4o_jax/tasks/worlds), which small models also learn from scratch, without init.from:
     numbers, sentences, questions, reports, writing, memory, tools, copying, arithmetic; docstrings: real text
-Chats of your own, in JSONL: conversations
-TFDS datasets, after `data prepare --tfds=NAME`, or the same fields in JSONL (--config.data.source=jsonl
+Your own chats, in JSONL: conversations
+TFDS datasets, after `data prepare --tfds=NAME`, or records with the same fields in JSONL (--config.data.source=jsonl
     --config.data.path=FILE --config.data.holdout_path=FILE):
     squad, wmt14_translate/de-en, wmt16_translate/ro-en, cnn_dailymail, xsum, samsum, billsum
 
-Hardware: worlds: 2 CPU cores; datasets: depends on the model, not tested.
-Time: worlds: 3 to 8 CPU minutes on two cores (target 15), questions 15 (target 30).
-Expected: the target that each world's file names; measured scores are in BENCHMARKS.md (benchmarks/measure.py world_NAME).
-    Datasets: not run; their learning rates are starting points.
+Hardware: worlds: 2 CPU cores; datasets: depends on the model, not tested yet.
+Time: worlds: 3 to 8 minutes on 2 cores (target 15), questions 15 (target 30); datasets: not measured yet.
+Expected: worlds: the target stated in each world's file; measured scores are in BENCHMARKS.md (benchmarks/measure.py world_NAME).
+    Datasets: not measured yet; their learning rates are untuned starting points.
 Command: python -m gpt4o_jax train --config=configs/finetune.py:numbers --workdir=runs/numbers
     python -m gpt4o_jax train --config=configs/finetune.py:conversations --workdir=runs/mine \
         --config.init.from=runs/qwen --config.data.path=chats.jsonl

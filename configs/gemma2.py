@@ -1,12 +1,12 @@
 """Gemma 2's architecture from scratch, by size: 2b, 9b or 27b (gpt4o_jax/model/families.py).
 
 Hardware: intended for, but not tested on: 16 GPUs of 80 GB for 2b, 64 for 9b, 128 for 27b.
-Time: not measured here.
-Expected: not measured here; Google trained on 2e12 to 13e12 tokens, 2b and 9b by distillation (arXiv:2408.00118).
-    The learning rates are starting points, tuned for no size.
+Time: not measured yet.
+Expected: not measured yet; Google trained on 2e12 to 13e12 tokens, 2b and 9b by distillation (arXiv:2408.00118).
+    The learning rates are starting points, not tuned.
 Command: python -m gpt4o_jax train --config=configs/gemma2.py:2b --workdir=runs/gemma2
     --config.data.source=text --config.data.path=FOLDER
-    A tokenizer of the published size is trained on that text; it is not the published one.
+    A tokenizer with the published vocabulary size is trained on that text; it is not the published tokenizer.
 """
 
 from gpt4o_jax.model.families import GEMMA2, large_run

@@ -1,13 +1,13 @@
 """Gemma 3's text decoder from scratch, by size: 1b, 4b, 12b or 27b (gpt4o_jax/model/families.py).
 
 Hardware: intended for, but not tested on: 8 GPUs of 80 GB for 1b, 32 for 4b, 64 for 12b, 128 for 27b.
-Time: not measured here.
-Expected: not measured here; Google trained on 2e12 to 14e12 tokens, by distillation (arXiv:2503.19786). The
-    learning rates are starting points, tuned for no size.
+Time: not measured yet.
+Expected: not measured yet; Google trained on 2e12 to 14e12 tokens, by distillation (arXiv:2503.19786). The
+    learning rates are starting points, not tuned.
 Command: python -m gpt4o_jax train --config=configs/gemma3.py:1b --workdir=runs/gemma3
     --config.data.source=text --config.data.path=FOLDER
-    A tokenizer of the published size is trained on that text; it is not the published one.
-    Rows are of 8,192 tokens, and the context is not stretched.
+    A tokenizer with the published vocabulary size is trained on that text; it is not the published tokenizer.
+    Sequence length 8,192, without context extension.
 """
 
 from gpt4o_jax.model.families import GEMMA3, large_run

@@ -1,12 +1,12 @@
 """GPT-2 from scratch, by size: 124m, 355m, 774m or 1558m (gpt4o_jax/model/families.py).
 
 Hardware: intended for, but not tested on: one GPU of 80 GB for 124m and 355m, eight for the others.
-Time: not measured here.
-Expected: not measured here. llm.c and modded-nanogpt report a validation loss of 3.28 nats a token for 124m
-    after 10e9 tokens of FineWeb with GPT-2's own tokenizer; with another tokenizer compare bits per byte only.
+Time: not measured yet.
+Expected: not measured yet. llm.c and modded-nanogpt report a validation loss of 3.28 nats per token for 124m
+    after 10e9 tokens of FineWeb with GPT-2's own tokenizer; with any other tokenizer, compare bits per byte only.
 Command: python -m gpt4o_jax train --config=configs/gpt2.py:124m --workdir=runs/gpt2
     --config.data.source=text --config.data.path=FOLDER
-    A tokenizer of the published size is trained on that text; it is not the published one.
+    A tokenizer with the published vocabulary size is trained on that text; it is not the published tokenizer.
 """
 
 from gpt4o_jax.config import base_config, to_dict

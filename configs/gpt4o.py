@@ -1,14 +1,14 @@
 """This project's own decoder, by size: nano, moe_nano, tiny, small, medium, large, xl or xxl (gpt4o_jax/model/families.py).
 
 Hardware: nano: 2 CPU cores. Intended for, but not tested on: a CPU or any GPU for moe_nano and tiny, one GPU of 80 GB for small
-    and medium, 8 for large, 64 for xl, 512 for xxl. From large on weights are sharded over all devices (mesh.preset); with
-    fewer devices raise train.accumulate.
+    and medium, 8 for large, 64 for xl, 512 for xxl. From large on, weights are sharded over all devices (mesh.preset); with
+    fewer devices, raise train.accumulate.
 Time: not measured yet.
-Expected: not measured yet at full length; nano reaches 1.78 bits per byte in 400 steps of 8 rows on the built-in corpus
+Expected: not measured yet at full length; nano reaches 1.78 bits per byte after 400 steps of 8 rows on the built-in corpus
     (notebooks/01_train_and_sample.ipynb). The learning rates are untuned starting points.
 Command: python -m gpt4o_jax train --config=configs/gpt4o.py:small --workdir=runs/small
     --config.data.source=text --config.data.path=FOLDER
-    Without data.source it reads the built-in corpus of 2 MB: enough to try a size, not to train it.
+    Without data.source it trains on the built-in corpus of 2 MB: enough to try a size out, not to train it.
 
 Length: 20 tokens per parameter (Chinchilla, arXiv:2203.15556).
 """

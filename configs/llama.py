@@ -1,14 +1,14 @@
 """Llama 3's architecture from scratch, by size: 1b, 3b, 8b, 70b or 405b; Llama 2's: 2-7b, 2-13b or 2-70b (model/families.py).
 
 Hardware: intended for, but not tested on: 8 GPUs of 80 GB for 1b, 16 for 3b, 64 for 8b and 2-7b, 128 for 2-13b, 1,024 for
-    70b and 2-70b, 16,384 for 405b.
-Time: not measured here.
-Expected: not measured here; Meta trained on 15e12 tokens that are not public (arXiv:2407.21783), Llama 2
-    on 2e12 (arXiv:2307.09288).
+    70b and 2-70b, 2,048 for 405b.
+Time: not measured yet.
+Expected: not measured yet; Meta trained Llama 3 on 15e12 tokens that are not public (arXiv:2407.21783), and
+    Llama 2 on 2e12 (arXiv:2307.09288).
 Command: python -m gpt4o_jax train --config=configs/llama.py:1b --workdir=runs/llama
     --config.data.source=text --config.data.path=FOLDER
-    A tokenizer of the published size is trained on that text; it is not the published one.
-    Rows are of 8,192 tokens, as they were before the context was stretched; of 4,096 for Llama 2.
+    A tokenizer with the published vocabulary size is trained on that text; it is not the published tokenizer.
+    Sequence length 8,192, as before context extension; 4,096 for Llama 2.
 """
 
 from gpt4o_jax.model.families import LLAMA, large_run

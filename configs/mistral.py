@@ -1,13 +1,13 @@
 """Mistral 7B's architecture from scratch (gpt4o_jax/model/families.py).
 
 Hardware: intended for, but not tested on: 64 GPUs of 80 GB.
-Time: not measured here.
-Expected: not measured here; what it was trained on is not public (arXiv:2310.06825). The learning rate is a
-    starting point.
+Time: not measured yet.
+Expected: not measured yet; the training data is not public (arXiv:2310.06825). The learning rate is a
+    starting point, not tuned.
 Command: python -m gpt4o_jax train --config=configs/mistral.py:7b --workdir=runs/mistral
     --config.data.source=text --config.data.path=FOLDER
-    A tokenizer of the published size is trained on that text; it is not the published one.
-    Rows are of 8,192 tokens, twice the window.
+    A tokenizer with the published vocabulary size is trained on that text; it is not the published tokenizer.
+    Sequence length 8,192, twice the attention window.
 """
 
 from gpt4o_jax.model.families import MISTRAL, large_run

@@ -1,14 +1,14 @@
 """Mixtral's architecture from scratch, by size: 8x7b or 8x22b (gpt4o_jax/model/families.py).
 
 Hardware: intended for, but not tested on: 128 GPUs of 80 GB for 8x7b, 512 for 8x22b.
-    mesh.expert=8 spreads the experts over devices.
-Time: not measured here.
-Expected: not measured here; what it was trained on is not public (arXiv:2401.04088). The learning rates
-    are starting points, tuned for no size.
+    mesh.expert=8 shards the experts over devices.
+Time: not measured yet.
+Expected: not measured yet; the training data is not public (arXiv:2401.04088). The learning rates
+    are starting points, not tuned.
 Command: python -m gpt4o_jax train --config=configs/mixtral.py:8x7b --workdir=runs/mixtral
     --config.data.source=text --config.data.path=FOLDER
-    A tokenizer of the published size is trained on that text; it is not the published one.
-    Rows are of 4,096 tokens.
+    A tokenizer with the published vocabulary size is trained on that text; it is not the published tokenizer.
+    Sequence length 4,096.
 """
 
 from gpt4o_jax.model.families import MIXTRAL, large_run

@@ -1,15 +1,16 @@
-"""DPO: trains a fine-tuned run on pairs of preferred and rejected answers, from a world or a JSONL file.
+"""DPO: trains a fine-tuned run on pairs of chosen and rejected answers, from a world or a JSONL file.
 
 Hardware: 2 CPU cores, for models of configs/finetune.py.
-Time: a CPU minute on two cores for 4,000 pairs of numbers (three epochs).
-Expected: from a run of numbers that learned right and wrong answers alike, all of 200 held-out pairs are preferred rightly; of
-    answers drawn at temperature 1 87 and 86 % are right (47 and 46 before), greedily 92 and 92 % (89 and 90); two seeds at
-    006eb25. The rate is for a few million parameters; larger models are trained with 1e-6 or so (arXiv:2305.18290).
+Time: about a minute on 2 cores for 4,000 pairs of numbers (three epochs).
+Expected: from a numbers run trained on correct and corrupted answers alike (benchmarks/finetuning.py makes it), all 200 held-out
+    pairs are ranked correctly, and accuracy rises from 47 and 46 % to 87 and 86 % when sampling at temperature 1, from 89 and
+    90 % to 92 and 92 % greedily; two seeds at 006eb25. runs/numbers answers 99.5 % correctly from the start, which leaves little
+    to gain. The learning rate suits a few million parameters; larger models use about 1e-6 (arXiv:2305.18290).
 Command: python -m gpt4o_jax train --config=configs/preference.py:runs/numbers --workdir=runs/preferred
     With pairs of your own, one JSON object per line, {"messages": [turns up to the question], "chosen": text, "rejected": text}:
     --config.data.source=conversations --config.data.path=pairs.jsonl --config.data.holdout_path=held_out_pairs.jsonl
-    (without holdout_path, a share of the questions is held out). --config.lora.rank=16 trains adapters.
-    The other run must stay in place. Pairs of a world reject the right answer with one wrong word in it.
+    (without holdout_path, a share of the questions is held out). --config.lora.rank=16 trains LoRA adapters.
+    The other run must stay in place. In pairs from a world, the rejected answer is the correct one with one word replaced.
 """
 
 from gpt4o_jax.config import base_config

@@ -2,7 +2,7 @@
 
 Hardware: 2 CPU cores.
 Time: from a fresh clone to report.md on 2 shared cores: AMD EPYC 8.3 minutes, Intel Xeon 9.4, a CPU without AVX-512 16.4.
-Expected: 1.54 bits per byte on held-out documents of CPython 3.11. The text differs between versions of Python.
+Expected: 1.54 bits per byte on held-out documents of CPython 3.11. Other versions of Python have a different text.
 Command: bash launch/quickstart.sh
     or: python -m gpt4o_jax train --config=configs/quickstart.py --workdir=runs/quickstart
 """

@@ -1,13 +1,13 @@
 """Qwen 2's dense architecture from scratch, by size: 0.5b, 1.5b, 7b or 72b (gpt4o_jax/model/families.py).
 
 Hardware: intended for, but not tested on: 8 GPUs of 80 GB for 0.5b and 1.5b, 64 for 7b, 1,024 for 72b.
-Time: not measured here.
-Expected: not measured here; Qwen trained on 7e12 to 12e12 tokens that are not public (arXiv:2407.10671). The learning
-    rates are starting points, tuned for no size.
+Time: not measured yet.
+Expected: not measured yet; Qwen trained on 7e12 to 12e12 tokens that are not public (arXiv:2407.10671). The learning
+    rates are starting points, not tuned.
 Command: python -m gpt4o_jax train --config=configs/qwen2.py:0.5b --workdir=runs/qwen2
     --config.data.source=text --config.data.path=FOLDER
-    A tokenizer of the published size is trained on that text; it is not the published one.
-    Rows are of 4,096 tokens, as before the last stage of the paper.
+    A tokenizer with the published vocabulary size is trained on that text; it is not the published tokenizer.
+    Sequence length 4,096, as before the paper's last stage.
 """
 
 from gpt4o_jax.model.families import QWEN2, large_run

@@ -2,14 +2,14 @@
     (gpt4o_jax/model/families.py).
 
 Hardware: intended for, but not tested on: 8 GPUs of 80 GB for 0.6b and 1.7b, 16 for 4b, 64 for 8b and 14b, 128 for 32b and
-    30b-a3b, 1,024 for 235b-a22b. mesh.expert=8 spreads the experts over devices.
-Time: not measured here.
-Expected: not measured here; Qwen trained on 36e12 tokens that are not public (arXiv:2505.09388). The learning
-    rates are starting points, tuned for no size.
+    30b-a3b, 1,024 for 235b-a22b. mesh.expert=8 shards the experts over devices.
+Time: not measured yet.
+Expected: not measured yet; Qwen trained on 36e12 tokens that are not public (arXiv:2505.09388). The learning
+    rates are starting points, not tuned.
 Command: python -m gpt4o_jax train --config=configs/qwen3.py:0.6b --workdir=runs/qwen3
     --config.data.source=text --config.data.path=FOLDER
-    A tokenizer of the published size is trained on that text; it is not the published one.
-    Rows are of 4,096 tokens, as in the first stage of the paper.
+    A tokenizer with the published vocabulary size is trained on that text; it is not the published tokenizer.
+    Sequence length 4,096, as in the paper's first stage.
 """
 
 from gpt4o_jax.model.families import QWEN3, large_run

@@ -1,17 +1,17 @@
-"""GRPO: trains a run that already answers a world's questions, often wrongly, on the exact scores of its own answers.
+"""GRPO: trains a run that already answers a world's questions, though often wrongly, on exact scores of its own samples.
 
 Hardware: 2 CPU cores, for models of configs/finetune.py.
-Time: 11 CPU minutes on two cores with context_length=20 (python benchmarks/measure.py rewards).
-Expected: from arithmetic runs stopped at step 120, two seeds: correct held-out answers from 56.5 to 86.5 % and from 36.5 to
-    71.3 %.
+Time: 11 minutes on 2 cores with context_length=20 (python benchmarks/measure.py rewards).
+Expected: correct held-out answers rise from 56.5 to 86.5 % and from 36.5 to 71.3 % (two seeds), starting from arithmetic runs
+    stopped at step 120.
 Command: python -m gpt4o_jax train --config=configs/reinforced.py:runs/half --workdir=runs/rewarded
-    --config.model.context_length=20 if question and answer fit in it: a row holds one answer, padded to the context length
-    --config.data.path=NAME for a world other than arithmetic; set objective.answer_tokens to fit its answers and their end
-    --config.lora.rank=16 trains adapters
+    --config.model.context_length=20 if question and answer fit into it: a row holds one answer, padded to the context length
+    --config.data.path=NAME for a world other than arithmetic; set objective.answer_tokens for its answers and end-of-turn token
+    --config.lora.rank=16 trains LoRA adapters
     The other run must stay in place: it is the reference of the KL divergence.
 
 Each step samples 8 answers to each of 64 questions and makes one update. Reward noise limits the learning rate: at three times
-this one, answers get worse from the first steps on.
+this rate, answers get worse from the first steps on.
 """
 
 from gpt4o_jax.config import base_config

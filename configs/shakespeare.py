@@ -1,6 +1,6 @@
-"""Tiny shakespeare by character: nanoGPT's recipes, and our best one with the same tokens and parameters.
+"""Tiny shakespeare by character: nanoGPT's recipes, and a better one with the same token and parameter budget.
 
-char_cpu       the CPU recipe of nanoGPT's README, exactly: 0.8 M parameters, 1.5 M tokens
+char_cpu       exactly the CPU recipe of nanoGPT's README: 0.8 M parameters, 1.5 M tokens
 char_cpu_fast  the same budget with RoPE, RMSNorm, QK-norm, squared ReLU, zero-initialised outputs and Muon
 char_gpu       nanoGPT's config/train_shakespeare_char.py: 10.7 M parameters, 82 M tokens
 
@@ -8,7 +8,7 @@ Hardware: char_cpu and char_cpu_fast: 2 CPU cores; char_gpu: one GPU.
 Time: 2 to 4 minutes for char_cpu and char_cpu_fast on one core of an AMD EPYC; char_gpu: not measured yet.
 Expected: loss on the whole validation split, mean of three seeds: char_cpu 1.897, char_cpu_fast 1.550, char_gpu not measured
     yet. nanoGPT: 1.886 for char_cpu, on 20 random batches of one seed, and 1.47 for char_gpu; its char_cpu recipe in torch
-    (benchmarks/torch_char.py), scored like ours: 1.908.
+    (benchmarks/torch_char.py), evaluated like these: 1.908.
 Command: python -m gpt4o_jax train --config=configs/shakespeare.py:char_cpu --workdir=runs/char
     --config.data.path=input.txt        (README.md says where to get the file)
 """

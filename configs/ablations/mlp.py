@@ -1,6 +1,6 @@
 """The activation of the feed-forward, at (almost) the same number of parameters, on the built-in corpus.
 
-SwiGLU (arXiv:2002.05202) has three matrices instead of two: its width is 8/3 D instead of 4 D, rounded to a multiple of 8.
+SwiGLU (arXiv:2002.05202) has three matrices instead of two, so its width is 8/3 D instead of 4 D, rounded to a multiple of 8.
 
 Hardware: 2 CPU cores.
 Time: about 6 minutes for the 8 runs of --seeds=2, less than a minute each.

@@ -1,10 +1,10 @@
 """Does the best learning rate at width 32 transfer to width 128, without and with muP (arXiv:2203.03466, base width 32)?
 
-Heads stay 16 wide, so the wider model has more of them. At the base width both parametrisations are the same model.
+Heads stay 16 wide, so the wider model has more of them. At the base width, both parametrisations are the same model.
 
 Hardware: 2 CPU cores.
-Time: about 22 minutes for the 36 runs of --seeds=3, beside other work.
-Expected: at width 32 the best rate is 4e-3. At width 128 it is half of that without muP (2.363 bits per byte at 2e-3, 2.447 at
+Time: about 22 minutes for the 36 runs of --seeds=3, measured beside other jobs.
+Expected: at width 32 the best rate is 4e-3. At width 128 it is half that without muP (2.363 bits per byte at 2e-3, 2.447 at
     4e-3), and the same 4e-3 with muP (2.389, 0.03 worse than the best without). benchmarks/ablations/mup.md; three seeds.
 Command: python -m gpt4o_jax sweep --sweep=configs/ablations/mup.py --workdir=runs/ablations/mup
 """

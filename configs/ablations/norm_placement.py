@@ -1,10 +1,11 @@
 """The norm of each sub-layer: on its input, on its output before the addition (OLMo 2, arXiv:2501.00656), or on both (Gemma 2).
 
-All three initialise output projections small; `pre_zero`, this project's default, to zero, which only a norm on the input allows.
+All three initialise output projections to small values; `pre_zero`, the default here, initialises them to zero, which works only
+with a norm on the input.
 
 Hardware: 2 CPU cores.
 Time: about 4 minutes for the 8 runs of --seeds=2, half a minute each.
-Expected: 2.43 to 2.46 bits per byte; two seeds show no difference beyond noise
+Expected: 2.43 to 2.46 bits per byte; with two seeds, no difference beyond noise
     (benchmarks/ablations/norm_placement.md).
 Command: python -m gpt4o_jax sweep --sweep=configs/ablations/norm_placement.py --workdir=runs/ablations/norm_placement --seeds=2
 """

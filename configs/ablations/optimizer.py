@@ -1,9 +1,9 @@
 """Muon on hidden matrices (kellerjordan.github.io/posts/muon) against AdamW, Lion, Adafactor and Schedule-Free AdamW.
 
 Hardware: 2 CPU cores.
-Time: for each of the 22 runs of --seeds=2 half a minute, as far as measured by itself; 1.4 to 2 minutes beside other work.
+Time: 22 runs with --seeds=2, about half a minute each on an idle machine; 1.4 to 2 minutes beside other jobs.
 Expected: with two seeds (benchmarks/ablations/optimizer.md) within noise of Muon's 2.426 bits per byte: AdamW at 3e-3 (2.441) and
-    Schedule-Free AdamW at 9e-3 (2.402); Adafactor at best 0.05 worse, Lion 0.14. At 9e-3 AdamW and Adafactor are unstable.
+    Schedule-Free AdamW at 9e-3 (2.402); Adafactor is at best 0.05 worse, Lion 0.14. At 9e-3, AdamW and Adafactor are unstable.
 Command: python -m gpt4o_jax sweep --sweep=configs/ablations/optimizer.py --workdir=runs/ablations/optimizer --seeds=2
 """
 

@@ -1,7 +1,7 @@
 """Positional encoding: rotary (arXiv:2104.09864), learned embeddings, or only the causal mask (arXiv:2305.19466).
 
 Hardware: 2 CPU cores.
-Time: about 3 minutes for the 9 runs of --seeds=3, a third of a minute each; 17 minutes in the table, beside other work.
+Time: about 3 minutes for the 9 runs of --seeds=3, a third of a minute each; 17 minutes in the table, beside other jobs.
 Expected: rotary 2.436 bits per byte, no encoding +0.059, learned embeddings +0.093 (benchmarks/ablations/positions.md).
 Command: python -m gpt4o_jax sweep --sweep=configs/ablations/positions.py --workdir=runs/ablations/positions
 """

@@ -1,11 +1,11 @@
-"""QK-norm per head (arXiv:2010.04245) or none, at the usual learning rates and at four times those.
+"""QK-norm per head (arXiv:2010.04245) or none, at the usual learning rates and at four times those rates.
 
 Its claimed benefit is not a lower loss at a good learning rate, but stability at higher ones.
 
 Hardware: 2 CPU cores.
 Time: about 4 minutes for the 8 runs of --seeds=2, half a minute each.
-Expected: no difference at the usual rates (2.429 bits per byte); at four times those, the loss without it is 0.036 worse than
-    the baseline (p = 0.04), and unchanged with it (benchmarks/ablations/qk_norm.md; two seeds).
+Expected: no difference at the usual rates (2.429 bits per byte); at four times those, the loss is 0.036 worse than the
+    baseline without it (p = 0.04), and unchanged with it (benchmarks/ablations/qk_norm.md; two seeds).
 Command: python -m gpt4o_jax sweep --sweep=configs/ablations/qk_norm.py --workdir=runs/ablations/qk_norm --seeds=2
 """
 

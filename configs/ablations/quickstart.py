@@ -1,9 +1,9 @@
-"""What each ingredient of configs/quickstart.py is worth: the same model, trained a quarter as long, without one of them.
+"""What each ingredient of configs/quickstart.py contributes: the same model, trained a quarter as long, with one change.
 
 Hardware: 2 CPU cores.
-Time: 75 minutes for the 16 runs of --seeds=2, beside other work.
-Expected: 1.907 bits per byte (benchmarks/ablations/quickstart.md). Learned positions instead of RoPE +0.134 and cosine instead of
-    wsd +0.014 (p < 0.03). Not significant with two seeds: AdamW at the same rate instead of Muon +0.31 (p = 0.06), no QK-norm
+Time: 75 minutes for the 16 runs of --seeds=2, measured beside other jobs.
+Expected: 1.907 bits per byte (benchmarks/ablations/quickstart.md). Learned positions instead of RoPE: +0.134; cosine instead of
+    wsd: +0.014 (p < 0.03). Not significant with two seeds: AdamW at the same rate instead of Muon +0.31 (p = 0.06), no QK-norm
     +0.03, scaled instead of zero output initialisation +0.02, GELU -0.008, LayerNorm 0.000.
 Command: python -m gpt4o_jax sweep --sweep=configs/ablations/quickstart.py --workdir=runs/ablations/quickstart --seeds=2
 """
