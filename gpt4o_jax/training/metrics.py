@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import tempfile
@@ -20,7 +21,8 @@ _UPLOAD_SECONDS = 60  # between two uploads of the records to gs://
 class MetricsWriter:
     """metrics.jsonl, one record per line, with the same numbers as TensorBoard events and at Weights & Biases.
 
-    A record is {"kind": "train" | "eval", "step": ..., name: number, ...}. Opening at `resume_step` drops later records of an
+    A record is {"kind": "train" | "eval", "step": ..., name: number or null, ...}, null for what is not finite, as the loss of a
+    skipped step; `read_metrics` returns NaN for it. Opening at `resume_step` drops later records of an
     earlier, killed process, so that the file has every (kind, step) once.
     """
 
@@ -30,9 +32,9 @@ class MetricsWriter:
         kept = [r for r in records if r["step"] <= resume_step]
         self.spent = _time_spent(records, resume_step)
         temporary = workdir / "metrics.jsonl.tmp"
-        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        temporary.write_text("".join(map(_line, kept)))
         temporary.replace(self._path)
-        self._whole = None if _can_append(workdir) else [json.dumps(r) + "\n" for r in kept]
+        self._whole = None if _can_append(workdir) else [_line(r) for r in kept]
         self._written = time.monotonic()
         self._file = None
         if self._whole is None:
@@ -49,7 +51,7 @@ class MetricsWriter:
         self._wandb = start_wandb(workdir, config) if config.log.wandb else None
 
     def write(self, kind: str, step: int, values: dict) -> None:
-        line = json.dumps({"kind": kind, "step": step, **values}) + "\n"
+        line = _line({"kind": kind, "step": step, **values})
         if self._file is not None:
             self._file.write(line)
             self._file.flush()
@@ -154,12 +156,18 @@ def read_metrics(workdir) -> list[dict]:
     return [_record(line, f"{path}, line {i}") for i, line in enumerate(lines, 1) if line]
 
 
+def _line(record: dict) -> str:
+    """JSON has no NaN and no infinities, though Python would write them."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
 def _record(line: bytes, where: str) -> dict:
     try:
         record = json.loads(line)
         if record["kind"] not in ("train", "eval") or type(record["step"]) is not int:
             raise ValueError
-        return record
+        return {k: math.nan if v is None else v for k, v in record.items()}
     except (ValueError, KeyError, TypeError):
         text = line[:40].decode(errors="replace")
         raise data_error(

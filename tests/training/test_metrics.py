@@ -44,6 +44,19 @@ def test_a_resumed_writer_keeps_each_step_once(workdir):
     assert [r["loss"] for r in read_metrics(workdir)] == [1.0, 2.0, 2.5, 3.5, 4.5, 4.75]
 
 
+def test_what_is_not_finite_is_null_in_the_file_and_nan_to_its_readers(workdir):
+    MetricsWriter(workdir, 0, QUIET).write("train", 1, {"loss": float("nan"), "grad_norm": float("inf"), "tokens": 3})
+    for _ in range(2):  # also when it is written again
+        line = (workdir / "metrics.jsonl").read_text()
+        refuse = lambda constant: pytest.fail(f"{constant} is not JSON")
+        assert json.loads(line, parse_constant=refuse) == {
+            "kind": "train", "step": 1, "loss": None, "grad_norm": None, "tokens": 3
+        }  # fmt: skip
+        (record,) = read_metrics(workdir)
+        assert np.isnan([record["loss"], record["grad_norm"]]).all() and record["tokens"] == 3
+        MetricsWriter(workdir, 1, QUIET).close()
+
+
 @pytest.mark.parametrize("torn", ['{"kind": "train", "step": 3', '{"kind": "train", "step": 30, "loss": 1.0}', "{"])
 def test_a_torn_last_line_is_dropped(workdir, torn):
     """A record counts once its line break is there, and the next one never continues it."""
