@@ -1,33 +1,36 @@
 """Questions about short passages, in the form of SQuAD 2.0: the answer is a span of the passage, or there is none.
 
-one_hop: one sentence holds the answer. two_hop: of "Ben's neighbour", whom another sentence names. unseen_names: one hop over
-persons whose names are random letters. unanswerable: a person, a place, a thing that the passage is silent about, asked in
-the same words. Half of the unanswerable ones are over random letters too, in training three tenths of these and of all others,
-so that names do not tell the kinds apart and copying is learned early. In training two to five other questions come first, as a
-conversation, so that a passage teaches more than one answer; a third of the passages are easy ones, over known names and with
-things of one kind, for a model that cannot tell yet whose a thing is.
+one_hop: one sentence contains the answer. two_hop: asks about "Ben's neighbour", whom another sentence names. unseen_names: one
+hop, with random letters as names. unanswerable: asks in the same words about a person, place or thing that the passage says
+nothing about. Half of the unanswerable passages have random letters as names too (in training three tenths of all passages,
+besides unseen_names), so that names do not reveal the kind of question and copying is learned early. In training, two to five
+other questions come first, as a conversation, so that a passage teaches more than one answer; and three tenths of the passages
+are easy, with known names and things of one kind, for a model that cannot tell yet who has what.
 
-Held out: passages. Each holds one link (person, kind of link, person), and a tenth of all links, by a hash, are in no training
-passage and in all held-out ones. What else a passage says is drawn anew in each; were facts held out ("Ben has a parrot"),
-training would teach that they are never true, and not to read. Names of random letters are held out by a hash of their own.
+Held out: passages. Each contains one link (person, kind of link, person); a tenth of all links, chosen by a hash, are in no
+training passage and in every held-out one. Everything else in a passage is drawn independently: if facts were held out ("Ben
+has a parrot"), training would teach that they are never true, instead of reading. Names of random letters have a hash of their
+own.
 
-A passage tells one to three kinds of things, so that often several persons have one of a kind. Were they all different, the
-only animal of a passage would nearly always answer "Which animal does Ben have?", and whose it is would be learned late. Each
-kind has a sentence that begins with the person and one that begins with the thing, for small models find what stands behind the
-word that is asked about first, and what stands before it long after.
+A passage mentions one to three kinds of things, so that several people often have one of the same kind. If all kinds differed,
+the only animal of a passage would nearly always answer "Which animal does Ben have?", and the model would learn late to check
+whose it is. Each kind has a sentence that begins with the person and one that begins with the thing: small models soon learn to
+find what follows the word that is asked about, and only much later what precedes it.
 
-In training three quarters of the questions about facts ask for the person, and half of the kinds of a passage have random letters
-as things ("A jdbkb belongs to Oscar."). Without both, one seed of two never used the thing in "Who has a parrot?": it said any
-person with an animal. Tried with that seed, without help: "Who has abc?" in the world of copying (to step 1,600), eight heads (to
-step 800), and to step 600 more persons asked for alone, few things, all facts of a passage asked for in both directions.
+In training, three quarters of the questions about facts ask for the person, and half of the kinds in a passage have random
+letters as things ("A jdbkb belongs to Oscar."). Without both, one of two seeds never used the thing in "Who has a parrot?" and
+answered with any person who has an animal. What did not help that seed: "Who has abc?" in the copying world (until step 1,600),
+eight heads (until step 800), and until step 600 asking for the person alone more often, fewer things, or asking for all facts
+in both directions.
 
-Asked for another kind of link than the one that is told ("Who is the rival of Ann?"), models said whom it leads to (F1 84 and
-83 at b85803f): a passage tells one link, so its kind need not be read. In training half of the questions about links therefore
-name the kind alone ("Who has a rival?"), and half instead of a third of the questions about persons and links that have no
-answer are about a link that is not told. Tried before that: a second link in every third passage, by which models refused more
-where a link is told, and hardly more where it is not (F1 72 and 73.5 at 6384fdb).
+Asked for a kind of link that the passage does not mention ("Who is the rival of Ann?" if only her cousin is mentioned), models
+answered with the other link (F1 84 and 83 at b85803f): a passage contains one link, so its kind can be ignored. In training,
+therefore, half of the questions about links name the kind only ("Who has a rival?"), and of the unanswerable questions about
+persons and links, half instead of a third are about a link that is not mentioned. Tried before: a second link in every third
+passage, after which models refused more often if the link was mentioned, and hardly more often if it was not (F1 72 and 73.5 at
+6384fdb).
 
-Bars: exact match of at least 90 % (one_hop), 75 % (two_hop), 70 % (unseen_names); F1 of at least 85 % in telling which
+Targets: exact match of at least 90 % (one_hop), 75 % (two_hop), 70 % (unseen_names); F1 of at least 85 % in telling which
 questions have no answer.
 """
 
@@ -71,7 +74,7 @@ def _item(seed: int, index: int, held_out: bool) -> Item:
 
 
 def _question(rng: random.Random, kind: str, names: list[str], facts: list[_Fact], link: _Fact, who: float) -> tuple[str, str]:
-    """(a question of that kind, its answer). who: how often the person of a fact is asked for, or whose a thing is."""
+    """(a question of that kind, its answer). who: share of the questions about facts that ask for the person."""
     if kind == "unanswerable":
         return _silent(rng, names, facts, link, who), NO_ANSWER
     if kind == "two_hop":
@@ -88,9 +91,9 @@ def _persons(rng: random.Random, strange: bool, held_out: bool) -> tuple[list[st
 
 
 def _facts(rng: random.Random, names: list[str], kinds: int, strange: bool) -> list[_Fact]:
-    """Two to four, of so many kinds, at least one about each of the first two names. No value is told twice.
+    """Two to four facts of that many kinds, at least one about each of the first two names. No value occurs twice.
 
-    strange: each kind's values are random letters, or not, by a coin.
+    strange: for each kind, a coin flip decides whether its values are random letters.
     """
     relations = rng.sample(list(_RELATIONS), kinds)
     values = {}
@@ -108,7 +111,7 @@ def _strange_words(rng: random.Random, n: int) -> list[str]:
 
 
 def _stated(rng: random.Random, facts: list[_Fact], link: _Fact, who: float) -> tuple[str, str]:
-    """(a question that one sentence answers, the answer). In training half of those about links name the kind alone."""
+    """(a question that one sentence answers, the answer). In training half of those about links name the kind only."""
     person, relation, value = rng.choice([*facts, link])
     if relation in _LINKS:
         by_kind = rng.random() < 2 * who - 1
@@ -118,18 +121,18 @@ def _stated(rng: random.Random, facts: list[_Fact], link: _Fact, who: float) -> 
 
 
 def _silent(rng: random.Random, names: list[str], facts: list[_Fact], link: _Fact, who: float) -> str:
-    """A question that nothing in the passage answers, about somebody or something of a kind that it speaks of."""
+    """A question that nothing in the passage answers, about a person, link or kind of thing that occurs in it."""
     told = {f[:2] for f in facts}
     kind = 0 if rng.random() < who / 2 else 1 if rng.random() < who * 2 / 3 else rng.randrange(2, 4)
-    if kind == 0:  # a value that is nobody's
+    if kind == 0:  # a value that nobody has
         _, relation, value = rng.choice(facts)
         words = _RELATIONS[relation][0]
         words = words if value in words else _strange_words(rng, len(facts) + 1)
         return _RELATIONS[relation][3].format(v=rng.choice([w for w in words if w not in {f[2] for f in facts}]))
-    if kind == 1:  # a link that is not told
+    if kind == 1:  # a link that is not mentioned
         other = rng.choice([name for name in _LINKS if name != link[1]])
         return f"Who has a {other}?" if rng.random() < 2 * who - 1 else f"Who is the {other} of {link[0]}?"
-    person = link[2] if kind == 2 else rng.choice(names)  # a person of whom that is not told, named or by the link
+    person = link[2] if kind == 2 else rng.choice(names)  # a person about whom that is not mentioned, by name or by the link
     silent = [r for r in _RELATIONS if (person, r) not in told]
     relation = rng.choice([r for r in silent if r in {f[1] for f in facts}] or silent)
     return _RELATIONS[relation][2].format(p=f"{link[0]}'s {link[1]}" if kind == 2 else person)
