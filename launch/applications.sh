@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# One model for four applications and chat: pre-training, fine-tuning on all worlds at once, evaluation.
+# One model for four applications and chat: pre-training, fine-tuning on all worlds together, evaluation.
 #
 #   bash launch/applications.sh [WORKDIR] [-- TRAIN_FLAGS...]
 #
-# WORKDIR: the folder of the two runs, base and tuned (default: runs/applications in the repository). A second call goes on
-# where the first was stopped, and passes over what is finished. TRAIN_FLAGS go to both trainings, for example:
+# WORKDIR: the folder of the two runs, base and tuned (default: runs/applications in the repository). A second call continues
+# where the first stopped and skips what is finished. TRAIN_FLAGS go to both training runs, for example:
 # -- --config.train.length='20 steps'
 set -euo pipefail
 

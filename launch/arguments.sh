@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced first, with bash's -euo pipefail, by scripts that are called as SCRIPT [WORKDIR] [-- TRAIN_FLAGS...]: sets workdir,
-# absolute or empty, and leaves the flags as arguments. --help prints the comment at the head of the script.
+# Sourced first, under bash's -euo pipefail, by scripts called as SCRIPT [WORKDIR] [-- TRAIN_FLAGS...]: sets workdir to an
+# absolute path or leaves it empty, and leaves the flags as arguments. --help prints the header comment of the script.
 
 usage() {
   sed -n '2,/^set /{/^#/s/^#\{1,\} \{0,1\}//p;}' "$0"

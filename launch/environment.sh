@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# Sourced by the other scripts, with bash's -euo pipefail: goes to the root of the repository and defines
+# Sourced by the other scripts under bash's -euo pipefail: changes to the root of the repository and defines
 #
 #   runtime_requirements     prints the requirements file for this machine: cuda, tpu, or the core alone
-#   prepare_environment F... makes .venv if it is not there, and installs the requirements files F and this
-#                            package; does nothing where they are as they were when last installed. Where that
-#                            fails the script ends, also without -e: what is half installed must not count as done
+#   prepare_environment F... creates .venv if it is missing, and installs the requirements files F and this package;
+#                            does nothing if they are unchanged since the last install. A failure ends the script,
+#                            even without -e: a partial install must not count as done
 #
-# PYTHON=PROGRAM chooses the interpreter that .venv is made with.
+# PYTHON=PROGRAM chooses the interpreter that creates .venv.
 
 CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
@@ -52,14 +52,14 @@ make_venv() {
       "$python" -m venv --clear .venv || fail "$python cannot make .venv; on Debian and Ubuntu: apt install python3-venv"
     fi
   elif command -v uv >/dev/null; then
-    # uv brings an interpreter of its own
+    # uv provides its own interpreter
     uv venv --quiet --clear --python 3.12 .venv || fail 'uv cannot make .venv with a Python 3.12 of its own, see above'
   else
     fail 'no Python 3.11 or newer found (tried python3, python3.13, python3.12, python3.11, python); install one, or set PYTHON=PROGRAM'
   fi
 }
 
-# Changes with any requirements file, the package's metadata, the interpreter or the place of the repository.
+# Changes with any requirements file, the package's metadata, the interpreter or the path of the repository.
 environment_key() (
   set -o pipefail
   { cat requirements*.txt pyproject.toml && .venv/bin/python -VV && pwd -P; } | cksum

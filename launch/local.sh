@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# One training run of several processes on this machine, started again until it is done.
+# One training run in several processes on this machine, restarted until it is done.
 #
 #   bash launch/local.sh N TRAIN_FLAGS...     for example: bash launch/local.sh 2 --config=configs/quickstart.py --workdir=runs/two
 #
-# With GPUs each process takes its share of them, or of those that CUDA_VISIBLE_DEVICES names: N must divide their number.
-# Without, or with JAX_PLATFORMS=cpu, the processes share the CPU: good for trying out what a pod does. When one process ends,
-# so do the others; launch/restart.sh says which exit codes start them again. PORT (default: a free one) is the coordinator's.
-# N=1 is the plain command.
+# With GPUs, each process gets an equal share of them, or of those named by CUDA_VISIBLE_DEVICES: N must divide their number.
+# Without GPUs, or with JAX_PLATFORMS=cpu, the processes share the CPU: good for trying out what a pod does. When one process
+# ends, so do the others; launch/restart.sh lists the exit codes that restart them. PORT: the coordinator's (default: a free
+# one). N=1 is the plain command.
 set -euo pipefail
 
 usage() {
@@ -34,7 +34,7 @@ count=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true)
 if ((count > 0)) && [[ -n "${CUDA_VISIBLE_DEVICES+set}" ]]; then
   told="CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES: "
   for gpu in ${CUDA_VISIBLE_DEVICES//,/ }; do
-    [[ "$gpu" != -1 ]] || break # CUDA sees none from there on
+    [[ "$gpu" != -1 ]] || break # CUDA ignores all devices after it
     gpus+=("$gpu")
   done
 else
@@ -47,11 +47,11 @@ fi
 each=$((${#gpus[@]} / n))
 if ((each > 0)); then
   XLA_FLAGS=$("$python" "$root/launch/xla_flags.py" cuda)
-  export XLA_FLAGS JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu} # or JAX would train on the CPU where CUDA does not start
+  export XLA_FLAGS JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu} # or JAX would train on the CPU if CUDA failed to start
 fi
 
 pids=() ended='' heard=''
-# SIGTERM for SIGINT too: what a script starts in the background ignores SIGINT until it asks for it, as training does late.
+# SIGTERM for SIGINT too: a script's background process ignores SIGINT until it installs a handler, which training does late.
 end_all() {
   local pid
   ended=1 heard=1
@@ -59,7 +59,7 @@ end_all() {
 }
 trap end_all TERM INT
 
-# ${share[@]+...}: the bash of macOS (3.2) calls an empty array an unset one.
+# ${share[@]+...}: the bash of macOS (3.2) treats an empty array as unset.
 for ((i = 0; i < n; i++)); do
   share=()
   if ((each > 0)); then
@@ -72,9 +72,9 @@ for ((i = 0; i < n; i++)); do
   pids+=($!)
 done
 
-[[ -z "$ended" ]] || end_all # heard before all were there
+[[ -z "$ended" ]] || end_all # signalled before all had started
 
-# The code of the job is that of the process that knows best: a mistake (2 to 5) before a stop, a stop before a lost peer.
+# The job exits with the most informative code of its processes: a mistake (2 to 5) over a stop, a stop over a lost peer.
 worst=0 rank=0
 for pid in ${pids[@]+"${pids[@]}"}; do
   heard=1

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Sourced by the scripts that start something again: checks numbers that come from the environment.
+# Sourced by the scripts that restart something: checks numbers from the environment.
 
-# whole_number NAME DEFAULT: sets the variable NAME to DEFAULT where it is empty; ends the script where it is no whole number.
-# In base 10: to bash's arithmetic 08 is a mistake, and 010 is 8.
+# whole_number NAME DEFAULT: sets the variable NAME to DEFAULT if it is empty; ends the script if it is not a whole number.
+# Base 10 is explicit: bash's arithmetic rejects 08 and reads 010 as 8.
 whole_number() {
   local value=${!1:-$2}
   if [[ ! "$value" =~ ^[0-9]{1,9}$ ]]; then

@@ -3,8 +3,8 @@
 #
 #   bash launch/quickstart.sh [WORKDIR] [-- TRAIN_FLAGS...]
 #
-# WORKDIR: the run folder (default: runs/quickstart in the repository). A second call continues a run that was
-# stopped, and passes over one that is finished. TRAIN_FLAGS, for example: -- --config.train.length='20 steps'
+# WORKDIR: the run folder (default: runs/quickstart in the repository). A second call continues a stopped run and skips a
+# finished one. TRAIN_FLAGS, for example: -- --config.train.length='20 steps'
 set -euo pipefail
 
 # shellcheck source=launch/arguments.sh
@@ -19,7 +19,7 @@ prepare_environment "$(runtime_requirements)"
 "$python" -m gpt4o_jax evaluate --workdir="$workdir"
 "$python" -m gpt4o_jax generate --workdir="$workdir" --prompt='Return the ' --num_samples=3 --max_new_tokens=60 >/dev/null
 
-# What is printed here can be pasted, also where paths have spaces in them.
+# The printed commands can be pasted even if paths contain spaces.
 quoted_workdir=$(printf '%q' "$workdir")
 cat >&2 <<END
 

@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
-# A Cloud TPU slice without Kubernetes: makes it, copies the repository, trains on all its workers, starts again until done.
+# A Cloud TPU slice without Kubernetes: creates it, copies the repository, trains on all its workers, restarts until done.
 #
 #   TPU=NAME ZONE=us-east5-a TYPE=v5p-16 bash launch/tpu_vm.sh [--dry-run] TRAIN_FLAGS...
 #
-# for example TRAIN_FLAGS: --config=configs/gpt4o.py:small --workdir=gs://BUCKET/runs/small
-# WORKDIR must be gs://: the workers have no other storage in common. A spot slice that was taken away is made again, whatever
-# was being done on it.
+# TRAIN_FLAGS, for example: --config=configs/gpt4o.py:small --workdir=gs://BUCKET/runs/small
+# WORKDIR must be gs://: the workers share no other storage. A preempted spot slice is created again, whatever was running on it.
 # --dry-run prints each command and runs none. VERSION (default: the one for TYPE), SPOT=1, PROJECT: passed to gcloud.
-# RESTARTS (default 20): at most so many. BACKOFF (default 10): seconds before the first, doubled each time up to 300; training
-# that lasted ten minutes begins again at the first.
-# Ctrl-C ends this script, not the training on the workers: the same command stops that, and goes on from where it saved.
+# RESTARTS (default 20): the maximum. BACKOFF (default 10): seconds before the first, doubled each time up to 300; training
+# that lasted ten minutes resets the pause.
+# Ctrl-C ends this script, not the training on the workers: the same command stops that and continues from where it saved.
 # The slice is left running, and costs money, until
 #   gcloud compute tpus tpu-vm delete NAME --zone=ZONE
 set -euo pipefail
@@ -49,7 +48,7 @@ run() {
 ssh_all() { run gcloud compute tpus tpu-vm ssh "${where[@]}" --worker=all --command="$1"; }
 state() { [[ -z "$dry_run" ]] && gcloud compute tpus tpu-vm describe "${where[@]}" --format='value(state)' 2>/dev/null || true; }
 
-# Of https://cloud.google.com/tpu/docs/runtimes
+# From https://cloud.google.com/tpu/docs/runtimes
 version() {
   case "$TYPE" in
     v6e-*) echo v2-alpha-tpuv6e ;;
@@ -65,7 +64,7 @@ make_slice() {
   local made
   made=$(state)
   [[ "$made" != READY ]] || return 0
-  if [[ -n "$made" ]]; then run gcloud compute tpus tpu-vm delete "${where[@]}" --quiet || return; fi # preempted: of no use
+  if [[ -n "$made" ]]; then run gcloud compute tpus tpu-vm delete "${where[@]}" --quiet || return; fi # preempted, so unusable
   local how=("--accelerator-type=$TYPE" "--version=$VERSION")
   if [[ -n "${SPOT:-}" ]]; then how+=(--spot); fi
   run gcloud compute tpus tpu-vm create "${where[@]}" "${how[@]}"
@@ -73,17 +72,17 @@ make_slice() {
 
 copy_repository() {
   local archive code=0
-  archive=$(mktemp) # GNU's alone takes a suffix
+  archive=$(mktemp) # without a suffix, which only GNU's takes
   run git -C "$root" archive --format=tar.gz --output="$archive" HEAD &&
     run gcloud compute tpus tpu-vm scp "$archive" "${where[@]/#$TPU/$TPU:gpt4o_jax.tar.gz}" --worker=all || code=$?
   rm -f "$archive"
   ((code == 0)) || return "$code"
-  # The machines bring Python 3.10, and no uv, which fetches a newer one.
+  # The machines come with Python 3.10 and without uv, which fetches a newer one.
   ssh_all 'set -euo pipefail; mkdir -p gpt4o_jax; tar -xzf gpt4o_jax.tar.gz -C gpt4o_jax; cd gpt4o_jax; export PATH="$HOME/.local/bin:$PATH"; source launch/environment.sh; find_python >/dev/null || command -v uv >/dev/null || python3 -m pip install --quiet --user uv; prepare_environment requirements-tpu.txt'
 }
 
 flags=$(printf ' %q' "$@")
-had='' # a slice, which may be lost
+had='' # whether there was a slice, which may be lost
 attempt() {
   make_slice || return
   had=1
@@ -95,8 +94,8 @@ lost() { [[ -n "$had" && "$(state)" != READY ]]; }
 
 pause=$BACKOFF
 for ((left = RESTARTS; ; left--)); do
-  code=0 begun='' # of training: a slice may take as long to come, and not come
-  attempt || code=$? # which takes `set -e` from within it
+  code=0 begun='' # set by training only: a slice may take as long to come, or never come
+  attempt || code=$? # `||` disables `set -e` within it
   case $code in
     75 | 76 | 137 | 143 | 255) ;; # 255: ssh lost the worker
     0) exit 0 ;;

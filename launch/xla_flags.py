@@ -1,11 +1,11 @@
-"""Prints the XLA flags that training on several devices wants, those that this XLA knows, or runs a command with them.
+"""Prints the XLA flags for training on several devices that this XLA knows, or runs a command with them.
 
     export XLA_FLAGS="$(python launch/xla_flags.py cuda)"
     python launch/xla_flags.py cuda COMMAND...
 
-XLA aborts the process at a flag that it does not know, and flags come and go: so each is tried in a process of its own. What
-XLA_FLAGS holds already stays, and stays last: the last one counts. TPUs are given none: libtpu has flags of its own, in
-LIBTPU_INIT_ARGS, and an --xla_tpu_ flag in XLA_FLAGS is one that XLA does not know.
+XLA aborts the process on an unknown flag, and flags come and go, so each is tried in a separate process. What XLA_FLAGS already
+holds is kept, and kept last: the last one wins. TPUs get no flags here: libtpu has its own, in LIBTPU_INIT_ARGS, and XLA does
+not know --xla_tpu_ flags in XLA_FLAGS.
 """
 
 import os
@@ -25,7 +25,7 @@ FLAGS = {
 
 def is_known(flag: str) -> bool:
     """Whether XLA starts with this flag."""
-    environment = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}  # flags are read, and judged, by every backend
+    environment = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}  # every backend parses and checks the flags
     command = [sys.executable, "-c", "import jax; jax.devices()"]
     return subprocess.run(command, env=environment, capture_output=True).returncode == 0
 
@@ -35,7 +35,7 @@ def main(platform: str, *command: str) -> int:
         print(f"xla_flags.py: {platform!r}: expected one of {', '.join(FLAGS)}", file=sys.stderr)
         return 2
     flags = list(FLAGS[platform])
-    if flags and not is_known(" ".join(flags)):  # one look where all is well
+    if flags and not is_known(" ".join(flags)):  # one try if all are known
         flags = [flag for flag in flags if is_known(flag)]
         print(f"xla_flags.py: left out, unknown here: {', '.join(set(FLAGS[platform]) - set(flags))}", file=sys.stderr)
     told = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()
@@ -43,7 +43,7 @@ def main(platform: str, *command: str) -> int:
         print(told)
         return 0
     try:
-        os.execvpe(command[0], command, {**os.environ, "XLA_FLAGS": told})  # in this process: signals reach the command
+        os.execvpe(command[0], command, {**os.environ, "XLA_FLAGS": told})  # replaces this process, so signals reach the command
     except OSError as e:
         print(f"xla_flags.py: {command[0]}: {e.strerror}", file=sys.stderr)
         return 2

@@ -4,8 +4,8 @@ import os
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # warnings of XLA are looked at
-# Half the time to compile, where the fast suite spends its time; the programs stay the same but for LLVM's passes.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # tests look at XLA's warnings
+# Halves compile time, where the fast suite spends most of its time; the programs stay the same except for LLVM's passes.
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
 _CACHE = os.environ.setdefault("GPT4O_JAX_TEST_CACHE", os.path.join(tempfile.gettempdir(), f"gpt4o_jax_test_cache_{os.getuid()}"))
 
@@ -23,6 +23,6 @@ from gpt4o_jax import parallel  # noqa: E402
 
 @pytest.fixture
 def one_device():
-    """A mesh of one device, in force."""
+    """A mesh of one device, set as the current mesh."""
     with jax.set_mesh(parallel.make_mesh(devices=jax.devices()[:1])) as mesh:
         yield mesh

@@ -1,4 +1,4 @@
-"""Few cases in the place of a full product: every two values of two options stand together in one of them."""
+"""A few cases instead of a full product: any two values of two options occur together in one of them."""
 
 import itertools
 
@@ -9,7 +9,7 @@ def product(options: dict[str, list]) -> list[dict]:
 
 
 def pairwise(options: dict[str, list]) -> list[dict]:
-    """Of the full product, in order, those that show most pairs not seen before, until all are."""
+    """Cases of the full product, each the one with the most pairs not yet covered, until all are."""
     cases = product(options)
     pairs = [{(a, str(case[a]), b, str(case[b])) for a, b in itertools.combinations(options, 2)} for case in cases]
     unseen, chosen = set().union(*pairs), []

@@ -58,7 +58,7 @@ def test_every_knob_is_read_outside_config_py():
         p for p in (ROOT / "gpt4o_jax").rglob("*.py") if not re.fullmatch("config(_(finetune|idle|mesh|model|rules))?.py", p.name)
     )
     text = "\n".join(p.read_text() for p in sources)
-    through = {  # read through a property or function of config.py, or under another name
+    through = {  # read via a property or function of config.py, or under another name
         "model.n_kv_heads": ".kv_heads",
         "model.head_dim": ".head_width",
         "model.d_ff": ".ff_width",
@@ -85,7 +85,7 @@ def test_every_knob_is_read_outside_config_py():
 
     def is_read(name):
         field = name.rpartition(".")[2]
-        unique = fields.count(field) == 1  # else only the section tells which one is meant
+        unique = fields.count(field) == 1  # otherwise only the section tells which one is meant
         wanted = through.get(name, f".{field}" if unique else name)
         return re.search(re.escape(wanted) + ("" if wanted.endswith(("(", ")")) else r"\b"), text)
 
@@ -309,7 +309,7 @@ def test_tokens_and_epochs_are_rounded_up_to_whole_dispatches():
 def test_overrides_reach_every_knob_from_any_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flat = flatten(to_dict(RunConfig()))
-    written = {name: str(value) for name, value in flat.items()}  # defaults, None included, as one would type them
+    written = {name: str(value) for name, value in flat.items()}  # defaults, including None, as one would type them
     assert config_file.read(BASE, written) == RunConfig()
     config = config_file.read(BASE, {"model.n_kv_heads": "2", "eval.stride": "8", "init.from": "run", "seed": "3"})
     assert (config.model.n_kv_heads, config.eval.stride, config.init.from_, config.seed) == (2, 8, "run", 3)

@@ -1,4 +1,4 @@
-"""A knob that has no effect beside the others is refused where it is typed, and let pass where a file says it."""
+"""A knob that has no effect given the others is refused on the command line, but accepted in a config file."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ ADAPTED = "model.n_experts=4 model.router_bias=true lora.rank=4 init.from=x"
 FLAT = "optimizer.schedule=wsd optimizer.decay_fraction=0"
 PAIRS = "objective.method=dpo init.from=x data.source=conversations data.path=x"
 
-# Given without what makes it count; with it (None: by itself).
+# (flags whose first knob has no effect, part of the message, flags that give it one; None: not tried).
 IDLE = [
     ("optimizer.b2=0.9 optimizer.name=adafactor", "adamw or muon or lion or schedule_free", "optimizer.name=lion"),
     ("optimizer.eps=1e-6 optimizer.name=lion", "does nothing with optimizer.name=lion", "optimizer.name=adamw"),

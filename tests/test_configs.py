@@ -1,4 +1,4 @@
-"""Every file in configs/, with every argument it takes: described, valid, and able to train."""
+"""Every file in configs/, with every argument it accepts, is described, valid and able to train."""
 
 import ast
 import dataclasses
@@ -53,12 +53,12 @@ ARGUMENTS = {name: tuple(sizes) for name, sizes in FAMILIES.items()} | {
 }
 FILES = sorted(CONFIGS.glob("*.py"))
 SWEEPS = sorted((CONFIGS / "ablations").glob("*.py"))
-# These take the folder of a run: tests/commands/test_commands.py and test_finetune.py train with them.
+# These take a run folder: tests/commands/test_commands.py and test_finetune.py train with them.
 OF_RUNS = ("from_run", "preference", "reinforced")
 SPECS = [
     f"{path.name}:{a}" if a else path.name for path in FILES if path.stem not in OF_RUNS for a in ARGUMENTS.get(path.stem, ("",))
 ]
-# Shrunk, the sizes of a published family are one model: the smallest stands for all. So are the tasks of fine-tuning.
+# Shrunk, all sizes of a published family are one model, so the smallest stands for all; likewise the fine-tuning tasks.
 ONE = {*FAMILIES, "finetune"}
 STEPPED = [spec for spec in SPECS if (stem := spec.split(".py")[0]) not in ONE or spec.endswith(f":{ARGUMENTS[stem][0]}")]
 NOMINAL = {"nano": 4e6, "moe_nano": 10e6, "tiny": 25e6, "small": 124e6, "medium": 350e6, "large": 1.3e9, "xl": 8e9, "xxl": 70e9}
@@ -72,7 +72,7 @@ def read(spec: str, **overrides: str):
 
 
 def shrunk(spec: str, text: Path):
-    """The config at a size that compiles in seconds; what it is made of stays."""
+    """The config at a size that compiles in seconds; its structure is unchanged."""
     model = read(spec).model
     return read(
         spec,
@@ -123,7 +123,7 @@ def test_file_says_what_it_is_and_stays_short(path):
     source = path.read_text()
     assert len(source.splitlines()) < 60
     header = ast.get_docstring(ast.parse(source))
-    if path.stem != "base":  # nothing to run: the defaults
+    if path.stem != "base":  # the defaults: nothing to run
         for word in ("Hardware:", "Time:", "Expected:", "Command:"):
             assert word in header
         assert f"={path.relative_to(CONFIGS.parent)}" in header
@@ -134,7 +134,7 @@ def test_file_says_what_it_is_and_stays_short(path):
 @pytest.mark.parametrize("spec", SPECS)
 def test_config_is_valid(spec):
     config = read(spec)
-    assert total_steps(config, tokens_per_epoch=1_000_000) > 0  # its length is whole dispatches
+    assert total_steps(config, tokens_per_epoch=1_000_000) > 0  # its length is a whole number of dispatches
 
 
 @pytest.mark.parametrize("spec", STEPPED)
@@ -152,7 +152,7 @@ def test_config_trains_a_step_shrunk(spec, text, tmp_path):
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
 def test_sweep_varies_what_its_base_leaves_alone(path, tmp_path):
-    """Every variant is valid, another config than any other, and trains for the same tokens."""
+    """Every variant is valid, differs from all others, and trains on the same number of tokens."""
     jobs = sweep.plan(str(path), tmp_path, 1, {})
     assert jobs[0].config == config_file.read(str(path), {}), "the base comes first"
     assert len({job.config for job in jobs}) == len(jobs) > 1

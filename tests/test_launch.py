@@ -1,4 +1,4 @@
-"""The launch scripts: what is started again and what is not, what tpu_vm.sh would run, and that the YAML files hold together."""
+"""The launch scripts: what is restarted and what is not, what tpu_vm.sh would run, and that the YAML files are consistent."""
 
 import contextlib
 import importlib.util
@@ -34,7 +34,7 @@ def test_every_script_parses(path):
 
 @pytest.mark.parametrize("path", [*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"], ids=lambda p: p.name)
 def test_every_script_runs_in_the_bash_of_macos(path):
-    """bash 3.2, where under -u an empty array counts as unset, and BSD's mktemp, which knows no long options."""
+    """bash 3.2, where -u treats an empty array as unset, and BSD's mktemp, which has no long options."""
     text = path.read_text()
     for name in set(re.findall(r"\b(\w+)=\(\)", text)):
         expanded = text.replace(f'${{{name}[@]+"${{{name}[@]}}"}}', "")
@@ -97,18 +97,18 @@ def test_restart_passes_a_signal_on_and_then_ends(tmp_path):
 
 @pytest.fixture
 def alone(tmp_path):
-    """The launch folder where no .venv is, so that local.sh takes $PYTHON."""
+    """A copy of the launch folder without a .venv, so that local.sh uses $PYTHON."""
     return shutil.copytree(LAUNCH, tmp_path / "repository" / "launch")
 
 
 def interrupt(tmp_path: Path, script: Path, *args: str, pids: int = 1, **variables: str) -> int:
-    """The exit code of a script that gets a Ctrl-C, which goes to all of a terminal's processes, once `pids` files PID.* are
-    there, which its commands write. Fails where one of these goes on."""
+    """The exit code of a script after Ctrl-C, sent to all processes of the terminal once the script's commands have written
+    `pids` files PID.*. Fails if one of these processes survives."""
     process = subprocess.Popen(
         ["bash", str(script), *args],
         env={**os.environ, **variables},
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as a shell starts it, whoever started pytest
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as a shell would start it, however pytest was started
     )
     try:
         while len(list(tmp_path.glob("PID.*"))) < pids:
@@ -126,7 +126,7 @@ def interrupt(tmp_path: Path, script: Path, *args: str, pids: int = 1, **variabl
 
 
 def test_ctrl_c_ends_a_command_that_does_not_listen_yet(tmp_path):
-    """As Python before training: what bash starts in the background ignores SIGINT."""
+    """Like Python before training: bash's background processes ignore SIGINT."""
     assert interrupt(tmp_path, LAUNCH / "restart.sh", "bash", "-c", f'touch "{tmp_path}/PID.$$"; exec sleep 60') == 143
 
 
@@ -164,7 +164,7 @@ def test_local_gives_the_code_of_each_process_after_ctrl_c(alone, tmp_path, code
 
 @pytest.fixture
 def pretended(tmp_path):
-    """A python that, as process i of a job, exits with the i-th of the codes in $CODES."""
+    """A fake python that, as process i of a job, exits with the i-th code in $CODES."""
     program = tmp_path / "python"
     program.write_text(
         "#!/usr/bin/env bash\n"
@@ -188,7 +188,7 @@ def test_local_gives_the_code_of_the_process_that_knows_best(alone, pretended, t
 
 
 def with_gpus(folder: Path, n: int) -> str:
-    """A PATH on which nvidia-smi lists n GPUs, the first of them cut in two; 0: says that it found no driver."""
+    """A PATH whose nvidia-smi lists n GPUs, the first one split in two (MIG); with n=0 it reports that it found no driver."""
     lines = [f"GPU {i}: NVIDIA H100 (UUID: GPU-1{i})" for i in range(n)] or ["NVIDIA-SMI has failed"]
     lines[1:1] = ["  MIG 3g.40gb Device 0: (UUID: MIG-1)", "  MIG 3g.40gb Device 1: (UUID: MIG-2)"] if n else []
     folder.mkdir()
@@ -276,8 +276,8 @@ def test_tpu_vm_does_not_take_dry_run_for_a_flag_of_train(cloud, tmp_path):
 
 @pytest.fixture
 def cloud(tmp_path):
-    """A PATH with a gcloud that appends what it does to a file: an ssh or create ends with the next of the codes in the file
-    codes (or with 0), and takes the slice away if that is 9; describe tells the state of the slice.
+    """A PATH with a fake gcloud that logs its actions to a file: ssh and create exit with the next code in the file `codes` (or
+    0), and code 9 also preempts the slice; describe reports the state of the slice.
     """
     bin = tmp_path / "bin"
     bin.mkdir()
@@ -303,10 +303,10 @@ exit "${{code:-0}}"
     "codes, expected, told",
     [
         ("0 0 0", 0, "create scp ssh ssh"),
-        ("1", 1, "create"),  # a mistake in the name, say
-        ("0 1", 1, "create scp ssh"),  # an install that fails
-        ("0 9 0 0 0", 0, "create scp ssh delete create scp ssh ssh"),  # the slice is lost in the install
-        ("0 0 9 1 0 0 0", 0, "create scp ssh ssh delete create create scp ssh ssh"),  # and there is none at once
+        ("1", 1, "create"),  # such as a mistake in the name
+        ("0 1", 1, "create scp ssh"),  # the install fails
+        ("0 9 0 0 0", 0, "create scp ssh delete create scp ssh ssh"),  # the slice is lost during the install
+        ("0 0 9 1 0 0 0", 0, "create scp ssh ssh delete create create scp ssh ssh"),  # and there is no new one right away
         ("0 0 75 0 0", 0, "create scp ssh ssh scp ssh ssh"),
         ("0 0 2", 2, "create scp ssh ssh"),
     ],
@@ -334,7 +334,7 @@ def test_alone_ends_what_an_earlier_call_left_running(tmp_path):
         time.sleep(0.02)
     assert int(pid.read_text()) == first.pid
     command = ["bash", str(LAUNCH / "alone.sh"), str(pid), "bash", "-c", "[[ -f saved ]] && exit 3"]
-    threading.Thread(target=first.wait).start()  # as init does for what nobody waits for
+    threading.Thread(target=first.wait).start()  # as init does for orphans
     assert subprocess.run(command, cwd=tmp_path, timeout=60).returncode == 3
     assert first.returncode == 75
 
@@ -353,7 +353,7 @@ def jobsets() -> dict[str, dict]:
 
 @pytest.mark.parametrize("name", ["gpt4o-tpu", "gpt4o-gpu"])
 def test_jobsets_have_what_kubernetes_requires(name):
-    """Required fields and legal values of jobset.x-k8s.io/v1alpha2 and batch/v1, as their references give them."""
+    """Required fields and legal values of jobset.x-k8s.io/v1alpha2 and batch/v1, according to their references."""
     jobset = jobsets()[name]
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     assert set(jobset["spec"]) <= {"replicatedJobs", "failurePolicy", "successPolicy", "network", "startupPolicy", "suspend"}
@@ -389,7 +389,7 @@ def test_the_jobs_of_a_jobset_follow_the_schema_of_kubernetes(name):
 
 
 def lost(given, kept, path: str = "") -> list[str]:
-    """Paths of what is in `given` and not the same in `kept`, which may have more: defaults."""
+    """Paths of the values in `given` that `kept` lacks or changes; `kept` may have more, such as defaults."""
     if isinstance(given, dict) and isinstance(kept, dict):
         return [p for key in given for p in lost(given[key], kept.get(key), f"{path}.{key}")]
     if isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
@@ -399,7 +399,7 @@ def lost(given, kept, path: str = "") -> list[str]:
 
 @pytest.mark.parametrize("name", ["gpt4o-tpu", "gpt4o-gpu"])
 def test_jobsets_follow_the_schema_of_jobset(name):
-    """The classes are generated from JobSet's own OpenAPI: they refuse wrong types, and drop fields that there are not."""
+    """The classes are generated from JobSet's own OpenAPI spec: they refuse wrong types and drop unknown fields."""
     jobset = jobsets()[name]
     assert lost(jobset, JobsetV1alpha2JobSet.from_dict(jobset).to_dict()) == []
     jobset["spec"]["failurePolicy"]["maxRestart"] = 1
@@ -439,7 +439,7 @@ def test_skypilot_has_what_it_requires():
 
 @pytest.mark.parametrize("gpus", [0, 8])
 def test_skypilot_trains_under_restart_with_the_flags_of_gpus(tmp_path, gpus):
-    """Run with a pretended python, which ends as if a peer were lost, then well."""
+    """Run with a fake python that first exits as if a peer were lost, then succeeds."""
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     program = tmp_path / ".venv" / "bin" / "python"
     program.write_text(f'#!/bin/sh\necho "$*" >> "{tmp_path}/told"\n[ "$(wc -l < "{tmp_path}/told")" -ge 2 ] || exit 76\n')
@@ -455,7 +455,7 @@ def test_skypilot_trains_under_restart_with_the_flags_of_gpus(tmp_path, gpus):
 
 
 def test_local_takes_the_flags_of_gpus(alone, tmp_path, monkeypatch):
-    """Looked up once, by the first call of the interpreter; every process has them."""
+    """Looked up once, by the first call of the interpreter; every process gets them."""
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     program = tmp_path / "python"
     program.write_text(

@@ -1,4 +1,4 @@
-"""The pauses of the launch scripts before they start again, with a `sleep` that tells what it is told, and takes no time."""
+"""The pauses of the launch scripts before a restart, with a fake `sleep` that records its argument and takes no time."""
 
 import os
 from pathlib import Path
@@ -11,17 +11,17 @@ DOUBLED = [5, 10, 20, 40, 80, 160, 300, 300, 300]
 
 
 def program(folder: Path, name: str, text: str) -> None:
-    """On the PATH of `pretended`."""
+    """Writes an executable script for the PATH of `pretended`."""
     (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
     (folder / name).chmod(0o755)
 
 
 @pytest.fixture
 def pretended(tmp_path):
-    """A folder whose sleep, scontrol and scancel append their arguments to the file told, and whose git does nothing.
+    """A folder whose fake sleep, scontrol and scancel append their arguments to the file `told`, and whose git does nothing.
 
-    `scontrol show` tells that the job is in the state STATE, by default running. The n-th srun, train or ssh of gcloud that
-    trains ends with the n-th code in the file codes; "4s" in its place: with 76, and only after four seconds. No code left: 0.
+    `scontrol show` reports the job state STATE, by default RUNNING. The n-th srun, train or training ssh of gcloud exits with the
+    n-th code in the file `codes`; "4s" means 76 after four seconds. When no codes are left, it exits with 0.
     """
     bin = tmp_path / "bin"
     bin.mkdir()
@@ -40,7 +40,7 @@ def pretended(tmp_path):
 
 
 def start(pretended: Path, script: str | Path, *args: str, codes: list[int | str], **variables: str):
-    """(what the script ended with, what its sleep and scontrol were told)."""
+    """(the finished script, the calls of its sleep and scontrol)."""
     (pretended / "codes").write_text("".join(f"{code}\n" for code in codes))
     (pretended / "told").write_text("")
     job = {"TPU": "pod", "ZONE": "z", "TYPE": "v5p-16", "SLURM_SUBMIT_DIR": str(LAUNCH.parent), "SLURM_JOB_ID": "7"}
@@ -65,7 +65,7 @@ def test_pauses_double_up_to_five_minutes(pretended, script):
 
 @pytest.mark.parametrize("script", ARGS)
 def test_a_run_that_lasted_begins_again_at_the_first_pause(pretended, script):
-    """In a copy that counts three seconds as ten minutes."""
+    """In a copy of the script with three seconds in place of ten minutes."""
     launch = pretended / "repository" / "launch"
     launch.mkdir(parents=True)
     text = (LAUNCH / script).read_text()
@@ -82,7 +82,7 @@ def test_a_slurm_job_is_queued_again_after_a_pause_that_doubles(pretended, code)
     for count, seconds in enumerate([*DOUBLED[:6], 320, 320]):
         done, told = start(pretended, "slurm.sbatch", codes=[code], SLURM_RESTART_COUNT=str(count))
         assert done.returncode == code, done.stderr
-        pause = 0 if code == 75 else seconds  # stopped by its time limit, which leaves no time to wait
+        pause = 0 if code == 75 else seconds  # stopped by its time limit, so there is no time to wait
         assert told == [f"sleep {pause}", "scontrol requeue 7", "sleep 60"]
 
 
@@ -104,7 +104,7 @@ def test_a_slurm_job_is_submitted_from_the_repository(pretended):
 
 @pytest.mark.parametrize("code", range(1, 6))
 def test_a_mistake_of_one_process_of_a_slurm_job_counts_more_than_a_lost_peer(pretended, code):
-    """This srun runs two processes, of which the last one makes it, and ends with the highest code, as Slurm's does."""
+    """This srun runs two processes, the last of which makes the mistake, and exits with the highest code, as Slurm's does."""
     python = pretended / "python"
     program(pretended, "python", f"exit $((SLURM_PROCID ? {code} : 76))")
     program(
@@ -124,6 +124,6 @@ def test_a_slurm_job_is_queued_again_so_many_times(pretended):
 
 
 def test_a_slurm_job_that_lasted_begins_again_at_the_first_pause(pretended):
-    """bash counts SECONDS from what the environment says."""
+    """bash starts counting SECONDS from its value in the environment."""
     _, told = start(pretended, "slurm.sbatch", codes=[76], SLURM_RESTART_COUNT="5", SECONDS="600")
     assert told[0] == "sleep 5"

@@ -1,6 +1,6 @@
-"""quickstart.sh and applications.sh run their commands in order, with the user's flags, and end with the first that fails.
+"""quickstart.sh and applications.sh run their commands in order, with the user's flags, and stop at the first that fails.
 
-In a repository of their own, whose .venv/bin/python writes down what it is asked to run.
+They run in a separate repository whose .venv/bin/python records what it is asked to run.
 """
 
 import os
@@ -35,7 +35,7 @@ def repository(tmp_path):
 
 
 def run(root: Path, script: str, *args: str, fails: str = "") -> tuple[int, list[list[str]], str]:
-    """(exit code, the commands that were run, what was said)."""
+    """(exit code, the commands that were run, stderr)."""
     told = root.parent / "told"
     told.write_text("")
     path = f"{root.parent / 'bin'}:{os.environ['PATH']}"

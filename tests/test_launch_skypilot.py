@@ -1,7 +1,7 @@
 """launch/skypilot.yaml against the fields of SkyPilot's tasks; tests/system/test_skypilot.py has SkyPilot itself read it.
 
-Names and types as SkyPilot 0.14.1 checks them (sky/utils/schemas.py), without those for its own use; what it takes nothing of
-here, such as mounts and services, by its kind alone.
+Names and types as SkyPilot 0.14.1 checks them (sky/utils/schemas.py), without those for its own use; fields not used here,
+such as mounts and services, are checked by type alone.
 """
 
 import re
@@ -32,14 +32,14 @@ TASK = {
 
 
 def wrong(value, kind, path: str = "task") -> list[str]:
-    """Paths of what is not of its kind.
+    """Paths of the values that do not match their kind.
 
-    kind: a type, a range of numbers, None, a tuple of kinds of which one will do, a list of the kind of its elements, or a dict
-    of those of its fields, by their names or a pattern of these.
+    kind: a type, a range of numbers, None, a tuple of alternative kinds, a list with the kind of its elements, or a dict with the
+    kinds of its fields, by name or by a pattern of names.
     """
     if isinstance(kind, tuple):
         tried = [wrong(value, one, path) for one in kind]
-        return min(tried, key=lambda found: (path in found, len(found)))  # of an object with a wrong field, the field
+        return min(tried, key=lambda found: (path in found, len(found)))  # for an object with a wrong field, report the field
     if isinstance(kind, dict) and isinstance(value, dict):
         patterns = [name for name in kind if isinstance(name, re.Pattern)]
         kinds = {key: kind.get(key) or next((kind[p] for p in patterns if p.fullmatch(key)), ...) for key in value}
@@ -49,7 +49,7 @@ def wrong(value, kind, path: str = "task") -> list[str]:
     if isinstance(kind, range):
         right = type(value) is int and value in kind
     else:
-        right = value is None if kind is None else isinstance(kind, type) and type(value) is kind  # True is no int in YAML
+        right = value is None if kind is None else isinstance(kind, type) and type(value) is kind  # in YAML True is not an int
     return [] if right else [path]
 
 

@@ -1,4 +1,4 @@
-"""A growing batch leaves out no row, counts its tokens, and changes no result but by its size."""
+"""A growing batch skips no row, counts its tokens, and changes results only through its size."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ WARMUPS = [
     GROWING,
     dataclasses.replace(GROWING, batch_warmup_start=5),
     dataclasses.replace(GROWING, batch_warmup_steps=1, batch_warmup_start=1),
-    dataclasses.replace(GROWING, batch_warmup_steps=3, batch_warmup_start=1),  # more than one joins in a step
+    dataclasses.replace(GROWING, batch_warmup_steps=3, batch_warmup_start=1),  # more than one is added in a step
     TrainConfig(batch_size=12, accumulate=6),
 ]
 

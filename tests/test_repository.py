@@ -35,7 +35,7 @@ def test_documented_command_is_understood(line, monkeypatch, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for folder in re.findall(
         r"(?:(?:from_run|preference|reinforced)\.py:|--config\.init\.from=)(\S+)", line
-    ):  # the run that a command before it has made
+    ):  # the run that an earlier command has made
         (tmp_path / folder).mkdir(parents=True)
         run.write_config(tmp_path / folder, RunConfig(model=ModelConfig(vocab_size=300)))
     monkeypatch.chdir(tmp_path)
@@ -97,7 +97,7 @@ def test_ci_runs_the_readmes_test_command():
 
 
 def shell(code: str, root: Path = ROOT, **environment: str):
-    """Runs bash code after launch/environment.sh of `root` has been sourced."""
+    """Runs bash code after sourcing launch/environment.sh of `root`."""
     environment = {"PATH": os.environ["PATH"]} | environment
     script = f"set -euo pipefail; source {shlex.quote(str(root / 'launch' / 'environment.sh'))}; {code}"
     return subprocess.run(["/bin/bash", "-c", script], env=environment, capture_output=True, text=True, timeout=60)
@@ -105,7 +105,7 @@ def shell(code: str, root: Path = ROOT, **environment: str):
 
 @pytest.fixture
 def copy(tmp_path) -> Path:
-    """A place with the environment script and nothing else, and a space in its name."""
+    """A folder with only the environment script, and a space in its name."""
     root = tmp_path / "a copy"
     (root / "launch").mkdir(parents=True)
     (root / "launch" / "environment.sh").write_text((ROOT / "launch" / "environment.sh").read_text())
@@ -169,7 +169,7 @@ def test_installs_again_only_after_requirements_changed(copy, tmp_path):
 @pytest.mark.parametrize("tool", ["uv", "pip"])
 @pytest.mark.parametrize("failing", ["requirements.txt", "--editable"])
 def test_a_failed_install_does_not_count_as_done(tool, failing, copy, tmp_path):
-    """Also where the caller has no -e, as the setup of a launcher may."""
+    """Even if the caller runs without -e, as a launcher's setup may."""
     (copy / "requirements.txt").write_text("one\n")
     (copy / "pyproject.toml").write_text("")
     program(copy / ".venv", "placeholder", "")

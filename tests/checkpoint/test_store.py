@@ -1,4 +1,4 @@
-"""A checkpoint comes back bit for bit on any mesh, or is refused by name; no damage and no failed write goes unnoticed."""
+"""A checkpoint is restored bit for bit on any mesh, or refused by name; no damage and no failed write goes unnoticed."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ AXES = {"table": ("vocab", "embed"), "norm": ("norm",), "layers": {"up": ("layer
 
 
 def values(seed: int = 0) -> dict:
-    """Leaves of several ranks and types; float bits that only an exact copy keeps (NaN, -0, a subnormal)."""
+    """Leaves of several ranks and types, with floats that only an exact copy preserves (NaN, -0, a subnormal)."""
     rng = np.random.default_rng(seed)
     table = rng.normal(size=(16, 8)).astype(np.float32)
     table[0, :4] = [np.nan, -0.0, 1e-45, np.inf]
@@ -131,7 +131,7 @@ def test_an_item_that_is_not_there_is_refused(two):
 
 
 def files(checkpoint) -> dict[str, Path]:
-    """Every file but the manifest, by its name within the checkpoint."""
+    """Every file except the manifest, by its name within the checkpoint."""
     found = (p for p in Path(checkpoint).rglob("*") if p.is_file() and p.name != manifest.NAME)
     return {str(p.relative_to(checkpoint)): p for p in found}
 
@@ -172,7 +172,7 @@ def test_damage_is_found_named_put_aside_and_the_checkpoint_before_it_taken(two,
 
 
 def test_no_flipped_bit_of_the_manifest_goes_unnoticed(two):
-    """It guards the files, and its own digest guards it."""
+    """It protects the files, and its own digest protects it."""
     path = Store(two).path(20) / manifest.NAME
     raw = path.read_bytes()
     good = manifest.read(path.parent)
@@ -196,7 +196,7 @@ def test_where_nothing_is_intact_there_is_none(two):
     assert Store(two).newest_intact() is None and Store(two).steps() == []
 
 
-# ---------------------------------------------------------------- unfinished, and how many are kept
+# ---------------------------------------------------------------- unfinished checkpoints, and how many are kept
 
 
 def test_unfinished_checkpoints_are_invisible_and_cleaned_away(two):

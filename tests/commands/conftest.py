@@ -1,4 +1,4 @@
-"""A tiny run, trained once, and ways to call a command as a user does."""
+"""A tiny run, trained once, and helpers that call a command as a user does."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ TEXT = "".join(f"{i} green bottles and {i * i} red ones stand on the wall;\n" fo
 
 @pytest.fixture(scope="session")
 def as_on_a_laptop(tmp_path_factory):
-    """A context with one device, for the commands use every one there is, and a cache folder of its own."""
+    """A context with one device, because commands use all there are, and its own cache folder."""
     cache, devices = str(tmp_path_factory.mktemp("cache")), jax.devices()
 
     @contextlib.contextmanager
@@ -25,7 +25,7 @@ def as_on_a_laptop(tmp_path_factory):
             patch.setattr(jax, "devices", lambda *_: devices[:1])
             patch.setenv("XDG_CACHE_HOME", cache)
             for name in ("JAX_COMPILATION_CACHE_DIR", "TF_CPP_MIN_LOG_LEVEL"):
-                patch.setenv(name, "")  # main() sets some where they are missing; undone at the end
+                patch.setenv(name, "")  # main() sets those that are missing; undone at the end
             yield
 
     return context
@@ -53,7 +53,7 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="session")
 def train_args(text):
     def arguments(workdir, *more: str) -> list[str]:
-        """Trains a tiny model on characters for 20 steps. `more` replaces what it repeats."""
+        """Trains a tiny model on characters for 20 steps. Flags in `more` override the defaults."""
         knobs = {
             "model.n_layers": 1, "model.d_model": 16, "model.n_heads": 2, "model.context_length": 16,
             "model.compute_dtype": "float32", "tokenizer.kind": "char", "data.source": "text", "data.path": text,
@@ -69,9 +69,9 @@ def train_args(text):
             flags["--config.data.source"] == "world" and flags.get("--config.objective.method", "next_token") != "next_token"
         )
         idle += ["data.holdout_fraction"] if endless and flags["--config.data.holdout_fraction"] == 0.2 else []
-        of_run = ":" in str(flags["--config"])  # from_run.py:RUN and the like, whose tokenizer is the run's
+        of_run = ":" in str(flags["--config"])  # such as from_run.py:RUN, whose tokenizer is the run's
         idle += ["tokenizer.kind"] if of_run or flags.get("--config.tokenizer.path") else []
-        for name in idle:  # does nothing with what took the place of the text or its tokenizer
+        for name in idle:  # has no effect once the text or its tokenizer is replaced
             del flags[f"--config.{name}"]
         return ["train", *(f"{name}={value}" for name, value in flags.items())]
 
@@ -90,7 +90,7 @@ def run(train_args, as_on_a_laptop, tmp_path_factory):
 @pytest.fixture
 def command(capsys):
     def call(*args) -> tuple[dict, str]:
-        """(the JSON object that ends stdout, stderr) of a command that succeeds."""
+        """(the JSON object at the end of stdout, stderr) of a command that succeeds."""
         assert main([str(a) for a in args]) == 0
         out, err = capsys.readouterr()
         return json.loads(out.splitlines()[-1]), err
@@ -101,7 +101,7 @@ def command(capsys):
 @pytest.fixture
 def refused(capsys):
     def call(code, fragment, *args) -> str:
-        """The one line of a command that fails as it should."""
+        """The one-line message of a command that fails as it should."""
         capsys.readouterr()
         assert main([str(a) for a in args]) == code, capsys.readouterr()
         out, err = capsys.readouterr()

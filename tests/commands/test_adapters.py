@@ -1,4 +1,4 @@
-"""Runs of adapters, as a user has them: several over one base, small, resumed to the bit, merged, and never on another base."""
+"""Adapter runs as a user has them: several over one base, small, resumed bit for bit, merged, and never on another base."""
 
 import shutil
 from pathlib import Path
@@ -26,7 +26,7 @@ def adapted_args(train_args, run):
 
 @pytest.fixture(scope="session")
 def adapted(adapted_args, as_on_a_laptop, tmp_path_factory):
-    """A finished run of adapters over `run`; the tests only read it."""
+    """A finished adapter run over `run`; the tests only read it."""
     workdir = tmp_path_factory.mktemp("adapted") / "one"
     with as_on_a_laptop():
         assert main(adapted_args(workdir)) == 0
@@ -64,7 +64,7 @@ def test_every_command_takes_them_and_merged_they_say_the_same(adapted, run, ada
     assert command("verify", f"--workdir={merged}")[0]["checkpoints"].keys() == {"20"}
     refused(USAGE, "has no adapters", "convert", "merge", f"--workdir={merged}", f"--to={tmp_path}/again")
     refused(USAGE, "exists already", "convert", "merge", f"--workdir={adapted}", f"--to={merged}")
-    assert main(adapted_args(tmp_path / "upon", base=merged)) == 0  # what was merged is a base like any other
+    assert main(adapted_args(tmp_path / "upon", base=merged)) == 0  # a merged run is a base like any other
 
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(adapted, adapted_args, tmp_path):
@@ -94,14 +94,14 @@ def test_base_and_adapters_may_move_together(adapted, run, tmp_path, command):
 
 @pytest.mark.parametrize("action", ["evaluate", "generate", "train"])
 def test_on_another_base_nothing_starts(adapted, run, adapted_args, train_args, tmp_path, refused, action):
-    """The base was trained again, or it is gone: one line says what is missing."""
+    """If the base was trained again or is gone, one line says what is missing."""
     workdir, base = shutil.copytree(adapted, tmp_path / "mine"), tmp_path / "base"
     config = workdir / "config.json"
     config.write_text(config.read_text().replace(str(run), str(base)))
     call = {"train": adapted_args(workdir, base=base), "generate": ["generate", f"--workdir={workdir}", "--prompt=a"]}
     call = call.get(action, [action, f"--workdir={workdir}"])
     whose = f"its adapters belong to the weights of {run} at step 20"
-    if action != "train":  # which reads the config of the base first
+    if action != "train":  # train reads the config of the base first
         refused(DATA, whose, *call)
     assert main(train_args(base, "--config.seed=3", "--config.log.every=20")) == 0
     refused(DATA, f"and those of {base} are others", *call)

@@ -1,4 +1,4 @@
-"""chat: what goes to the model is the conversation, what comes back is streamed and kept; nothing ends the session but /exit."""
+"""chat: the model gets the whole conversation, replies are streamed and kept, and only /exit ends the session."""
 
 import io
 import json
@@ -10,13 +10,13 @@ from gpt4o_jax.errors import ExitCode
 from gpt4o_jax.sampling import chat as session_lib
 
 ARGS = ("--temperature=0", "--max_new_tokens=4")
-OWN = (*ARGS, "--template=own")  # one symbol begins a turn, one ends it
+OWN = (*ARGS, "--template=own")  # one symbol begins a turn and one ends it
 SHORT = ("--temperature=0", "--max_new_tokens=1", "--template=own")  # room for two turns of one letter
 
 
 @pytest.fixture
 def talk(run, capsys, monkeypatch):
-    """(replies as they stood on stdout, what was told on stderr, the final JSON) of a piped conversation."""
+    """(replies on stdout, messages on stderr, the final JSON) of a piped conversation."""
 
     def call(*lines, more=ARGS):
         capsys.readouterr()
@@ -46,7 +46,7 @@ def test_history_is_what_the_model_sees_until_reset(talk):
 
 
 def test_the_oldest_turns_go_when_the_context_is_full(talk):
-    """16 places; 4 for the reply: after two questions of five letters there is no room for both."""
+    """Of 16 positions, 4 are for the reply: two questions of five letters no longer fit."""
     _, told, result = talk("1 gre", "2 gre", "3 gre", more=OWN)
     assert told.count("the context is full: the oldest 2 turns were dropped") == len(told.splitlines()) - 1 > 0
     assert [m["content"] for m in result["messages"]][-2] == "3 gre" and len(result["messages"]) < 6

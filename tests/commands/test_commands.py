@@ -1,4 +1,4 @@
-"""The commands from the outside: what they leave behind and print; stdout ends with one JSON object."""
+"""The commands from the outside: what they write and print; stdout ends with one JSON object."""
 
 import json
 import math
@@ -100,7 +100,7 @@ def test_training_in_stages_tells_of_its_bubble_and_where_it_is(train_args, comm
 
 @pytest.mark.parametrize("mesh", [{"tensor": -1}, {"stage": -1}, {"fsdp": -1}])
 def test_a_run_opens_on_more_devices_than_its_model_divides_over(run, command, all_devices, tmp_path, mesh):
-    """Those of a larger machine, whose number the mesh of the run takes in whole."""
+    """On a larger machine, when the run's mesh asks for all of its devices."""
     workdir = shutil.copytree(run, tmp_path / "run")
     config = json.loads((workdir / "config.json").read_text())
     (workdir / "config.json").write_text(json.dumps(config | {"mesh": config["mesh"] | mesh}))
@@ -181,7 +181,7 @@ def test_prompts_that_do_not_fit_are_named(run, refused, tmp_path):
     refused(ExitCode.USAGE, "prompts[1]: prompt of 22 tokens does not fit", *args)
     path.write_text('{"prompt": "1"}\n{"prompt": "2 \u03a9"}\n')
     refused(ExitCode.DATA, "prompts[1]: character 'Ω'", *args)
-    path.write_bytes(b"\xef\xbb\xbf")  # a byte order mark is no text
+    path.write_bytes(b"\xef\xbb\xbf")  # a byte order mark is not text
     refused(ExitCode.DATA, "prompts.jsonl: empty file", *args)
     refused(ExitCode.DATA, "nowhere: cannot read", "generate", f"--workdir={run}", "--prompts=nowhere")
 
@@ -266,7 +266,7 @@ def test_benchmark_times_generation(train_args, command):
 
 
 def test_every_path_may_begin_with_the_home_folder(train_args, text, tmp_path, command, monkeypatch):
-    """No shell spells out the ~ of --flag=~/x."""
+    """No shell expands the ~ in --flag=~/x."""
     monkeypatch.setenv("HOME", str(tmp_path))
     lines = text.read_text().splitlines()
     (tmp_path / "x.txt").write_text("\n".join(lines[:90]))
@@ -290,7 +290,7 @@ def test_every_path_may_begin_with_the_home_folder(train_args, text, tmp_path, c
 
 
 def test_the_last_line_is_json_whatever_the_numbers(monkeypatch, command, tmp_path):
-    """Python writes NaN and Infinity, which no JSON reader but its own takes."""
+    """Python writes NaN and Infinity, which only its own JSON reader accepts."""
     nan, inf = float("nan"), float("inf")
     monkeypatch.setattr("gpt4o_jax.commands.runs.main", lambda *_: {"a": nan, "b": [1.5, -inf], "c": {"d": (inf, "x", 3)}})
     assert command("runs", tmp_path)[0] == {"a": None, "b": [1.5, None], "c": {"d": [None, "x", 3]}}

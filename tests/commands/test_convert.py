@@ -36,7 +36,7 @@ def test_out_and_in_again_then_every_command(train_args, tmp_path, command, refu
     assert command("verify", f"--workdir={back}")[0]["checkpoints"].keys() == {"0"}
     refused(3, "imported weights have no hold-out, nor", "evaluate", f"--workdir={back}")
 
-    _, err = command(*train_args(tmp_path / "tuned", f"--config={FROM_RUN}:{back}"))  # model and tokenizer are those of `back`
+    _, err = command(*train_args(tmp_path / "tuned", f"--config={FROM_RUN}:{back}"))  # model and tokenizer come from `back`
     assert f"weights from {back} at step 0" in err
     first, second = (open_run(w) for w in (back, tmp_path / "tuned"))
     assert second.config.model == dataclasses.replace(first.config.model, compute_dtype="float32")
@@ -78,7 +78,7 @@ def test_a_link_to_an_empty_folder_is_a_target(tmp_path):
 
 def test_of_two_processes_with_one_target_the_second_is_refused(tmp_path):
     target, left = tmp_path / "run", tmp_path / ".run.unfinished.0"
-    (left / "folder").mkdir(parents=True)  # of a killed process
+    (left / "folder").mkdir(parents=True)  # left by a killed process
     (left / "file").touch()
     with built_beside(target, "--to") as beside:
         assert not left.exists()
@@ -104,6 +104,6 @@ def test_without_locks_the_first_that_is_finished_stays(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("action", ["export", "merge"])
 def test_the_help_says_which_checkpoint_is_taken(action, capsys):
-    """Both open a run as every command does."""
+    """Both open a run the way every command does."""
     assert main(["convert", action, "--help"]) == 0
     assert "the best, where the run keeps it" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Every kind of source trains, goes on and is evaluated through the commands."""
+"""Every kind of source can be trained on, resumed and evaluated through the commands."""
 
 import json
 import shutil
@@ -93,7 +93,7 @@ def test_a_report_of_a_mixture_adds_up(command, train_args, bottles, text):
     for one in (first, second):
         assert one["share_of_training_tokens"] == round(one["training_tokens"] / report["total"]["training_tokens"], 4)
     assert first["share_of_training_tokens"] + second["share_of_training_tokens"] == pytest.approx(1, abs=1e-4)
-    for numbers in (first, second, report["total"]):  # by characters, and <bos> and <eos> of each document
+    for numbers in (first, second, report["total"]):  # one token per character, plus <bos> and <eos> of each document
         ends = 2 * (numbers["training_documents"] + numbers["holdout_documents"])
         assert numbers["bytes_per_token"] == round(numbers["kept_bytes"] / (numbers["kept_bytes"] + ends), 4)
     assert 0.8 < report["rows_fill"] <= 1
@@ -147,7 +147,7 @@ def test_text_that_is_tokenised_as_it_is_read_trains_goes_on_and_is_reported(com
 
 
 def test_the_size_of_a_vocabulary_that_is_known_before_the_text_is_read(run, refused, train_args):
-    """What `plan` and `benchmark` take for models whose config leaves it open."""
+    """What `plan` and `benchmark` use for models whose config leaves it open."""
     size = lambda **knobs: expected_vocab_size(freeze(knobs))
     own = json.loads((run / "config.json").read_text())["model"]["vocab_size"]
     assert size(tokenizer={"vocab_size": 400}) == 400 and size(tokenizer={"kind": "byte"}) == 32 + 256

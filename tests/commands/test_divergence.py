@@ -1,4 +1,4 @@
-"""A run whose loss is no longer finite: what stays of it is what it can be begun from again."""
+"""A run whose loss is no longer finite leaves only checkpoints from which it can be resumed."""
 
 import time
 
@@ -15,7 +15,7 @@ STEPS = ("--config.train.steps_per_dispatch=5", "--config.train.length=40 steps"
 @pytest.fixture
 def diverges(capsys):
     def call(*args: str) -> str:
-        """stderr of a training that ends as diverged."""
+        """stderr of a training run that ends as diverged."""
         assert main([str(a) for a in args]) == ExitCode.DIVERGED
         return capsys.readouterr().err
 
@@ -41,7 +41,7 @@ def test_a_checkpoint_that_is_being_written_is_finished(train_args, tmp_path, di
 
 
 def test_weights_that_give_no_finite_loss_do_not_take_the_place_of_better_ones(train_args, tmp_path, diverges):
-    """A step of this size leaves weights of which no norm is finite, and steps are skipped from then on."""
+    """A step of this size leaves weights without a finite norm, and all later steps are skipped."""
     told = diverges(*train_args(tmp_path / "run", *STEPS, "--config.optimizer.peak_lr=1e38"))
     assert "no checkpoint at step 5, which had a non-finite loss" in told
     assert told.splitlines()[-1].startswith("gpt4o_jax: diverged: 14 steps in a row up to step 15 ")

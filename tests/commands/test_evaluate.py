@@ -1,4 +1,4 @@
-"""evaluate --choice and --tasks, and tasks while training, from the outside."""
+"""evaluate --choice and --tasks, and tasks during training, from the outside."""
 
 import json
 
@@ -27,7 +27,7 @@ def questions(tmp_path):
 
 
 def test_multiple_choice_is_scored(byte_run, questions, command):
-    """Of a file as some editors write it, with a mark of its order of bytes, and an end of a line that JSON does not know."""
+    """From a file as some editors write it: with a byte order mark, and a U+2028 that does not end a line of JSON."""
     questions.write_text("\ufeff" + questions.read_text().replace("green", "green\u2028"))
     result, _ = command("evaluate", f"--workdir={byte_run}", f"--choice={questions}", "--num_fewshot=2", "--limit=4")
     assert result["questions"] == 4 and result["chance"] == pytest.approx(1 / 3) and result["num_fewshot"] == 2
@@ -111,7 +111,7 @@ def test_tasks_are_scored_while_training_and_stand_in_the_report(train_args, tmp
         ),
         ("world 'nubmers' does not exist (did you mean numbers?)", "--config.data.path=nubmers"),
         (
-            "config.checkpoint.best=world:numbers/bits_per_byte: no such number",  # of its only source it is bits_per_byte
+            "config.checkpoint.best=world:numbers/bits_per_byte: no such number",  # with one source: bits_per_byte
             "--config.checkpoint.best=world:numbers/bits_per_byte",
         ),
     ],

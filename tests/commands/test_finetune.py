@@ -1,4 +1,4 @@
-"""DPO and GRPO as a user starts them: from a run that answers, to a run like any other; resumed to the bit."""
+"""DPO and GRPO as a user starts them: from a run that answers, to a run like any other, resumed bit for bit."""
 
 import functools
 import json
@@ -23,13 +23,13 @@ WORLD = (
     "--config.data.source=world",
     "--config.data.path=numbers",
     "--config.data.world_items=400",
-)  # all letters of the numbers
+)  # enough for all letters of the numbers
 WORLD += ("--config.model.context_length=256", "--config.sample.prompts=('a',)")
 
 
 @pytest.fixture(scope="session")
 def taught(train_args, as_on_a_laptop, tmp_path_factory):
-    """A run of conversations, which are what the others start from."""
+    """A run trained on conversations, from which the others start."""
     workdir = tmp_path_factory.mktemp("taught") / "run"
     with as_on_a_laptop():
         assert main(train_args(workdir, *WORLD, "--config.data.rows=first_fit")) == 0
@@ -98,7 +98,7 @@ def test_a_run_is_one_like_any_other(taught, tuned_args, tmp_path, command, refu
         refused(DATA, "weights have no hold-out, nor have those merged of a run of preferences or rewards", "evaluate", merged)
         assert "numbers" in command("evaluate", merged, "--tasks=numbers", "--limit=1")[0]["tasks"], "as the line says"
     shutil.rmtree(workdir / "checkpoints" / "20")
-    with monkeypatch.context() as patch:  # what the reference says is kept, and not asked for again
+    with monkeypatch.context() as patch:  # the reference's log-probabilities are kept, not computed again
         patch.setattr(preference, "_said", None)
         wanted = newest_of(command, tuned_args, workdir, method, more)
     again = newest_of(command, tuned_args, tmp_path / "again", method, more)
@@ -107,7 +107,7 @@ def test_a_run_is_one_like_any_other(taught, tuned_args, tmp_path, command, refu
 
 
 def test_dpo_goes_on_without_the_weights_that_it_began_from(taught, tuned_args, tmp_path, command):
-    """What they said is kept, and of adapters alone they are still a part."""
+    """Their log-probabilities are kept; only adapters still need the weights themselves."""
     base, workdir = shutil.copytree(taught, tmp_path / "base"), tmp_path / "tuned"
     command(*tuned_args(workdir, "dpo", base=base))
     wanted = newest(workdir)

@@ -1,4 +1,4 @@
-"""The same command again in the folder of a run: what it goes on from, what it changes, and when it must not begin."""
+"""The same command again in a run folder: where it continues from, what it changes, and when it must not start."""
 
 import errno
 import fcntl
@@ -20,7 +20,7 @@ USAGE, DATA = ExitCode.USAGE, ExitCode.DATA
 
 @pytest.fixture
 def copy(run, tmp_path):
-    """A copy of the run, to go on with."""
+    """A copy of the run, to continue."""
     return shutil.copytree(run, tmp_path / "copy")
 
 
@@ -33,7 +33,7 @@ def damage(folder, *steps: int) -> None:
 def test_a_run_without_an_intact_checkpoint_never_starts_again_by_itself(train_args, copy, capsys):
     damage(copy, 10, 20)
     before = (copy / "metrics.jsonl").read_bytes()
-    for _ in range(3):  # by a launcher, say; from the second time on only names tell that there were checkpoints
+    for _ in range(3):  # as by a launcher; from the second time on, only names show that there were checkpoints
         assert main(train_args(copy)) == DATA
         assert capsys.readouterr().err.splitlines()[-1].endswith("is intact; remove the folder to start again")
     assert (copy / "metrics.jsonl").read_bytes() == before
@@ -65,7 +65,7 @@ def test_a_folder_in_which_another_process_trains_is_left_alone_until_that_has_e
 
 
 def test_two_trainings_that_both_find_no_folder(train_args, tmp_path, refused, monkeypatch):
-    """The other has made it by the time the text is tokenised."""
+    """The other process has created it by the time the text is tokenised."""
     from gpt4o_jax.data import corpus
 
     workdir, prepare = tmp_path / "run", corpus.prepare
@@ -90,7 +90,7 @@ def test_where_folders_cannot_be_locked_training_goes_on(train_args, copy, comma
     assert command(*train_args(copy))[0]["step"] == 20
 
 
-# ---------------------------------------------------------------- what the command that goes on says anew
+# ---------------------------------------------------------------- what the continuing command changes
 
 
 def test_what_may_change_is_what_config_json_says_afterwards(train_args, copy, text, tmp_path, command, refused):

@@ -1,4 +1,4 @@
-"""Every mistake of a user ends a command with one line, the right exit code, nothing written and nothing compiled."""
+"""Every user mistake ends a command with one line, the right exit code, nothing written and nothing compiled."""
 
 import errno
 import json
@@ -14,7 +14,7 @@ from gpt4o_jax import __main__ as entry
 from gpt4o_jax.checkpoint import manifest
 from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.errors import ExitCode, storage_error
-from gpt4o_jax.training import loop  # noqa: F401  (Optax compiles nothing, but calls jax.jit when it is imported)
+from gpt4o_jax.training import loop  # noqa: F401  (Optax calls jax.jit on import, though it compiles nothing)
 from tests.commands.conftest import FROM_RUN
 
 USAGE, DATA, STORAGE = ExitCode.USAGE, ExitCode.DATA, ExitCode.STORAGE
@@ -197,7 +197,7 @@ def test_run_folders_that_cannot_be(refused, no_compiling, train_args, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-# ---------------------------------------------------------------- train, going on with a run
+# ---------------------------------------------------------------- train, continuing a run
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_weights_of_a_model_of_another_size(refused, no_compiling, train_args, r
 
 
 def test_attention_that_this_device_has_not_on_resume(refused, no_compiling, train_args, copy):
-    """The stored config asks for what the machine of another run had."""
+    """The stored config asks for what another machine had."""
     before = sorted(copy.rglob("*"))
     config = json.loads((copy / "config.json").read_text())
     config["model"]["attention"] = "cudnn"
@@ -380,7 +380,7 @@ def test_an_object_store_whose_package_is_missing(refused, no_compiling, train_a
 
 
 class NotLoggedIn(Exception):
-    """Of no class that another package knows, like those of the libraries of object stores."""
+    """An exception class that no other package knows, like those of object-store libraries."""
 
 
 @pytest.mark.parametrize("error", [OSError("no route"), NotLoggedIn("no credentials"), PermissionError("Forbidden")])
@@ -420,14 +420,14 @@ def test_an_object_store_that_never_answers(refused, monkeypatch):
 
 
 def test_what_is_no_fault_of_the_storage_stays_a_bug():
-    """A path of this machine goes through the backends of etils too."""
+    """Local paths go through the backends of etils too."""
     with pytest.raises(ValueError) as bug:
         epath.Path("a\0b").read_text()
     assert storage_error(bug.value) is None
 
 
 def test_an_object_store_that_is_lost_later(refused, monkeypatch):
-    """After its first answer: what the libraries raise is known by where it comes from, and so is the place."""
+    """After its first answer: the origin of a library's exception identifies both the storage error and the path."""
     from etils.epath import backend
 
     class Cloud:
@@ -450,7 +450,7 @@ def test_an_object_store_that_is_lost_later(refused, monkeypatch):
 
 @pytest.mark.parametrize("scheme", ["s3", "az", "hf"])
 def test_a_storage_that_takes_no_checkpoints(refused, no_compiling, train_args, tmp_path, scheme):
-    """Told at once: Orbax would tell it at the first checkpoint, and TensorBoard write into a folder `az:` here."""
+    """Refused up front: Orbax would fail only at the first checkpoint, and TensorBoard would write into a local folder `az:`."""
     at = f"{scheme}://bucket/run"
     told = f"={at}: no checkpoints at {scheme}://; expected a folder of this machine or at gs://"
     refused(USAGE, f"--workdir{told}", *train_args(at))

@@ -1,4 +1,4 @@
-"""`plan` in a process of its own, for it sets what jax reads when it is imported."""
+"""`plan` in a separate process, because it sets variables that jax reads on import."""
 
 import importlib.util
 import json
@@ -59,12 +59,12 @@ def test_shardings_are_shown_parameter_by_parameter():
     assert code == 0 and [line.split()[0] for line in table] == ["parameter", *shown]
     up = shown["layers/mlp/up"]
     assert (up["shape"], up["logical"]) == ([2, 128, 512], ["layers", "embed", "mlp"])
-    parts = 16 if importlib.util.find_spec("libtpu") else 8  # of the devices that stand in
+    parts = 16 if importlib.util.find_spec("libtpu") else 8  # one per stand-in device
     assert up["bytes_a_device"] == 4 * 2 * 128 * 512 // parts
 
 
 def test_an_axis_of_the_mesh_that_two_axes_of_a_parameter_want_is_told():
-    """Only where it splits anything: fsdp is 4, expert is 1."""
+    """Only if it splits anything: fsdp is 4, expert is 1."""
     code, out, _ = call("--topology=v5e:2x2", "--show=sharding", **{"model.mtp_heads": 1})
     *table, last = out.splitlines()
     shown = {row["parameter"]: row for row in json.loads(last)["sharding"]}

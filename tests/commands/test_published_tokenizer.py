@@ -1,4 +1,4 @@
-"""A run with a published tokenizer: trained, evaluated, continued and talked to with that tokenizer's own ids."""
+"""A run with a published tokenizer: trained, evaluated, continued and chatted with, using that tokenizer's own ids."""
 
 import io
 import json
@@ -16,7 +16,7 @@ SYMBOLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 @pytest.fixture(scope="module")
 def folder(text, tmp_path_factory):
-    """What a Qwen-like model comes with beside its weights."""
+    """The files that come with the weights of a Qwen-like model."""
     t = library.Tokenizer(models.BPE())
     t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()

@@ -1,4 +1,4 @@
-"""configs/finetune.py on data of its own kind, from a run of ours and from an imported one, to scores of the hold-out."""
+"""configs/finetune.py on data of each task's kind, from a run of ours and from an imported one, to hold-out scores."""
 
 import json
 

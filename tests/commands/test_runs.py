@@ -1,4 +1,4 @@
-"""`runs` finds every run, shows what differs, and takes unfinished ones for what they are."""
+"""`runs` finds every run, shows what differs, and recognises unfinished runs."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from gpt4o_jax.errors import ExitCode
 
 @pytest.fixture
 def folder(run, tmp_path):
-    """Three runs: finished, stopped after a step, killed before the first record; and things that are no run."""
+    """Three runs: finished, stopped after a step, killed before the first record; and things that are not runs."""
     for name in ("a/finished", "a/stopped", "b"):
         shutil.copytree(run, tmp_path / name)
     change(tmp_path / "a/stopped", optimizer={"peak_lr": 0.5})

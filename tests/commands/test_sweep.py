@@ -1,4 +1,4 @@
-"""`sweep` runs each variant and seed once, survives failures and signals, and its report says what is real."""
+"""`sweep` runs each variant and seed once, survives failures and signals, and its report says which differences are real."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def sweep():
 THREE = 'yield "plain", {{}}\n    yield "x", {{"optimizer.peak_lr": {}}}\n    yield "last", {{}}'
 PLAIN = 'yield "plain", {}\n    yield "fast", {"optimizer.peak_lr": 1e-2, "model.tied": True}'
 
-# Stands in for `train`: copies a finished run, with the seed in its score; crashes or waits where its knobs say so.
+# Stands in for `train`: copies a finished run, with the seed in its score; crashes or waits if its knobs say so.
 TRAINER = """
 import json, shutil, signal, sys, time
 from pathlib import Path
@@ -84,11 +84,11 @@ def sweep_file(tmp_path, text):
 
 @pytest.fixture
 def trainer(tmp_path, monkeypatch, run):
-    """Children that take milliseconds."""
+    """Child processes that take milliseconds."""
     script = tmp_path / "trainer.py"
     script.write_text(f"RUN = {str(run)!r}\n{TRAINER}")
     monkeypatch.setattr(sweep.Job, "command", property(lambda job: [sys.executable, "-S", str(script), *job.flags]))
-    monkeypatch.setattr("gpt4o_jax.run.check_same", lambda *_: None)  # `run` is not quite a run of the sweep
+    monkeypatch.setattr("gpt4o_jax.run.check_same", lambda *_: None)  # `run` does not quite match the sweep's config
 
 
 # ---------------------------------------------------------------- the plan
@@ -264,7 +264,7 @@ def test_runs_of_grpo_are_compared_by_its_own_measure(sweep_file, trainer, comma
 
 
 def test_difference_is_welchs_test():
-    """Against the formula with the Student distribution integrated numerically."""
+    """Against the formula with Student's distribution integrated numerically."""
     a, b = [1.0, 1.3, 0.9, 1.1], [1.4, 1.7, 1.35]
     d = sweep_report.difference(a, b)
     va, vb = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)

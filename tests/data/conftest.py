@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-TEXTS = [f"{i} bottles " + "and another one " * (i % 11) for i in range(150)]  # shorter and longer than a row of 32 bytes
+TEXTS = [f"{i} bottles " + "and another one " * (i % 11) for i in range(150)]  # some shorter, some longer than a row of 32 bytes
 
 
 @pytest.fixture(scope="session")
@@ -14,7 +14,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """*.txt (one document a line), x.jsonl, x.parquet and tfds/numbered_texts with TEXTS; chats.jsonl, questions about them."""
+    """TEXTS as *.txt (one document per line), x.jsonl, x.parquet and tfds/numbered_texts; questions about them as chats.jsonl."""
     tfds = pytest.importorskip("tensorflow_datasets")
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,4 +1,4 @@
-"""Records of SQuAD's features, made up: every fourth question has no answer."""
+"""Made-up records with SQuAD's features; every fourth question has no answer."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ SQUAD = [
 
 
 def write(path: Path) -> Path:
-    """x.jsonl, x.parquet (v: those held out) and, as TFDS prepares it, numbered_squad. Skips the test where there is no TFDS."""
+    """Writes x.jsonl, x.parquet (v.*: held out) and numbered_squad as TFDS prepares it. Skips the test if TFDS is missing."""
     tfds = pytest.importorskip("tensorflow_datasets")
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,4 +1,4 @@
-"""Small tokenizers made as those of published models are: (one of the library, what its folder says of it)."""
+"""Small tokenizers built like those of published models: (the library's tokenizer, the other files of its folder)."""
 
 import json
 
@@ -20,7 +20,7 @@ def special(*names):
 
 
 def gpt2():
-    """As GPT-2's: byte-level BPE, one symbol that begins, ends and pads, in the vocabulary itself."""
+    """Like GPT-2's: byte-level BPE, with one symbol as bos, eos and padding, inside the vocabulary."""
     t = library.Tokenizer(models.BPE())
     t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     t.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -33,7 +33,7 @@ def gpt2():
 
 
 def llama3():
-    """As Llama 3's: byte-level BPE behind a regular expression, symbols behind the vocabulary, bos in front of prompts."""
+    """Like Llama 3's: byte-level BPE after a regular expression, symbols after the vocabulary, bos before prompts."""
     t = library.Tokenizer(models.BPE(ignore_merges=True))
     split = pre_tokenizers.Split(library.Regex(LLAMA3_SPLIT), "isolated")
     t.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -52,7 +52,7 @@ def llama3():
 
 
 def qwen():
-    """As Qwen's: NFC, no bos, symbols and plain words behind the vocabulary."""
+    """Like Qwen's: NFC, no bos, symbols and plain words after the vocabulary."""
     t = llama3()[0]
     t = library.Tokenizer.from_str(
         t.to_str().replace("begin_of_text", "endoftext").replace("end_of_text", "im_start").replace("eot_id", "im_end")
@@ -78,7 +78,7 @@ def byte_fallback(normalizer, pre_tokenizer, decoder):
     t.train_from_iterator(
         TEXT[:1], trainers.BpeTrainer(vocab_size=340, special_tokens=[*names, *byte_names], show_progress=False)
     )
-    stored = json.loads(t.to_str())  # the bytes are pieces of the model, none of its added tokens
+    stored = json.loads(t.to_str())  # bytes are pieces of the model, not added tokens
     stored["added_tokens"] = stored["added_tokens"][:3]
     stored["post_processor"] = json.loads(processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)]).__getstate__())
     return library.Tokenizer.from_str(json.dumps(stored)), {
@@ -87,26 +87,26 @@ def byte_fallback(normalizer, pre_tokenizer, decoder):
 
 
 def llama2():
-    """As Llama 2's: SentencePiece's BPE, a space in front of every text, bytes for what has no piece."""
+    """Like Llama 2's: SentencePiece BPE, a space before every text, byte fallback for what has no piece."""
     prepend = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     back = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     return byte_fallback(prepend, None, back)
 
 
 def mistral3():
-    """As Mistral's later ones: the space only in front of the whole."""
+    """Like Mistral's later ones: the space only before the whole text."""
     back = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     return byte_fallback(None, pre_tokenizers.Metaspace(prepend_scheme="first", split=False), back)
 
 
 def gemma():
-    """As Gemma's: no space in front."""
+    """Like Gemma's: no space in front."""
     back = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return byte_fallback(normalizers.Replace(" ", "▁"), None, back)
 
 
 def unigram():
-    """As T5's: unigram pieces, whose library finds the names of control symbols in a text."""
+    """Like T5's: unigram pieces; the library recognises the names of control symbols in a text."""
     t = library.Tokenizer(models.Unigram())
     t.pre_tokenizer, t.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     t.train_from_iterator(
@@ -119,7 +119,7 @@ def unigram():
 
 
 def wordpiece():
-    """As BERT's; its normaliser loses case."""
+    """Like BERT's; its normaliser loses case."""
     t = library.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     t.normalizer, t.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     t.decoder = decoders.WordPiece(cleanup=False)

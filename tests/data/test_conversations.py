@@ -1,4 +1,4 @@
-"""The loss counts what the assistant says and what ends it, in every kind of row; broken conversations are told by place."""
+"""The loss counts the assistant's words and end symbols, in every kind of row; broken conversations are reported by place."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ END = BYTES.special("<|end_of_turn|>")
 
 
 def turns(i: int) -> list[tuple[str, str]]:
-    """One to three exchanges, after a system text or not; every answer is unlike any other."""
+    """One to three exchanges, with or without a system text; all answers are distinct."""
     said = [("system", "count")] if i % 3 == 0 else []
     for n in range(1 + i % 3):
         said += [("user", f"{i}.{n}?" * (1 + i % 2)), ("assistant", f"É{i:03}{n}")]
@@ -49,7 +49,7 @@ def write(path, talks):
 
 @pytest.fixture
 def made(tmp_path):
-    """knobs -> the config and corpus of TURNS."""
+    """Knobs -> the config and corpus of TURNS."""
     write(tmp_path / "talks.jsonl", TURNS)
 
     def make(model=T, **data):
@@ -68,7 +68,7 @@ def refusal(call, *args, code=ExitCode.DATA) -> str:
     return str(e.value)
 
 
-# ---------------------------------------------------------------- there and back
+# ---------------------------------------------------------------- round trip
 
 BPE = tokenizers.train("bpe", 420, [f"{i} bottles say <|user|> and <|end_of_turn|> in words;\n" * 3 for i in range(40)])
 LOOK_ALIKES = st.sampled_from([*tokenizers.SPECIALS, "<0x41>", "\u2581", "\0", " ", "\n", "naïve"])
@@ -100,7 +100,7 @@ def test_turns_come_back_whatever_is_said_in_them(tokenizer, turns):
 
 
 def counted_texts(batch) -> list[str]:
-    """The runs of counted targets, which must end with a turn."""
+    """The texts of counted targets; each must finish with an end of turn."""
     found = []
     for targets, weights in zip(batch.targets, batch.weights, strict=True):
         ids = []
@@ -316,7 +316,7 @@ def test_an_empty_line_at_the_end_is_no_conversation(made, tmp_path):
 def test_what_a_template_cannot_say_is_told_by_file_and_line(made, tmp_path):
     bad = [("system", "s"), ("user", "a"), ("assistant", "b"), ("assistant", "two in a row")]
     path = write(tmp_path / "x.jsonl", [[("user", f"{i}"), ("assistant", "b")] for i in range(30)] + [bad])
-    path.write_text("\n" + path.read_text())  # an empty line counts as one
+    path.write_text("\n" + path.read_text())  # an empty line counts as a line
     told = refusal(lambda: made(path=str(path), template="mistral", holdout_fraction=0.3))
     assert f"{path}:32: chat template mistral: message 3 is of role assistant, expected user" in told
 
@@ -376,7 +376,7 @@ def test_broken_conversations_are_told_by_file_line_and_field(tmp_path, line, fr
 
 
 def test_in_every_template_the_end_of_a_turn_is_learned(made, tmp_path):
-    """Also where nothing is said in it; of plain turns it is what ends a text."""
+    """Even for an empty turn; with plain turns, the end is the end of the text."""
     path = write(tmp_path / "silent.jsonl", [[("user", f"{i}"), ("assistant", "")] for i in range(40)])
     for template, end in (("own", END), ("plain", BYTES.symbols.eos[0])):
         cache = made(path=str(path), template=template)[1].members[0].training
@@ -435,7 +435,7 @@ def test_a_template_that_the_tokenizer_cannot_write(made):
 
 
 def test_tokens_are_named_by_the_turns_of_the_tokenizers_model(made):
-    """Two published tokenizers with the same pieces, and other chat templates beside them."""
+    """Two published tokenizers with the same pieces but different chat templates."""
     config, found = made()
     again = byte_tokenizer()
     again.template = "plain"

@@ -1,4 +1,4 @@
-"""Rows of text that is tokenised as it is read: the same bytes, whoever reads and whatever is known of it."""
+"""Rows of text tokenised on the fly: the same bytes, whoever reads them and whatever is already known about the text."""
 
 import threading
 import tracemalloc
@@ -15,7 +15,7 @@ from gpt4o_jax.data.rows import shuffled
 from gpt4o_jax.data.tokenizer import byte_tokenizer
 from gpt4o_jax.errors import RunError
 
-TEXTS = [f"{i} bottles " + "and another one " * (i % 11) for i in range(150)]  # those of conftest.py
+TEXTS = [f"{i} bottles " + "and another one " * (i % 11) for i in range(150)]  # as in conftest.py
 T, K, B, LANES = 32, 2, 4, 3
 SOURCES = ("text", "jsonl", "parquet", "tfds", "mixture")
 PATHS = {"text": "*.txt", "jsonl": "x.jsonl", "parquet": "x.parquet"}
@@ -66,7 +66,7 @@ def training_ids():
     return [[encode(t) for t in kept[i : i + 8] if t] for i in range(0, len(TEXTS), 8)]
 
 
-EPOCH = sum(len(ids) for chunk in training_ids() for ids in chunk) // T // B // K * K  # its last whole dispatch
+EPOCH = sum(len(ids) for chunk in training_ids() for ids in chunk) // T // B // K * K  # the start of its last whole dispatch
 POSITIONS = [0, K, 3 * K, EPOCH - K, EPOCH, EPOCH + K, 5 * EPOCH + 3 * K]
 
 
@@ -74,7 +74,7 @@ POSITIONS = [0, K, 3 * K, EPOCH - K, EPOCH, EPOCH + K, 5 * EPOCH + 3 * K]
 
 
 def brute_force(n_lanes, epochs, seed=5):
-    """Every lane whole: its epochs laid end to end as (ids, running number of the document)."""
+    """For each lane, its epochs end to end: (ids, running document number)."""
     chunks = training_ids()
     for lane in range(n_lanes):
         mine, stream, number = chunks[lane::n_lanes], [], []
@@ -147,7 +147,7 @@ def test_the_rest_is_the_same_from_any_position(config_of, source):
     whole = stream(open_rows(config_of(source)), 0, POSITIONS[-1] + 3 * K)
     for first in POSITIONS:
         expected = whole[first // K : first // K + 3]
-        for cache, prefetch in (("cache", 1), ("cache", 5), (f"empty {first}", 2)):  # with what the run has found, and without
+        for cache, prefetch in (("cache", 1), ("cache", 5), (f"empty {first}", 2)):  # with and without what the run has found
             assert_same(stream(open_rows(config_of(source, cache)), first, first + 3 * K, prefetch), expected)
 
 
@@ -200,7 +200,7 @@ def test_what_is_known_is_not_tokenised_again(config_of, monkeypatch):
 
 
 def test_what_is_known_travels_with_the_run(config_of, tmp_path, monkeypatch):
-    """To a machine with an empty cache, from two processes that each know of their own lanes."""
+    """To a machine with an empty cache, from two processes that each know only their own lanes."""
     for process, places in enumerate(([0, 1], [2, 3])):
         rows = open_rows(config_of(cache=f"of {process}", lanes=B))
         stream(rows, 0, 2 * EPOCH, places=places)
@@ -218,7 +218,7 @@ def test_what_is_known_travels_with_the_run(config_of, tmp_path, monkeypatch):
 
 
 class Endless(Sequence[str]):
-    """20,000 documents of 5,000 bytes, none of them kept."""
+    """20,000 documents of 5,000 bytes, generated on access."""
 
     def __len__(self):
         return 20_000
@@ -241,7 +241,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
     assert peak < 2**20, "of 8 MB that were read, and 100 MB that there are"
 
 
-# ---------------------------------------------------------------- what cannot be
+# ---------------------------------------------------------------- refusals
 
 
 def test_more_lanes_than_chunks_are_refused(config_of):

@@ -1,4 +1,4 @@
-"""A mixture keeps its shares from the first row on, uses up each member in order, and keeps every hold-out clean."""
+"""A mixture keeps its shares from the first row on, reads each member in order, and keeps every hold-out clean."""
 
 import collections
 from fractions import Fraction
@@ -156,7 +156,7 @@ def test_knobs_that_contradict_each_other(data, fragment):
     assert e.value.code == ExitCode.USAGE and fragment in str(e.value)
 
 
-# ---------------------------------------------------------------- a corpus of several
+# ---------------------------------------------------------------- a corpus of several sources
 
 
 def sentences(word, n):
@@ -165,7 +165,7 @@ def sentences(word, n):
 
 @pytest.fixture
 def files(tmp_path):
-    """a.txt and b.txt, one document a line; b repeats all of a's."""
+    """a.txt and b.txt, one document per line; b repeats all of a's."""
     texts = {"a": sentences("alpha", 200), "b": sentences("beta", 300) + [d + " copied" for d in sentences("alpha", 200)]}
     for name, documents in texts.items():
         (tmp_path / f"{name}.txt").write_text("\n".join(documents))

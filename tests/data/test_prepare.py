@@ -1,4 +1,4 @@
-"""A builder runs where it is; one that asks for TensorFlow runs in an environment made for it, and only that one."""
+"""A builder runs in place; only one that needs TensorFlow runs in an environment made for it."""
 
 import json
 import sys
@@ -45,7 +45,7 @@ def builder_file(tmp_path):
 
 @pytest.fixture
 def pythons(monkeypatch):
-    """The interpreters that ran the builder; the environment for TensorFlow is this one, without being made."""
+    """The interpreters that ran the builder; this environment stands in for TensorFlow's, which is not created."""
     used, run = [], tfds_prepare._run
 
     def record(python, spec, data_dir):

@@ -1,4 +1,4 @@
-"""Datasets that TFDS prepared as array_record are read without TensorFlow; what cannot be is refused in one line."""
+"""Datasets that TFDS prepared as array_record are read without TensorFlow; unreadable ones are refused in one line."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ N, TESTS = 2500, 20  # more than two blocks
 
 
 class BottleSongs(tfds.core.GeneratorBasedBuilder):
-    """Texts in a fixed order, and other features."""
+    """Texts in a fixed order, with other features."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="green"), tfds.core.BuilderConfig(name="red")]  # noqa: RUF012
@@ -59,7 +59,7 @@ def refusal(path, folder, **knobs) -> str:
     return str(e.value)
 
 
-# ---------------------------------------------------------------- what was prepared is read
+# ---------------------------------------------------------------- reading what was prepared
 
 
 @pytest.mark.parametrize(

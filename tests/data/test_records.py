@@ -1,4 +1,4 @@
-"""JSONL and Parquet give the documents that were written; what is broken is refused by file and line, row or column."""
+"""JSONL and Parquet give back the documents written; broken ones are refused by file and line, row or column."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def config(source, path, **knobs):
     return DataConfig(source=source, path=str(path), **knobs)
 
 
-# ---------------------------------------------------------------- what was written is read
+# ---------------------------------------------------------------- reading what was written
 
 
 @pytest.mark.parametrize("source", WRITERS)
@@ -82,14 +82,14 @@ def test_blank_lines_and_no_newline_at_the_end(tmp_path):
 
 @pytest.mark.parametrize("line", [b"", b"\n", b'{"text": "b"}\n'])
 def test_a_byte_order_mark_is_passed_over(tmp_path, line):
-    """Files that a Windows program made begin with one, those without a line in them too."""
+    """Files from Windows programs begin with one, even those without a document."""
     (tmp_path / "a").write_bytes(b'{"text": "a"}\n')
     (tmp_path / "b").write_bytes(b"\xef\xbb\xbf" + line)
     assert [d for d in sources.load(config("jsonl", tmp_path)) if d] == ["a", "b"][: 1 + (len(line) > 1)]
 
 
 def test_a_column_is_read_by_its_whole_name(tmp_path):
-    """Part `text` of column `a` goes by the name of column `a.text` in pyarrow."""
+    """In pyarrow, field `text` of column `a` has the same name as column `a.text`."""
     path = write_parquet(tmp_path / "x.parquet", TEXTS[:3], field="a.text", a=[{"text": "no"}] * 3)
     table = pq.read_table(path)
     pq.write_table(table.select(["a", "id", "a.text"]), path)
@@ -169,7 +169,7 @@ def test_the_digest_of_a_file_that_tells_no_time_is_not_kept(tmp_path, monkeypat
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """gs:// served from memory, where the network would be asked."""
+    """gs:// served from memory instead of the network."""
     from etils.epath import backend
     from fsspec.implementations.memory import MemoryFileSystem
 
@@ -215,7 +215,7 @@ def test_a_bucket_without_the_package_for_it(monkeypatch):
 @pytest.mark.parametrize("source", WRITERS)
 @pytest.mark.parametrize("error", [OSError(113, "No route to host"), PermissionError("Forbidden"), TimeoutError("no answer")])
 def test_a_bucket_that_cannot_be_reached(monkeypatch, bucket, source, error):
-    """When its files are listed, and when one of them is read."""
+    """While listing its files, and while reading one of them."""
     from etils import epath
     from etils.epath import backend
 

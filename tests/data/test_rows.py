@@ -14,7 +14,7 @@ from gpt4o_jax.errors import ExitCode, RunError
 
 
 def cache_of(lengths, first: int = 100) -> TokenCache:
-    """Documents <bos> first first+1 ... <eos> of these whole lengths, every token between the two unlike any other."""
+    """Documents <bos> first first+1 ... <eos> of these total lengths; all tokens in between are distinct."""
     documents, at = [], first
     for n in lengths:
         documents += [BOS, *range(at, at + n - 2), EOS]
@@ -23,7 +23,7 @@ def cache_of(lengths, first: int = 100) -> TokenCache:
     return TokenCache(tokens, np.cumsum([0, *lengths]).astype(np.int64), len(tokens))
 
 
-CACHE = cache_of([7, 2, 40, 3, 11, 5, 18, 2, 9])  # 97 tokens: shorter and longer documents than a row
+CACHE = cache_of([7, 2, 40, 3, 11, 5, 18, 2, 9])  # 97 tokens: some documents shorter, some longer than a row
 PUBLISHED_BITS = [5095610196844313600, 8614008028692990056, 17160774760686499100, 15496799253380648371]
 lengths_lists = st.lists(st.integers(2, 30), min_size=1, max_size=12).filter(lambda x: sum(x) > 12)
 
@@ -65,7 +65,7 @@ def test_the_millionth_row_needs_no_row_before_it(kind):
 
 
 def test_random_bits_are_fixed_for_good_and_look_random():
-    """Another NumPy or machine must give the same order of the data."""
+    """Another NumPy or machine must give the same data order."""
     assert random_bits(0, [0, 1]).tolist() == [random_bits(0, 0).item(), random_bits(0, 1).item()]
     assert [random_bits(s, i).item() for s, i in ((0, 0), (0, 1), (1, 0), (2**31 - 1, 2**40))] == PUBLISHED_BITS
     bits = np.concatenate([random_bits(seed, np.arange(1000)) for seed in range(10)])
@@ -78,7 +78,7 @@ def test_random_bits_are_fixed_for_good_and_look_random():
 
 
 def brute_force(cache: TokenCache, T: int, seed: int, epoch: int):
-    """This epoch's documents laid end to end: (tokens, running number of the document), cut into rows of T + 1."""
+    """This epoch's documents end to end, cut into rows of T + 1: (tokens, running document number)."""
     order = PackedRows(cache, T, seed)._order(epoch)[0]
     stream = np.concatenate([cache.document(d) for d in order]).astype(np.int32)
     number = np.concatenate([np.full(len(cache.document(d)), i) for i, d in enumerate(order)])
@@ -107,7 +107,7 @@ def test_every_token_is_an_input_once_an_epoch_but_for_the_dropped_tail(lengths,
     inputs = np.concatenate([rows[epoch * R + i][0][:-1] for i in range(R)])
     left_out = len(cache.tokens) - len(inputs)
     assert 1 <= left_out <= T
-    text = inputs[inputs >= 100]  # each of these stands in the corpus once
+    text = inputs[inputs >= 100]  # each of these occurs once in the corpus
     assert len(np.unique(text)) == len(text)
     assert len(set(cache.tokens[cache.tokens >= 100].tolist()) - set(text.tolist())) <= left_out
     counts = [np.count_nonzero(inputs == symbol) for symbol in (BOS, EOS)]
@@ -247,7 +247,7 @@ def test_nobody_predicts_the_beginning_of_a_document():
         rows = ROWS[kind](CACHE, 8, seed=0)
         batch = make_batch([rows[i] for i in range(50)])
         np.testing.assert_array_equal(batch.weights == 0, batch.targets == BOS)
-    rows = FirstFitRows(CACHE, 8, seed=0)  # here a document may also begin in its middle, where it was cut
+    rows = FirstFitRows(CACHE, 8, seed=0)  # here a row may also begin in the middle of a document that was cut
     batch = make_batch([rows[i] for i in range(50)])
     assert not batch.weights[(batch.targets == BOS) | (batch.targets == PAD)].any()
 

@@ -1,4 +1,4 @@
-"""Documents come in a fixed order, the hold-out stays clean and put, and unreadable text is refused by name and place."""
+"""Documents come in a fixed order, the hold-out stays clean and fixed, and unreadable text is refused by name and place."""
 
 import dataclasses
 import hashlib
@@ -41,7 +41,7 @@ def test_python_docs_is_a_megabyte_of_english(docs):
 def test_python_docs_is_the_same_in_another_process_and_imports_nothing(docs):
     code = (
         "import sys, sysconfig\n"
-        "sysconfig.get_path('stdlib')\n"  # loads a module of its own
+        "sysconfig.get_path('stdlib')\n"  # itself imports a module
         "from gpt4o_jax.data import python_docs, sources\n"
         "before = set(sys.modules)\n"
         "documents = python_docs.documents()\n"
@@ -63,7 +63,7 @@ def test_the_digest_depends_on_every_document_and_their_order():
 
 @pytest.fixture
 def folder(tmp_path):
-    """b.txt, a.txt, deep/c.md, and hidden files that are no text."""
+    """b.txt, a.txt, deep/c.md, and hidden files that are not text."""
     (tmp_path / "deep").mkdir()
     (tmp_path / ".git").mkdir()
     for name, text in {"b.txt": "bee", "a.txt": "one--two----", "deep/c.md": "sea"}.items():
@@ -149,7 +149,7 @@ def test_a_separator_that_line_ends_hide_is_told_and_with_them_it_cuts(tmp_path,
     message = refusal(sources.load, dataclasses.replace(given, separator="\n\n"))
     assert f"{tmp_path / 'x'}: data.separator='\\n\\n' stands nowhere in it, for its lines end in \\r\\n" in message
     assert list(sources.load(dataclasses.replace(given, separator="\r\n\r\n"))) == ["one", "two\r\nlines"]
-    assert list(sources.load(dataclasses.replace(given, separator="--"))) == ["one\r\n\r\ntwo\r\nlines"]  # it is one document
+    assert list(sources.load(dataclasses.replace(given, separator="--"))) == ["one\r\n\r\ntwo\r\nlines"]  # one document
 
 
 # ---------------------------------------------------------------- hold-out by hash
@@ -205,7 +205,7 @@ def test_near_duplicates_of_the_hold_out_and_nothing_else_are_dropped_from_train
 
 
 def test_a_short_text_of_the_hold_out_is_dropped_and_blank_ones_are_none(tmp_path):
-    """Of files as they are written: a short line each, and one that is empty at the end."""
+    """With files as they occur: short lines, and an empty one at the end."""
     config = DataConfig(source="jsonl", path=str(tmp_path / "a"), holdout_path=str(tmp_path / "b"))
     lines = lambda texts: "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (tmp_path / "a").write_text(lines(["ja", "", "nein", "doch", " "]) + "\n")

@@ -44,7 +44,7 @@ def stream(rows, first, last, prefetch=2, workers=1):
 
 
 def built(rows, step):
-    """The batch of one dispatch, without what hands it out."""
+    """The batch of one dispatch, built directly."""
     return build(rows, [range(s * B, s * B + B) for s in range(step, step + K)])
 
 
@@ -58,7 +58,7 @@ def assert_same(a, b):
 
 def positions(rows):
     """Steps at the start, in the middle of a document, around the end of an epoch, and far out."""
-    epoch = rows.tokens_per_epoch // T // B // K * K  # the last dispatch that begins within the first epoch
+    epoch = rows.tokens_per_epoch // T // B // K * K  # the last dispatch to begin within the first epoch
     return [0, K, 3 * K, epoch - K, epoch, epoch + K, 10**6]
 
 
@@ -97,7 +97,7 @@ def test_any_number_of_workers_builds_the_same(rows_of, source, kind):
 
 
 def test_without_workers_each_batch_is_built_where_it_is_asked_for(rows_of):
-    """By the thread that asks, and none ahead."""
+    """By the calling thread, and none in advance."""
     rows, asked = rows_of("text", "packed"), []
 
     class Noting:
@@ -116,7 +116,7 @@ def test_without_workers_each_batch_is_built_where_it_is_asked_for(rows_of):
 @pytest.mark.parametrize("kind", ROWS)
 @pytest.mark.parametrize("source", SOURCES)
 def test_processes_of_a_pod_build_parts_of_the_same_batch(rows_of, source, kind):
-    """Rows one after another or in turns: who builds a place does not change what stands in it."""
+    """Contiguous or interleaved rows: which process builds a row does not change its content."""
     rows = rows_of(source, kind)
     for first in (0, 7, 10**6):
         expected = stream(rows, first, first + 3 * K)

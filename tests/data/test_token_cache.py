@@ -1,4 +1,4 @@
-"""What stands in the cache folder: whole token caches, readable as the user's umask says, and nothing that was abandoned."""
+"""The cache folder holds only complete token caches, readable as the user's umask allows, and nothing abandoned."""
 
 import os
 import time

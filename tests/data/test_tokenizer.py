@@ -1,4 +1,4 @@
-"""Tokenizers give back every text exactly, never give out a control symbol, and are the same in every process."""
+"""Tokenizers round-trip every text exactly, never produce a control symbol from text, and are the same in every process."""
 
 import json
 import os
@@ -132,7 +132,7 @@ def test_training_needs_text_and_room_for_its_characters():
 
 
 def test_lines_of_any_length_are_learned_from():
-    """One line of 1.2 MB; SentencePiece leaves out what is longer than it is told to take."""
+    """One line of 1.2 MB; SentencePiece skips lines longer than its limit."""
     line = "many words without an end of line "
     assert len(tokenizers.train("bpe", 330, ["short\n", line * 35_000]).encode(line)) < len(line) / 3
 

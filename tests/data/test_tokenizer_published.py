@@ -1,5 +1,5 @@
-"""Published tokenizers keep their own ids: those of the library they were made with, for every text; their control symbols
-cannot be written in a text; a folder is imported once and read again the same.
+"""Published tokenizers keep their own ids: those of the library they were made with, for every text; a text cannot contain
+their control symbols; a folder is imported once and reads back the same.
 """
 
 import io
@@ -23,7 +23,7 @@ from tests.data.published import FAMILIES, LOSSLESS, TEXT, special
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """name -> (the library's tokenizer, ours, folder)."""
+    """Name -> (the library's tokenizer, ours, folder)."""
     found = {}
     for family in FAMILIES:
         reference, files = family()
@@ -62,7 +62,7 @@ texts = st.one_of(
 @pytest.mark.parametrize("family", [f.__name__ for f in FAMILIES])
 def test_ids_are_the_librarys_and_no_symbol_can_be_written(made, family):
     reference, ours, _ = made[family]
-    reference.encode_special_tokens = True  # texts are texts
+    reference.encode_special_tokens = True  # names of symbols in a text are plain text
     unknown = {ours.names.get("<unk>"), ours.names.get("[UNK]")}
 
     @settings(deadline=None)
@@ -117,7 +117,7 @@ def test_texts_behind_a_symbol_are_cut_as_the_library_cuts_them(made, family, te
 
 @pytest.mark.parametrize("model", ["bpe", "unigram"])
 def test_a_piece_called_first_or_never_keeps_its_id_behind_a_symbol(tmp_path, model):
-    """These are the names of schemes too, by which a tokenizer.json says where a space is put in front."""
+    """These are also the names of the schemes by which a tokenizer.json says where a space is prepended."""
     pieces = ["<unk>", "<s>", "</s>", "▁", *"firstnevo", "fi", "rs", "fir", "st", "first", "never"]
     if model == "bpe":
         merges = [("f", "i"), ("r", "s"), ("fi", "r"), ("s", "t"), ("fir", "st")]
@@ -155,8 +155,8 @@ def test_each_family_has_its_own_symbols(made):
     assert qwen.decode(qwen.encode("<think>")) == "<think>" and len(qwen.encode("<think>")) == 1, "a word, no symbol"
 
 
-# Pieces of published templates, up to where each is told from its neighbours; in a tokenizer_config.json a line's end
-# within quotes is one of the text, in Qwen 2.5's and 3's it is written \\n.
+# Parts of published templates, enough to tell each from its neighbours; in a tokenizer_config.json a line break within
+# quotes belongs to the text, Qwen 2.5's and 3's write it as \\n.
 TEMPLATES = {
     "Qwen2-7B-Instruct": (
         "qwen2",
@@ -189,18 +189,18 @@ TEMPLATES = {
         "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] =="
         " 'assistant' %}{{ message['content'] + eos_token}}",
     ),
-    "Mixtral-8x7B-Instruct-v0.1": (  # and Mistral-7B-Instruct-v0.2, today
+    "Mixtral-8x7B-Instruct-v0.1": (  # and today's Mistral-7B-Instruct-v0.2
         "mistral0.2",
         "{{- ' [INST] ' + system_message + '\\n\\n' + message['content'] + ' [/INST]' }}\n        {%- else %}\n"
         "            {{- ' [INST] ' + message['content'] + ' [/INST]' }}\n        {%- endif %}\n"
         "    {%- elif message['role'] == 'assistant' %}\n        {{- ' ' + message['content'] + eos_token}}\n",
     ),
-    "Mixtral-8x22B-Instruct-v0.1": (  # a space before eos, for which there is no template here
+    "Mixtral-8x22B-Instruct-v0.1": (  # a space before eos, which no template here has
         "",
         "{{ ' [INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] +"
         " ' ' + eos_token}}",
     ),
-    "Llama-3.1-Tulu-3-8B": (  # OLMo 2's without bos, for which there is no template here
+    "Llama-3.1-Tulu-3-8B": (  # OLMo 2's without bos, which no template here has
         "",
         "{% for message in messages %}{% if message['role'] == 'system' %}{{ '<|system|>\n' + message['content'] + '\n' }}"
         "{% if not loop.last %}{{ '<|assistant|>\n'  + message['content'] + eos_token + '\n' }}",
@@ -220,7 +220,7 @@ def test_a_published_template_is_told_by_its_marks(made, tmp_path, model, file):
     (tmp_path / "tokenizer.json").write_bytes((made["gpt2"][2] / "tokenizer.json").read_bytes())
     said = {"eos_token": "<|endoftext|>", "chat_template": text if file == "tokenizer_config.json" else "<start_of_turn>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
-    if file == "chat_template.jinja":  # which counts where both are there
+    if file == "chat_template.jinja":  # which wins if both exist
         (tmp_path / file).write_text(text)
     assert tokenizers.load(tmp_path).template == name
 
@@ -243,7 +243,7 @@ def test_a_published_template_is_told_by_its_marks(made, tmp_path, model, file):
 )
 @pytest.mark.parametrize("layout", ["config", "files"])
 def test_templates_are_kept_as_they_are(made, tmp_path, templates, kept, name, layout):
-    """Whether they came in tokenizer_config.json or as files; told apart by their marks or not."""
+    """Whether they came in tokenizer_config.json or as files, and whether or not they are recognised."""
     source, run = tmp_path / "source", tmp_path / "run"
     (source / "additional_chat_templates").mkdir(parents=True)
     run.mkdir()
@@ -390,7 +390,7 @@ def test_a_decoder_that_is_not_known_is_refused(made, tmp_path):
         tokenizers.load(tmp_path)
 
 
-# ---------------------------------------------------------------- SentencePiece models of others
+# ---------------------------------------------------------------- other people's SentencePiece models
 
 
 def sentencepiece_model(**options) -> bytes:

@@ -1,4 +1,4 @@
-"""Tasks are answered as greedy decoding answers each prompt alone, scored by slice, and told apart by name."""
+"""Task answers are those of greedy decoding of each prompt alone, scored by slice; tasks are found by name."""
 
 import json
 
@@ -47,7 +47,7 @@ def params():
 
 
 def alone(params, item) -> str:
-    """What comes after bos, user, question, end, assistant, up to the end of the turn, by itself."""
+    """The text after bos, user, question, end, assistant, up to the end of the turn, decoded alone."""
     special = TOKENIZER.special
     prompt = [
         1,
@@ -90,7 +90,7 @@ def test_drawn_answers_are_a_function_of_the_seed(params):
 
 
 def answering(monkeypatch, right):
-    """Replaces the model by one that says item.answer where right(item), else nothing of worth."""
+    """Replaces the model by one that gives item.answer if right(item), else a wrong answer."""
     monkeypatch.setattr(generation, "answer", lambda *a: [i.answer if right(i) else "?" for i in a[4]])
 
 
@@ -156,7 +156,7 @@ def test_answers_and_scores_are_saved_side_by_side(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "scores.png").read_bytes().startswith(b"\x89PNG")
 
 
-# ---------------------------------------------------------------- which tasks there are
+# ---------------------------------------------------------------- available tasks
 
 
 def test_an_application_is_its_worlds():

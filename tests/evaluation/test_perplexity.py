@@ -1,4 +1,4 @@
-"""Every target of a document is scored exactly once, with the context that its window gives it; bytes are UTF-8 bytes."""
+"""Every target of a document is scored exactly once, with the context of its window; bytes are UTF-8 bytes."""
 
 import functools
 import math
@@ -34,7 +34,7 @@ def params(one_device):
 
 
 def brute_force(params, stride):
-    """Each target by a pass of its own over the context its window gives: (nats, how many ranked first, tokens)."""
+    """Each target by a separate pass over the context of its window: (nats, how many ranked first, tokens)."""
     contexts, targets = [], []
     for ids in DOCUMENTS:
         for i in range(1, len(ids)):
@@ -95,7 +95,7 @@ def test_windows_cover_every_target_once(length, T, data):
 
 
 def test_a_stride_beyond_the_window_is_refused(params):
-    """It would leave targets out and count them all the same."""
+    """It would skip targets and still count them."""
     with pytest.raises(RunError, match=r"stride=9 .*=8"):
         evaluate(MODEL, params, DOCUMENTS, TOKENIZER, stride=T + 1)
 

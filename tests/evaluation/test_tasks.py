@@ -1,4 +1,4 @@
-"""Multiple choice and the harness's three questions say what brute force over the model's own log-probabilities says."""
+"""Multiple choice and the harness's three request types agree with brute force over the model's log-probabilities."""
 
 import json
 import types
@@ -26,13 +26,13 @@ MODEL = gpt.GPT(CONFIG, Compute("cpu", "float32"))
 @pytest.fixture(scope="module", autouse=True)
 def params():
     with jax.set_mesh(parallel.make_mesh(devices=jax.devices()[:1])):
-        # Larger weights than those of a fresh model: with them, texts differ clearly in probability.
+        # Larger weights than a fresh model's, so that texts differ clearly in probability.
         yield jax.tree.map(lambda x: 3 * x, gpt.init(MODEL, jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
 def logprobs(params):
-    """ids -> [len(ids), V]: what follows each place, by a plain pass over the model at one length."""
+    """ids -> [len(ids), V]: log-probabilities of the next token at each position, by one full pass at a fixed length."""
 
     @jax.jit
     def forward(tokens_BT):
@@ -51,7 +51,7 @@ def brute_force(logprobs, context, continuation):
 
 
 def greedy(logprobs, ids, n):
-    """n tokens, or to <eos>: the most probable that a text may hold."""
+    """The n most probable tokens that a text may contain, or fewer up to <eos>."""
     out = []
     while len(out) < n:
         said = logprobs(ids + out)[-1]
@@ -110,7 +110,7 @@ def test_an_empty_continuation_has_no_score():
 def test_scores_are_those_of_brute_force_in_any_company(params, logprobs):
     pairs = [encode_pair(TOKENIZER, *t) for t in TEXTS]
     context = [BOS, *TOKENIZER.encode("go")]
-    pairs.append((context, greedy(logprobs, context, 5)))  # what greedy decoding gives, and one token less likely
+    pairs.append((context, greedy(logprobs, context, 5)))  # the greedy continuation, and one with a less likely token
     pairs.append((context, [*pairs[-1][1][:-1], 32 + ord("#")]))
     wanted = [brute_force(logprobs, *p) for p in pairs]
     for batch_size, order in ((3, 1), (16, -1)):
@@ -166,7 +166,7 @@ def test_the_harness_generates_what_greedy_decoding_gives_up_to_a_stop(harness, 
 
 
 def test_the_harness_draws_anew_in_every_batch(harness):
-    """A task that repeats a question would otherwise get the same answers again."""
+    """Otherwise a task that repeats a question would get the same answers."""
     asked = requests(*[("go", {"do_sample": True, "temperature": 5.0, "max_gen_toks": 8})] * 12)
     begin = lambda: Harness(harness.run, 3)
     texts = begin().generate_until(asked)

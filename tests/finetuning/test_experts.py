@@ -1,4 +1,4 @@
-"""Experts are kept even while preferences and rewards are learned, as in ordinary training."""
+"""The losses that balance experts act in DPO and GRPO as in ordinary training."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""DPO of packed pairs is the formula on each pair alone; pairs are whole, once an epoch; mistakes in a file are told.
+"""DPO on packed pairs equals the formula on each pair alone; pairs stay whole, once per epoch; file mistakes are reported.
 
 B rows, T positions, V vocabulary
 """
@@ -50,7 +50,7 @@ def parameters(seed: int) -> dict:
 
 
 def logprobs(params, texts: list[tuple[list[int], list[bool]]]):
-    """Of each answer, from the logits of its text alone in a row."""
+    """Log-probability of each answer, from the logits of its text alone in a row."""
     width = max(len(ids) for ids, _ in texts)
     ids, counts = (jnp.array([text[i] + [0] * (width - len(text[i])) for text in texts]) for i in (0, 1))
     positions = jnp.broadcast_to(jnp.arange(width - 1), ids[:, 1:].shape)
@@ -69,7 +69,7 @@ def brute_force(params, reference):
 
 @pytest.fixture(scope="module")
 def rows():
-    """A batch of all pairs, several to a row, with what the reference model says of them; and the most in a row."""
+    """A batch of all pairs, several per row, with the reference model's log-probabilities; and the most pairs in a row."""
     made = PairRows(pairs(), T, 0)
     with jax.set_mesh(parallel.make_mesh(devices=jax.devices()[:1])):
         score = jax.jit(lambda p, b: token_logprobs(MODEL, p, b, 5))
@@ -79,7 +79,7 @@ def rows():
 
 
 def test_packed_pairs_have_the_loss_of_each_alone(one_device, rows):
-    """Loss, its parts, and the gradient, in one batch and accumulated."""
+    """Loss, its parts and the gradient, in one batch and accumulated."""
     batch, most = rows
     assert most > 1 and len(batch.tokens) > 1 and np.isclose(batch.weights.sum(), len(pairs()))
     params, reference = parameters(2), parameters(1)
@@ -105,7 +105,7 @@ def test_at_the_start_nothing_is_preferred(one_device, rows):
 
 
 def test_log_probabilities_and_their_gradient_are_the_same_on_any_mesh():
-    """Also where the vocabulary is split, and no logits of a row are whole."""
+    """Even when the vocabulary is sharded, so that no device holds all logits of a row."""
     batch, weights = random_batch(True), np.random.default_rng(1).normal(size=(8, 16)).astype(np.float32)
 
     def compute(mesh):

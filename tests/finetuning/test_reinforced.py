@@ -1,4 +1,4 @@
-"""GRPO is its formula, token by token; samples become rows that say what was sampled, and what it was worth.
+"""GRPO is its formula, token by token; samples become rows that record what was sampled and its advantage.
 
 B rows, T positions, V vocabulary
 """
@@ -40,7 +40,7 @@ LOGS = st.floats(-3, 0)
 @settings(deadline=None)
 @given(LOGS, LOGS, LOGS, st.floats(-2, 2), st.floats(0.05, 0.5), st.floats(0, 1))
 def test_a_token_has_the_loss_of_the_formula(new, old, reference, advantage, clip, beta):
-    """By cases, as one would say it: an advantage is followed until the ratio has gone the clip in its direction."""
+    """By cases: an advantage is followed until the ratio has moved by the clip in its direction."""
     ratio = math.exp(new - old)
     gain = advantage * (min(ratio, 1 + clip) if advantage > 0 else max(ratio, 1 - clip))
     p, q = math.exp(new), math.exp(reference)
@@ -52,7 +52,7 @@ def test_a_token_has_the_loss_of_the_formula(new, old, reference, advantage, cli
 
 
 def test_the_estimate_of_kl_is_right_on_average():
-    """Over samples of p, with the probabilities of both."""
+    """Over samples of p, using the probabilities of both."""
     p, q = np.array([0.5, 0.3, 0.2], np.float32), np.array([0.2, 0.2, 0.6], np.float32)
     zero = np.zeros(3, np.float32)
     kl = reinforced.per_token(np.log(p), np.log(p), np.log(q), zero, CLIP, 1.0)["kl"]
@@ -61,8 +61,8 @@ def test_the_estimate_of_kl_is_right_on_average():
 
 def test_where_the_ratio_is_beyond_the_clip_nothing_pulls():
     slope = jax.grad(lambda new, advantage: reinforced.per_token(new, 0.0, 0.0, advantage, CLIP, 0.0)["loss"])
-    assert slope(0.5, 1.0) == 0 and slope(-0.5, -1.0) == 0  # gone as far as it may
-    assert slope(0.5, -1.0) > 0 and slope(-0.5, 1.0) < 0  # gone the wrong way: pulled back
+    assert slope(0.5, 1.0) == 0 and slope(-0.5, -1.0) == 0  # reached the clip
+    assert slope(0.5, -1.0) > 0 and slope(-0.5, 1.0) < 0  # moved the wrong way: pulled back
     np.testing.assert_allclose(slope(0.0, 2.0), -2.0)
 
 
@@ -77,7 +77,7 @@ def test_advantages_are_normalised_by_group(rewards):
 
 
 def test_the_first_gradient_is_that_of_the_policy(one_device):
-    """Before anything moved: sum over answers of the mean over their tokens of -A grad log p, plus beta times that of KL."""
+    """At the start: the sum over answers of the mean over their tokens of -A grad log p, plus beta times that of the KL."""
     rows = random_batch(False)
     lengths = rows.weights.astype(bool).sum(axis=1, keepdims=True)
     weights = (rows.weights > 0) / np.maximum(lengths, 1)
@@ -106,7 +106,7 @@ def test_the_first_gradient_is_that_of_the_policy(one_device):
 
 @pytest.fixture(scope="module")
 def sampled():
-    """(config, prompts, model, parameters) of a model of characters over a world of numbers."""
+    """(config, prompts, model, parameters) of a character model on the numbers world."""
     text = "Translate into English German French Spanish: 0123456789 abcdefghijklmnopqrstuvwxyzäöüßéèáíóúñ-,"
     tokenizer = tokenizers.train("char", 300, [text])
     sizes = ModelConfig(vocab_size=tokenizer.vocab_size, context_length=128, n_layers=1, d_model=16, n_heads=2, init_std=0.3)
@@ -177,7 +177,7 @@ def ends(prompts):
 
 
 def test_items_of_a_world_are_rewarded_by_what_can_score_them():
-    """Of tools: calls by their JSON, sentences by exact match, whatever is said."""
+    """For tools: calls by their JSON, sentences by exact match, whatever the answer is."""
     world = WORLDS["tools"]
     items = [world.item(0, i, False) for i in range(2)]
     prompts = reinforced.Prompts("", None, world, None)

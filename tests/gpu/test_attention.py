@@ -1,4 +1,4 @@
-"""cuDNN's attention is the reference's within bfloat16's rounding, forward and backward, packed, windowed, with grouped heads."""
+"""cuDNN attention matches the reference within bfloat16 rounding, forward and backward: packed, windowed, grouped heads."""
 
 import functools
 

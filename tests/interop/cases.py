@@ -1,7 +1,7 @@
-"""Small models of every family, as arguments of transformers' config classes: by name, FAMILY-WHAT."""
+"""Small models of every family, as arguments of transformers' config classes, named FAMILY-WHAT."""
 
 SIZE = dict(
-    vocab_size=61,  # 32 reserved ids and 29 characters: odd, as real ones are
+    vocab_size=61,  # 32 reserved ids and 29 characters: odd, as in real models
     hidden_size=16,
     intermediate_size=24,
     num_hidden_layers=2,

@@ -1,4 +1,4 @@
-"""Fixture models of transformers with a tokenizer beside them, and what our decoder makes of them.
+"""Fixture models from transformers with a tokenizer added, and what our decoder computes with them.
 
 B batch, T positions
 """
@@ -28,7 +28,7 @@ def with_tokenizer(folder: Path) -> Path:
 
 @pytest.fixture
 def hf(tmp_path):
-    """name of a fixture -> a copy of it, with a tokenizer, to convert or to spoil."""
+    """Name of a fixture -> a copy of it, with a tokenizer, to convert or to damage."""
 
     def copy(name: str, to: str = "hf") -> Path:
         shutil.copytree(FIXTURES / name, tmp_path / to)
@@ -38,7 +38,7 @@ def hf(tmp_path):
 
 
 def load(folder: Path, mesh=None):
-    """(model, parameters, family) of a folder, on one device unless told; weights are read as they are by `convert`."""
+    """(model, parameters, family) of a folder, on one device unless a mesh is given; weights are read as `convert` reads them."""
     family, config = config_json.read(folder)
     mesh = mesh or parallel.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
@@ -56,7 +56,7 @@ def _forward(model):
 
 
 def logits(model, params, tokens_BT: np.ndarray, lengths_B) -> np.ndarray:
-    """[B, T, V] of rows of which the first `lengths_B` tokens count, and the rest is padding."""
+    """[B, T, V] for rows whose first `lengths_B` tokens count; the rest is padding."""
     B, T = tokens_BT.shape
     index_BT = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
     segments_BT = (index_BT < np.asarray(lengths_B)[:, None]).astype(np.int32)

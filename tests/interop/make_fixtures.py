@@ -1,7 +1,7 @@
-"""Random small models of transformers, with what they compute. Needs requirements-peers.txt; the tests read what it wrote.
+"""Small random models of transformers and what they compute. Needs requirements-peers.txt; the tests read the files it writes.
 
-python tests/interop/make_fixtures.py make FOLDER SEED [NAME...]    a model a case of cases.py, with expected.npz beside it
-python tests/interop/make_fixtures.py score FOLDER...               loads each strictly, writes its logits to scored.npy
+python tests/interop/make_fixtures.py make FOLDER SEED [NAME...]    one model per case of cases.py, with its expected.npz
+python tests/interop/make_fixtures.py score FOLDER...               loads each strictly and writes its logits to scored.npy
 
 The committed fixtures: make tests/interop/fixtures 0
 """
@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cases import CASES
 
 T, SHORT, PROMPT, NEW = 512, 300, 8, 64
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the tensors, case by case; computed in float32 always
-KEPT = slice(15, None, 16)  # the positions whose logits are kept: files stay small
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the stored tensors, in turn; computation is always in float32
+KEPT = slice(15, None, 16)  # the positions whose logits are kept, so that files stay small
 
 
 def make(name: str, folder: Path, seed: int) -> None:
@@ -41,7 +41,7 @@ def make(name: str, folder: Path, seed: int) -> None:
     continued = _greedy(model, prompt)
     kept = _logits(model, tokens)[:, KEPT]
     shutil.rmtree(folder, ignore_errors=True)
-    model.to(dtype).save_pretrained(folder)  # last: this rounds the rotary frequencies as well
+    model.to(dtype).save_pretrained(folder)  # last, because this also rounds the rotary frequencies
     (folder / "generation_config.json").unlink()
     np.savez_compressed(folder / "expected.npz", tokens=tokens.to(torch.uint8), logits=kept, greedy=continued)
 
@@ -54,7 +54,7 @@ def _logits(model, tokens) -> np.ndarray:
 
 
 def _greedy(model, ids) -> np.ndarray:
-    """The prompt and what follows, through the cache, past any token that would end it."""
+    """The prompt and its greedy continuation, through the cache, past any end token."""
     cache, new = None, ids
     with torch.no_grad():
         for _ in range(NEW):
@@ -65,7 +65,7 @@ def _greedy(model, ids) -> np.ndarray:
 
 
 def score(folder: Path) -> None:
-    """Raises where transformers misses a tensor of the folder, or finds one too many."""
+    """Raises if transformers finds a tensor of the folder missing or unexpected."""
     load = transformers.AutoModelForCausalLM.from_pretrained
     model, info = load(folder, output_loading_info=True, attn_implementation="eager")
     wrong = {k: list(v) for k, v in info.items() if v}

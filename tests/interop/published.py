@@ -1,6 +1,6 @@
-"""What config.json of published checkpoints says, key by key, as the Hub has it: repository -> Published.
+"""config.json of published checkpoints, key by key, as on the Hub: repository -> Published.
 
-other: knobs of ours in which that checkpoint is not the size of model/families.py.
+other: our knobs in which that checkpoint differs from its size in model/families.py.
 """
 
 from collections.abc import Mapping
@@ -121,12 +121,12 @@ _A3B = {
     "decoder_sparse_step": 1, "mlp_only_layers": [], "moe_intermediate_size": 768, "norm_topk_prob": True, "num_experts": 128,
     "num_experts_per_tok": 8, "output_router_logits": False, "router_aux_loss_coef": 0.001,
 }  # fmt: skip
-# The same checkpoint as transformers 5 writes it again: experts and rotary positions under other names.
+# The same checkpoint as rewritten by transformers 5: experts and rotary positions under other names.
 _A3B_5 = {k: v for k, v in _A3B.items() if k != "num_experts"} | {
     "num_local_experts": 128, "dtype": "bfloat16", "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
 }  # fmt: skip
 _MOE = {"kind": "Qwen3MoeForCausalLM", "name": "qwen3_moe"}
-_NO_DENSE = {"d_ff": 6144, "expert_d_ff": 768}  # the first is said, but no layer has a feed-forward of that width
+_NO_DENSE = {"d_ff": 6144, "expert_d_ff": 768}  # the first is in config.json, but no layer has a feed-forward of that width
 _SHORT = {"context": 32768, "use_mrope": False}
 
 PUBLISHED: dict[str, Published] = {

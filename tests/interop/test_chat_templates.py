@@ -1,5 +1,5 @@
-"""A template's Jinja text, rendered as transformers renders it, writes what our renderer writes and refuses what it refuses;
-an exported folder says with which template its model was trained, and what ends its turns.
+"""A template's Jinja text, rendered as by transformers, writes and refuses what our renderer writes and refuses; an exported
+folder names the template its model was trained with, and what ends its turns.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ COMPILED = {name: [e.from_string(text) for e in ENVIRONMENTS] for name, text in 
 
 
 def written(name: str, messages: list[dict], reply: bool, **more) -> str:
-    """What transformers makes of them, whatever white space around tags its environment keeps."""
+    """How transformers renders them, whichever white space around tags its environment keeps."""
     given = dict(messages=messages, tools=None, add_generation_prompt=reply, bos_token="<s>", eos_token="</s>") | more
     one, two = (compiled.render(given) for compiled in COMPILED[name])
     assert one == two
@@ -111,16 +111,16 @@ def test_what_has_no_place_is_refused(name):
     called = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "clock", "arguments": {}}}]}
     with pytest.raises(jinja2.TemplateError, match="tool_calls"):
         written(name, [{"role": "user", "content": "a"}, called], True)
-    if name in ("own", "olmo2"):  # whose names of roles are symbols, or words of the template
+    if name in ("own", "olmo2"):  # whose role names are symbols or part of the template
         with pytest.raises(jinja2.TemplateError, match="role developer, expected one of system, user"):
             written(name, [{"role": "developer", "content": "a"}], True)
 
 
-# ---------------------------------------------------------------- exported
+# ---------------------------------------------------------------- exports
 
 
 def published(folder):
-    """A tokenizer.json with every template's symbols."""
+    """A tokenizer.json with the symbols of every template."""
     reference, said = FAMILIES[0]()
     ends = ("user", "a"), ("assistant", "b"), ("user", "c")
     symbols = {
@@ -139,7 +139,7 @@ def published(folder):
 @pytest.mark.parametrize("ours_beside", [True, False], ids=["ours", "theirs"])
 @pytest.mark.parametrize("name", TEXTS)
 def test_the_template_is_known_again(tmp_path, name, ours_beside):
-    """Also where transformers saved the folder again, and our own file is gone."""
+    """Even if transformers has saved the folder again, without our own file."""
     tokenizer = published(tmp_path / "first")
     assert tokenizer.template == ""
     files = huggingface.tokenizer_files(tokenizer, name)
@@ -160,7 +160,7 @@ def test_the_template_is_known_again(tmp_path, name, ours_beside):
 
 @pytest.fixture
 def exported(hf, tmp_path, monkeypatch):
-    """(kind of data, what to change before) -> (the folder exported, the run that it gives imported again)."""
+    """(data config, names of the folders) -> (the exported folder, the run that results from importing it again)."""
     first = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *_: first)
     huggingface.import_folder(hf("llama-plain"), tmp_path / "run")
@@ -188,7 +188,7 @@ def test_a_run_of_conversations_says_its_template_and_its_ends(exported, templat
         "bos_token_id": 1, "eos_token_id": ends, "pad_token_id": 0
     }  # fmt: skip
     assert (out / TEMPLATE_FILE).read_text() == TEXTS[name] and again.tokenizer.template == name
-    second, _ = exported(DataConfig(), "second", "out-run")  # imported, and exported as it came
+    second, _ = exported(DataConfig(), "second", "out-run")  # exported just as imported
     assert {p.name: p.read_bytes() for p in second.iterdir()} == {p.name: p.read_bytes() for p in out.iterdir()}
 
 
@@ -214,10 +214,10 @@ def templates_in(folder) -> dict[str, str]:
 
 @pytest.mark.parametrize("known", [False, True])
 def test_a_template_that_a_model_came_with_goes_out_as_it_came(exported, tmp_path, known):
-    """Known here or not: the text may say more than our renderer of it, as how tools are declared."""
+    """Whether known here or not: its text may say more than our renderer, such as how tools are declared."""
     theirs = THEIRS | ({TEMPLATE_FILE: "<<SYS>>{% if tools %}"} if known else {})
     with_templates(tmp_path / "run", theirs)
-    for data in (DataConfig(), DataConfig(source="text", path="x")):  # as imported, and trained on texts
+    for data in (DataConfig(), DataConfig(source="text", path="x")):  # as imported, or trained on texts
         out, again = exported(data, f"out-{data.source}")
         assert templates_in(out) == templates_in(again.workdir) == theirs
         assert again.tokenizer.template == ("llama2" if known else "") and is_unknown(again.tokenizer) != known
@@ -251,7 +251,7 @@ def test_who_imports_is_told_of_a_template_that_is_not_rendered(hf, tmp_path, ca
 
 
 def test_a_template_without_its_symbols_is_not_written(exported, tmp_path):
-    """Of a model imported with one: who chats is told what is missing, and the weights can still be had."""
+    """For a model imported with such a template: chat reports what is missing, and the weights can still be exported."""
     (tmp_path / "run" / TEMPLATE_FILE).write_text("{{ '<|im_start|>' }}")
     opened = run.open_run(tmp_path / "run")
     assert opened.tokenizer.template == "chatml"

@@ -1,6 +1,6 @@
-"""Whole models of each family, not single knobs: decoding through a cache of fewer bits gives what the text gives at once.
+"""Whole models of each family, not single knobs: decoding through a cache in fewer bits equals one call on the whole text.
 
-Through a float32 cache generation is compared in test_fixtures.py, for every case.
+test_fixtures.py compares generation through a float32 cache, for every case.
 
 B batch, T positions
 """
@@ -17,9 +17,9 @@ from tests.interop.conftest import FIXTURES, load, logits
 from tests.model.test_cache import TOLERANCE
 from tests.rounding import next_larger
 
-LONG = 96  # tokens of a row; the windows' rings have 32 slots and turn twice
-PROMPTS = np.array([40, 17], np.int32)  # longer and shorter than a ring
-# Windows in some or all layers, soft-caps, norms on both sides and behind, QK-norm per head and over the projection, experts.
+LONG = 96  # tokens in a row; the windows' rings have 32 slots and wrap around twice
+PROMPTS = np.array([40, 17], np.int32)  # one longer, one shorter than a ring
+# Windows in some or all layers, soft-caps, sandwich and post-norms, QK-norm per head and over the projection, experts.
 FAMILIES = (
     "gpt2-plain", "llama-gqa", "mistral-window", "qwen2-window", "qwen3-window", "olmo2-gqa", "gemma2-four", "gemma3_text-plain",
     "mixtral-window", "qwen3_moe-window",
@@ -29,18 +29,18 @@ FAMILIES = (
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_prefill_and_decode_give_what_one_call_gives(name, kind):
-    """A mixture's router may choose another expert for what is rounded: then only the cache's own one call is compared."""
+    """Rounding may change a router's choice, so mixtures are only compared with one call through the same cache."""
     in_pieces, from_float32, rounding = distances(name, kind)
     assert in_pieces <= max(1e-4, rounding)
     assert "moe" in name or "mixtral" in name or from_float32 <= TOLERANCE[kind]
 
 
 def distances(name: str, kind: str) -> tuple[float, float, float]:
-    """(prompts and single tokens from the whole text in one call, both through such a cache; that call from no cache; rounding).
+    """Distances: (prompts and single tokens to one call on the text, both through this cache; that call to no cache; rounding).
 
-    Each is the largest difference of two logits, over the largest logit. rounding: of the one call, from that of six models with
-    parameters a rounding away. A number halfway between two codes of int8 takes the other one then, or where the text comes in
-    pieces, which moves logits by more than 1e-4 (one such code of qwen3-tied: by 3.65e-4, in both). 0 for other kinds.
+    Each is the largest difference of logits over the largest logit. rounding: the one call, to that of six models with parameters
+    a rounding away; 0 except for int8. A number halfway between two int8 codes may switch to the other one, both then and when
+    the text comes in pieces, which moves logits by more than 1e-4 (one such code of qwen3-tied: by 3.65e-4 in both cases).
     """
     model, params, _ = load(FIXTURES / name)
     tokens_BT = np.load(FIXTURES / name / "expected.npz")["tokens"].astype(np.int32)
@@ -57,7 +57,7 @@ def distances(name: str, kind: str) -> tuple[float, float, float]:
 
 
 def _calls(model, kind: str):
-    """jit: (params, tokens [B, LONG]) -> logits of one call, of PROMPTS, and of the tokens behind them one at a time."""
+    """Jitted: (params, tokens [B, LONG]) -> logits of one call, of PROMPTS, and of the tokens after them, one at a time."""
 
     def call(params, cache, tokens_BT, positions_BT, valid_BT):
         valid_BT = valid_BT.astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""Models of transformers, read from committed files: the same logits and the same greedy tokens as transformers computed."""
+"""Models of transformers, read from committed files, give the logits and greedy tokens that transformers computed."""
 
 import jax
 import numpy as np
@@ -11,14 +11,14 @@ from gpt4o_jax.sampling.logits import Sampling
 from tests.interop.cases import CASES
 from tests.interop.conftest import FIXTURES, load, logits
 
-SHORT, PROMPT = 300, 8  # as make_fixtures.py has them
+SHORT, PROMPT = 300, 8  # as in make_fixtures.py
 KEPT = slice(15, None, 16)
-ANY = Symbols(eos=(), control=frozenset())  # the random models' tokens mean nothing: none ends a row, none is left out
+ANY = Symbols(eos=(), control=frozenset())  # tokens of random models mean nothing: none ends a row, none is excluded
 
 
 def same_as_theirs(folder, expected) -> None:
-    """Logits within 1e-4 on rows of 512 and 300 tokens; generation, through the cache, writes the same greedy tokens, with the
-    probabilities that one full pass gives them."""
+    """Logits agree within 1e-4 on rows of 512 and 300 tokens; generation through the cache gives the same greedy tokens, with the
+    probabilities of one full pass."""
     model, params, _ = load(folder)
     length = len(expected["greedy"])
     greedy = np.pad(expected["greedy"], (0, 512 - length))
@@ -38,5 +38,5 @@ def same_as_theirs(folder, expected) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_model_of_transformers_computes_the_same_here(name):
-    assert np.abs(np.load(FIXTURES / name / "expected.npz")["logits"]).max() > 1  # the comparison is of something
+    assert np.abs(np.load(FIXTURES / name / "expected.npz")["logits"]).max() > 1  # the comparison is not trivial
     same_as_theirs(FIXTURES / name, np.load(FIXTURES / name / "expected.npz"))

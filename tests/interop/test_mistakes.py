@@ -1,4 +1,4 @@
-"""Folders that are wrong, by class of mistake: one line that says what and where, and nothing made."""
+"""Broken folders, by class of mistake: one line says what is wrong and where, and nothing is created."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def config(**values):
 
 
 def sharded(change=lambda folder, index: None):
-    """The folder in two files with an index, which `change(folder, index)` may spoil."""
+    """Splits the folder into two files with an index, which `change(folder, index)` may damage."""
 
     def spoil(folder):
         values = load_file(folder / SINGLE)
@@ -103,7 +103,7 @@ def pickled_in_shards(folder):
 
 
 def repeated(other: bool):
-    """The header names NORM a second time: other bytes of the file, or the very same."""
+    """The header names NORM a second time, with other bytes of the file or the same ones."""
 
     def spoil(folder):
         raw = (folder / SINGLE).read_bytes()
@@ -258,7 +258,7 @@ OTHERS = ("rope_local_base_freq", "rope_scaling", "sliding_window", "layer_types
 
 @pytest.mark.parametrize("name", sorted(path.name for path in FIXTURES.glob("*-plain")))
 def test_whatever_stands_in_a_config_is_read_or_told_in_one_line(name):
-    """Every key of every family, and keys of others, with every kind of value."""
+    """Every key of the family, and keys of others, with every kind of value."""
     stored, told = json.loads((FIXTURES / name / "config.json").read_text()), set()
     for key in (*stored, *OTHERS):
         for value in VALUES:
@@ -284,7 +284,7 @@ def test_no_window_is_none_and_an_absent_one_is_the_default_of_transformers(hf, 
 
 
 def test_what_is_no_mistake(hf, tmp_path, monkeypatch):
-    """A sharded folder in the Hub's own cache, with its links to blobs; a tied table that is there twice; other keys."""
+    """A sharded folder in the Hub's cache, with its links to blobs; a tied table stored twice; unused keys."""
     first = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *_: first)
     source = hf("mistral-tied", "snapshots/abc")
@@ -304,7 +304,7 @@ def test_what_is_no_mistake(hf, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["gpt2-plain", "gpt2-relu"])
 def test_gpt2_as_the_hub_has_it(hf, name):
-    """Its tensors have no prefix, and causal masks lie beside them, one a layer."""
+    """Its tensors have no prefix and come with causal masks, one per layer."""
     source = hf(name)
     wanted = load(source)[1]
     values = {k.removeprefix("transformer."): v for k, v in load_file(source / SINGLE).items()}

@@ -1,4 +1,4 @@
-"""Next to transformers itself: new random models in, and what we write back, loaded strictly there."""
+"""Against transformers itself: new random models are imported, and our exports are loaded strictly there."""
 
 import importlib.util
 import os
@@ -18,7 +18,7 @@ from tests.interop.conftest import load, logits, with_tokenizer
 from tests.interop.test_fixtures import KEPT, SHORT, same_as_theirs
 
 PYTHON = os.environ.get("PEERS_PYTHON") or (sys.executable if importlib.util.find_spec("torch") else "")
-DTYPES = {"float32": "F32", "bfloat16": "BF16"}  # of an export: as convert and as safetensors name them
+DTYPES = {"float32": "F32", "bfloat16": "BF16"}  # of an export: convert's names and safetensors' names
 pytestmark = [
     pytest.mark.peers,
     pytest.mark.skipif(
@@ -40,7 +40,7 @@ def transformers(*arguments) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Models of another seed than the fixtures', each imported and exported as `convert` does, with transformers' logits."""
+    """Models with another seed than the fixtures, each imported and exported as by `convert`, with transformers' logits."""
     folder = tmp_path_factory.mktemp("peers")
     transformers("make", folder, 7)
     first = jax.devices()[:1]
@@ -66,7 +66,7 @@ def test_a_new_random_model_computes_the_same_here(made, name):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_exported_loads_strictly_and_computes_the_same_there(made, name, dtype):
-    """In float32 what the model was made with; in bfloat16 what we compute with parameters rounded to it."""
+    """In float32, what the original model computes; in bfloat16, what we compute with parameters rounded to it."""
     after, expected = np.load(made / f"{name}-{dtype}" / "scored.npy"), np.load(made / name / "expected.npz")
     entries = files.Weights(made / f"{name}-{dtype}").entries.values()
     assert {e.dtype for e in entries} == {DTYPES[dtype]} and len({e.file for e in entries}) > 1

@@ -1,4 +1,4 @@
-"""config.json of published checkpoints is understood as it is, and describes the sizes of model/families.py."""
+"""config.json of published checkpoints is read as it is and describes the sizes of model/families.py."""
 
 import dataclasses
 
@@ -13,17 +13,17 @@ from tests.interop.published import PUBLISHED
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_config_is_the_size_of_that_name(name):
-    """All that it says is ours, nothing is refused; the number of parameters is that of tests/model/test_sizes.py."""
+    """Reading it gives our config and refuses nothing; the parameter count is that of tests/model/test_sizes.py."""
     size, content, other = PUBLISHED[name]
     family = FAMILIES[content["model_type"]]
     assert content["architectures"] == [family.architecture]
     read, ours = config_json.to_model(family, content, "config.json"), dataclasses.replace(size, **other)
     assert config_json.from_model(family, read) == config_json.from_model(family, ours)
-    assert config_json.choose(ours, family.name) is family  # what is not written, the family fixes as ours has it
+    assert config_json.choose(ours, family.name) is family  # what config.json omits, the family fixes at our values
     assert flops.parameter_count(read) == flops.parameter_count(size)
 
 
-# Keys that are accepted above, with values under which a model would compute something else, or might.
+# Keys accepted above, with values that change, or might change, what a model computes.
 CHANGED = [
     ("Qwen3-30B-A3B", dict(use_sliding_window=True, sliding_window=4096), "max_window_layers=48 is not supported"),
     ("Qwen3-30B-A3B", dict(max_window_layers="48"), "max_window_layers='48', expected int"),

@@ -1,4 +1,4 @@
-"""import, export and import again; shards on several devices; what is on the host at once."""
+"""Import, export and import again; shards on several devices; peak host memory."""
 
 import json
 import tracemalloc
@@ -67,14 +67,14 @@ def test_a_run_that_is_exported_and_imported_again_is_the_same_run(hf, tmp_path,
 
 def test_without_a_name_the_first_family_that_computes_the_same_is_taken(hf, tmp_path):
     huggingface.import_folder(hf("mistral-global"), tmp_path / "run")
-    assert export(tmp_path / "run", tmp_path / "out")["family"] == "llama"  # a Mistral without a window is a Llama
+    assert export(tmp_path / "run", tmp_path / "out")["family"] == "llama"  # a Mistral without windows is a Llama
     with pytest.raises(RunError, match="--family=gemma2 does not fit"):
         export(tmp_path / "run", tmp_path / "no", name="gemma2")
     assert not (tmp_path / "no").exists()
 
 
 def test_the_nearest_family_is_one_that_can_be_read_back():
-    """Without its experts the model is no mixture: written as one it could not be read at all, which is no small difference."""
+    """This model has no experts: exported to a family of mixtures, it could not be read back at all."""
     small = ModelConfig(vocab_size=256, expert_d_ff=64, mlp="relu2", value_embeddings=1, residual_mix=True)
     with pytest.raises(RunError, match=r"the nearest is qwen3, which differs in mlp=relu2 .* value_embeddings=1"):
         config_json.choose(small)
@@ -89,11 +89,11 @@ def test_shards_on_eight_devices_hold_what_one_device_holds(hf, name, axes):
     whole = load(source)[1]
     sharded = load(source, parallel.make_mesh(MeshConfig(**dict(data=1) | axes), jax.local_devices()))[1]
     jax.tree.map(np.testing.assert_array_equal, whole, sharded)
-    assert len({s.index[-1].stop or 0 for s in sharded["embedding"].addressable_shards}) > 1  # fsdp does cut the width
+    assert len({s.index[-1].stop or 0 for s in sharded["embedding"].addressable_shards}) > 1  # fsdp does split the width
 
 
 def _even_vocabulary(folder):
-    """One token more: 61 do not divide over two devices."""
+    """Adds a token, because 61 do not divide over two devices."""
     from safetensors.numpy import save_file
 
     values = json.loads((folder / "config.json").read_text())
@@ -103,8 +103,8 @@ def _even_vocabulary(folder):
 
 
 def test_the_host_never_holds_more_than_two_shards_of_the_largest_parameter(hf, monkeypatch):
-    """A model of 38 MB on eight devices, read in small steps: what Python and NumPy hold at most beyond the devices' memory,
-    which on CPU devices is theirs too."""
+    """A model of 38 MB on eight devices, read in small steps: the peak memory of Python and NumPy beyond that of the devices,
+    which on CPU devices is part of theirs."""
     from safetensors.numpy import save_file
 
     monkeypatch.setattr(weights, "CHUNK", 1 << 14)
@@ -123,7 +123,7 @@ def test_the_host_never_holds_more_than_two_shards_of_the_largest_parameter(hf, 
     save_file(resized, source / "model.safetensors")
     del resized
     mesh = parallel.make_mesh(MeshConfig(data=1, fsdp=8), jax.local_devices())
-    load(source, mesh)  # imports and caches are not what is measured
+    load(source, mesh)  # so that imports and caches are not measured
     tracemalloc.start()
     try:
         begin = tracemalloc.get_traced_memory()[0]

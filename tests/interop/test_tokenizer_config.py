@@ -1,4 +1,4 @@
-"""What an exported folder says of its tokenizer; and transformers, reading it, gives the ids that ours gives, of texts and of
+"""What an exported folder says about its tokenizer; transformers, reading it, gives the same ids as we do for texts and
 conversations."""
 
 import json
@@ -18,7 +18,7 @@ TEXTS = ["The cat sat", "Füße \U0001f600\n\tx", "def f(x):\n    return x  # 12
 
 
 def published(folder, name):
-    """A tokenizer read as it comes with a model: a tokenizer.json, or a SentencePiece model."""
+    """A tokenizer read from what comes with a model: a tokenizer.json or a SentencePiece model."""
     if name in FOREIGN:
         (folder / "tokenizer.model").write_bytes(FOREIGN[name])
         files = {"tokenizer_config.json": SAID[name]}
@@ -72,8 +72,8 @@ WRITTEN = {"own": "own", "llama3": "llama3", "qwen": "qwen3", "llama2": "llama2"
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory):
-    """name -> (our tokenizer, and of transformers: ids of TEXTS, the texts that come of them, bos and eos, ids that end what is
-    generated, ids of TALKS without and with a reply asked for)."""
+    """Name -> (our tokenizer, then from transformers: ids of TEXTS, their decoded texts, bos and eos, ids that end generation,
+    ids of TALKS without and with a generation prompt)."""
     ours, folders = {}, {}
     for name in NAMES:
         folder = folders[name] = tmp_path_factory.mktemp(name)
@@ -97,7 +97,7 @@ def test_transformers_reads_what_is_written(there, name):
     assert (bos, eos) == (ours.symbols.bos, ours.symbols.eos[0])
     for text, theirs, back in zip(TEXTS, ids, texts, strict=True):
         if ours.kind == "sentencepiece" and ours.prefix and text.startswith(" "):
-            continue  # where SentencePiece puts one more space in front, transformers puts none
+            continue  # SentencePiece prepends one more space here, transformers does not
         assert theirs == ours.prompt(text)
         if name in ("own", "gpt2", "llama3", "qwen"):
             assert back == text

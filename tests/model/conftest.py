@@ -1,4 +1,4 @@
-"""A model of any config on random weights and tokens.
+"""A model of any config with random weights and tokens.
 
 B batch, T positions
 """
@@ -18,7 +18,7 @@ FLOAT32 = Compute("cpu", "float32")
 
 @pytest.fixture
 def run(one_device):
-    """config -> (float64 parameters, all of them random, tokens, everything that the model computes on them)."""
+    """Config -> (float64 parameters, all random, tokens, everything that the model computes from them)."""
 
     def make(config):
         model = gpt.GPT(config, FLOAT32)

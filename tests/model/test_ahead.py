@@ -1,4 +1,4 @@
-"""Multi-token prediction: heads wired as DeepSeek-V3's, causal, within documents, and of no consequence to the trunk.
+"""Multi-token prediction: heads wired as in DeepSeek-V3, causal, within documents, and without effect on the trunk.
 
 B batch, T positions, D model width, n heads
 """
@@ -73,7 +73,7 @@ def test_heads_leave_the_trunk_as_it_is(params):
 
 
 def test_head_k_sees_k_tokens_more_and_no_others(params):
-    """The state at i of head k changes with tokens up to i + k, of its own document."""
+    """Head k's state at position i depends on tokens up to i + k of its own document."""
     states = jax.jit(lambda t: MODEL.apply({"params": params}, t, BATCH.positions, BATCH.segments, ahead=True)[2]["ahead_nBTD"])
     before, segments = np.asarray(states(BATCH.tokens)), BATCH.segments[0]
     for s in range(BATCH.tokens.shape[1]):

@@ -1,4 +1,4 @@
-"""With a cache, in whatever pieces a text is fed, the model computes what one full pass computes.
+"""With a cache, however a text is split, the model computes what one full pass computes.
 
 B batch, T positions
 """
@@ -86,7 +86,7 @@ def distance_from_the_full_pass(changes: dict) -> float:
 
 
 def test_a_prompt_may_come_in_pieces(one_device):
-    """Four tokens at a time, each piece after the cache of those before; padding writes nothing anywhere."""
+    """Four tokens at a time, each piece with the cache of those before; padding writes nothing."""
     c = ModelConfig(vocab_size=40, context_length=T, n_layers=2, d_model=16, n_heads=2, output_init="scaled", init_std=0.3)
     model = gpt.GPT(c, Compute("cpu", "float32"))
     params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(0))
@@ -106,7 +106,7 @@ def test_a_prompt_may_come_in_pieces(one_device):
             assert not np.asarray(slots)[:, row, length:].any()
 
 
-# Long enough for rings to turn several times: 16 slots each, and as many as the text has tokens in the global layer.
+# Long enough for rings to wrap around several times: they have 16 slots; the global layer has one per token of the text.
 LONG = 56
 LOCAL = ModelConfig(
     vocab_size=40, context_length=64, n_layers=4, d_model=16, n_heads=4, n_kv_heads=2, layer_pattern=("local", "global"),
@@ -127,7 +127,7 @@ def long_text():
 
 
 def feed(long_text, cache, starts, length, until=LONG, wrong=0):
-    """Rows go on at `starts` by `length` tokens, as far as `until`. Returns (cache, largest relative error)."""
+    """Feeds each row `length` tokens from `starts`, at most up to `until`. Returns (cache, largest relative error)."""
     apply, params, tokens, full = long_text
     at = np.asarray(starts)[:, None] + np.arange(length, dtype=np.int32)
     valid, seen = at < until, np.minimum(at, LONG - 1).astype(np.int32)
@@ -137,7 +137,7 @@ def feed(long_text, cache, starts, length, until=LONG, wrong=0):
     return cache, np.max(error) / np.max(np.abs(full))
 
 
-# What rounding costs on these random weights; float32 is the full pass's but for the order of its sums.
+# What rounding costs with these random weights; float32 differs from the full pass only in the order of sums.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.01, "int8": 0.015}
 
 
@@ -163,7 +163,7 @@ def test_a_late_piece_longer_than_a_ring_may_end_in_padding(one_device, long_tex
 
 
 def test_the_newest_tokens_may_be_taken_back(one_device, long_text):
-    """As many as a ring has slots to spare: what was written for them is never seen again."""
+    """Up to the number of spare slots in a ring: what was written for them is never seen again."""
     spare = 11
     cache = empty_cache(LOCAL, 2, LONG, spare=spare)
     cache, _ = feed(long_text, cache, [0, 0], 20)
@@ -177,7 +177,7 @@ def test_a_cache_grows_between_calls(one_device, long_text):
     cache, at = empty_cache(LOCAL, 2, 8), 0
     for slots in (8, 24, LONG):
         cache = grow(LOCAL, cache, slots)
-        assert [s.k_BKSH.shape[3] for s in cache] == [min(slots, 32), slots]  # a window of 5 and 16 to spare
+        assert [s.k_BKSH.shape[3] for s in cache] == [min(slots, 32), slots]  # a window of 5 with 16 spare slots
         while at < slots:
             cache, error = feed(long_text, cache, [at, at], 4)
             assert error <= 1e-5

@@ -1,4 +1,4 @@
-"""Published families' blocks, in NumPy and float64 from their papers' formulas, against the decoder with the family's knobs.
+"""The decoder with each published family's knobs against the formulas of its paper, in NumPy and float64.
 
 T positions, D model width, N query heads, K key/value heads, H head width
 """
@@ -48,7 +48,7 @@ MISTRAL = ModelConfig(**SHAPE, mlp="swiglu", qk_norm=False, layer_pattern=("loca
 
 
 def layer(params, i):
-    """Layer i of a pattern of P kinds is number i // P of block_(i % P); what no whole period holds is in last_layers."""
+    """Layer i of a pattern of P kinds is number i // P of block_(i % P); an incomplete last period is in last_layers."""
     layers = params["layers"]
     if "block_0" in layers:
         period, whole = len(layers), len(layers["block_0"]["attention_norm"]["scale"])
@@ -83,7 +83,7 @@ def rotate(x, theta=10_000.0, slower=1):
 
 
 def attend(q, k, v, scale=None, window=T, cap=None, sinks=None):
-    """Heads [T, n, H] -> [T, N, H]; each key/value head serves as many query heads as there are to one."""
+    """Heads [T, n, H] -> [T, N, H]; each key/value head serves N / K query heads."""
     group = q.shape[1] // k.shape[1]
     ago = np.arange(T)[:, None] - np.arange(T)
     out = []

@@ -1,4 +1,4 @@
-"""The decoder: nothing flows from later tokens or other documents; counts, axes, remat, dropout and sharding are as declared.
+"""The decoder: no information from later tokens or other documents; counts, axes, remat, dropout and sharding as declared.
 
 B batch, T positions, D model width, V vocabulary
 """
@@ -43,7 +43,7 @@ def make(**changes):
 
 
 def documents(*lengths):
-    """Documents of ids of which no two are equal, as a row of (tokens, document numbers)."""
+    """Documents of distinct ids, as a row of (tokens, document numbers)."""
     ids = np.arange(4, 4 + sum(lengths), dtype=np.int32)
     return ids, np.repeat(np.arange(1, len(lengths) + 1, dtype=np.int32), lengths)
 
@@ -63,7 +63,7 @@ def score(model, params, batch):
 
 @pytest.mark.parametrize("positions", ["rope", "learned"])
 def test_gradients_flow_from_earlier_tokens_of_the_same_document_only(one_device, positions):
-    """Every token is another one, so a row of the embedding table's gradient belongs to one place in the batch."""
+    """All tokens are distinct, so each row of the embedding gradient belongs to one position in the batch."""
     model, params = make(positions=positions, mlp="gelu")
     ids, segments = documents(5, 3, 5)
     batch = make_batch([(ids, segments), (ids + 20, np.ones_like(segments))])
@@ -96,7 +96,7 @@ def test_a_packed_row_is_its_documents_one_by_one(one_device, changes):
 # ---------------------------------------------------------------- counts
 
 
-# Options that meet in one formula: here every two values of two of them, in tests/system every combination.
+# Options that occur in one formula: here every pair of values of two options, in tests/system every combination.
 CROSSES = {
     "attention": dict(
         n_kv_heads=[None, 2, 1], qk_norm=[False, True], bias=[False, True], positions=["rope", "none"], head_dim=[None, 6]
@@ -152,7 +152,7 @@ def logits(model, params, tokens):
 
 
 def products(jaxpr) -> int:
-    """Operations of all matrix products in a program, the body of a scan as often as it runs; not of sums (ops/sums.py)."""
+    """Operations of all matrix products in a program, a scan's body counted as often as it runs; without sums (ops/sums.py)."""
     total = 0
     for equation in jaxpr.eqns:
         name, ranks = equation.primitive.name, [v.aval.ndim for v in equation.invars]
@@ -160,7 +160,7 @@ def products(jaxpr) -> int:
             (contracted, _), _ = equation.params.get("dimension_numbers") or (
                 equation.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
             )
-            if len(contracted) in ranks[:2]:  # of all axes of an operand: a sum
+            if len(contracted) in ranks[:2]:  # contracts all axes of an operand: a sum
                 continue
             total += 2 * equation.outvars[0].aval.size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
         for parameter in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")):
@@ -173,7 +173,7 @@ def products(jaxpr) -> int:
 @pytest.mark.parametrize("heads", [0, 2])
 def test_training_takes_three_times_the_forward_products(one_device, heads):
     """Without remat: the loss and its gradient, all T keys counted for every token."""
-    # Other implementations of attention skip hidden keys, or compute scores again.
+    # Other attention implementations skip masked keys or recompute scores.
     model, params = make(context_length=8, attention="reference", mtp_heads=heads)
     row = (np.arange(9, dtype=np.int32), np.ones(9, np.int32))
     loss = lambda p: loss_sum(model, p, make_batch([row, row]), 8, mtp_weight=0.3)[0]
@@ -226,14 +226,14 @@ def test_constrain_needs_a_mesh():
 
 
 def test_the_program_of_the_model_holds_its_constraints(one_device):
-    """Flax's own constraint is silently dropped where it finds no mesh; these must be there."""
+    """Flax's own constraint is silently dropped if it finds no mesh; these must be there."""
     model, params = make()
     text = str(jax.make_jaxpr(lambda p, x: logits(model, p, x))(params, jnp.zeros((2, 8), jnp.int32)))
     constraints = [line for line in text.splitlines() if "sharding_constraint" in line]
     assert len(constraints) >= 1 + 3 + 1 + 2, "embedding; queries, keys, values; hidden layer; two residuals"
 
 
-# ---------------------------------------------------------------- same numbers, other ways
+# ---------------------------------------------------------------- the same numbers in other ways
 
 
 @pytest.mark.parametrize("base, unroll", [({}, 3), (PATTERN, 2)])
@@ -253,7 +253,7 @@ def test_remat_and_unrolling_change_no_result(one_device, base, unroll):
 @pytest.mark.parametrize("attention", ["reference", "blocks"])
 @pytest.mark.parametrize("changes", [{}, PATTERN | EXPERTS | {"n_layers": 4}], ids=["dense", "pattern"])
 def test_rows_of_one_document_need_no_segments(one_device, attention, changes):
-    """Also where padding is behind them: no token of theirs sees it, and experts count it no more than before."""
+    """Even if padding follows: none of their tokens sees it, and experts still do not count it."""
     model, params = make(attention=attention, **changes)
     alone = gpt.GPT(model.config, dataclasses.replace(FLOAT32, packed=False))
     row = (np.arange(13, dtype=np.int32), np.ones(13, np.int32))
@@ -285,7 +285,7 @@ def test_a_pattern_with_wide_windows_is_the_model_without(one_device):
 
 @pytest.mark.parametrize("layer", ["mlp", "attention"])
 def test_dropout_keeps_the_mean(one_device, layer):
-    """Averaged over many keys the output is that without dropout: it enters both layers linearly."""
+    """Averaged over many keys, the output equals that without dropout, which enters both layers linearly."""
     c = dataclasses.replace(SMALL, dropout=0.3)
     x = jax.random.normal(jax.random.key(1), (1, 6, 16))
     positions = jnp.arange(6)[None]
@@ -316,7 +316,7 @@ def test_dropout_acts_in_training_only_and_follows_its_key(one_device):
 
 
 def test_a_named_implementation_is_asked_for_the_whole_model(one_device):
-    """Parameters are made on one token, which the kernel of TPUs does not take; rows that it cannot take are refused."""
+    """Parameters are initialised on one token, which the TPU kernel does not support; unsupported rows are refused."""
     config = ModelConfig(vocab_size=64, context_length=256, n_layers=1, d_model=128, n_heads=1, attention="splash")
     tpu = Compute("tpu", "bfloat16")
     assert "layers" in gpt.logical_axes(gpt.GPT(config, tpu))

@@ -1,4 +1,4 @@
-"""Adapters compute what the merged weights do, on any mesh; at the start, nothing. Only they are trained.
+"""Adapters compute what the merged weights compute, on any mesh; fresh ones change nothing. Only they are trained.
 
 B rows, T positions, V vocabulary
 """
@@ -25,7 +25,7 @@ FLOAT32 = Compute("cpu", "float32")
 SMALL = ModelConfig(
     vocab_size=V, context_length=T, n_layers=2, d_model=16, n_heads=4, n_kv_heads=2, init_std=0.2, compute_dtype="float32"
 )
-# A layer of every kind: dense and gated, experts and shared experts, attention with biases, the head of a later token.
+# Every kind of layer: dense and gated, experts and shared experts, attention with biases, a multi-token-prediction head.
 MIXED = dataclasses.replace(
     SMALL, n_experts=4, expert_d_ff=12, n_shared_experts=1, moe_every=2, mlp="swiglu", mtp_heads=1, qkv_bias=True,
     output_init="scaled",
@@ -35,7 +35,7 @@ MODEL = gpt.GPT(MIXED, FLOAT32)
 
 
 def trees(c: LoraConfig, spread: float):
-    """(base, adapters), B random of this spread. Needs a mesh in force."""
+    """(base, adapters) with random B of this spread. Needs a current mesh."""
     base = jax.jit(functools.partial(gpt.init, MODEL))(jax.random.key(1))
     adapters = lora.init(c, gpt.logical_axes(MODEL), base, jax.random.key(2))
     random = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def test_fresh_adapters_change_nothing(one_device):
 
 
 def test_every_hidden_matrix_can_have_one_and_counts(one_device):
-    """Each adapter alone changes what the model computes, just as the merged weights do."""
+    """Adapters change what the model computes just as the merged weights do, and every adapter changes its weight."""
     axes = gpt.logical_axes(MODEL)
     ends = {path.split("/", 1)[1] for path in lora.adaptable(axes)}
     attention = {f"attention/{name}" for name in ("query", "key", "value", "output")}
@@ -97,7 +97,7 @@ def test_gradients_are_those_through_the_merged_weights(one_device):
 
 @pytest.mark.parametrize("sizes", [dict(data=2, fsdp=2, tensor=2), dict(data=1, fsdp=2, expert=4), dict(data=4, stage=2)])
 def test_any_mesh_computes_the_same(sizes):
-    """Accumulated too. With stages every layer is of one kind."""
+    """With stages, all layers are of one kind."""
     model = gpt.GPT(SMALL if "stage" in sizes else MIXED, FLOAT32)
     c = RunConfig(model=model.config, train=TrainConfig(batch_size=B, loss_chunk=3), lora=LORA)
 
@@ -117,7 +117,7 @@ def test_any_mesh_computes_the_same(sizes):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_only_adapters_are_trained(name):
-    """By every optimizer, with weight decay and an average: the base keeps its bits, and has no optimizer state."""
+    """By every optimizer, with weight decay and an average: the base keeps its bits and has no optimizer state."""
     schedule = "constant" if name == "schedule_free" else "cosine"
     optimizer = OptimizerConfig(name=name, warmup_steps=0, schedule=schedule, ema_decay=0.0 if name == "schedule_free" else 0.9)
     train = TrainConfig(batch_size=B, loss_chunk=8, steps_per_dispatch=2)
@@ -138,7 +138,7 @@ def test_only_adapters_are_trained(name):
 
 
 def test_at_rank_16_few_numbers_are_trained_and_less_memory_is_needed():
-    """GPT-2's sizes and rank 16 everywhere; parameters, optimizer and gradients counted from arrays."""
+    """GPT-2's size, rank 16 everywhere; parameters, optimizer and gradients counted from arrays."""
     sizes = ModelConfig(
         vocab_size=50_257, context_length=1024, n_layers=12, d_model=768, n_heads=12, tied=True, compute_dtype="float32"
     )
@@ -153,7 +153,7 @@ def test_at_rank_16_few_numbers_are_trained_and_less_memory_is_needed():
 
     (whole, whole_bytes), (few, few_bytes) = count(0), count(16)
     said = (round(100 * few / whole, 1), round(100 * few_bytes / whole_bytes))
-    assert said == (2.1, 27)  # as README says; promised are 3 and 60
+    assert said == (2.1, 27)  # as in README; the targets are 3 and 60
 
 
 @pytest.mark.parametrize(

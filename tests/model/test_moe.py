@@ -1,4 +1,4 @@
-"""What is told of the load of experts is true of the real tokens, and the router's bias evens it.
+"""The reported load of experts is that of the real tokens, and the router's bias evens it.
 
 B batch, T positions, E experts
 """
@@ -40,7 +40,7 @@ def make(config=MODEL):
 
 
 def batch_of(lengths, seed=0) -> Batch:
-    """Rows of so many real tokens, the rest padding."""
+    """Rows with these numbers of real tokens; the rest is padding."""
     tokens = np.random.default_rng(seed).integers(4, V, (len(lengths), T + 1)).astype(np.int32)
     index = np.broadcast_to(np.arange(T, dtype=np.int32), (len(lengths), T))
     real = index < np.array(lengths)[:, None]
@@ -57,7 +57,7 @@ def routings(model, params, batch):
 
 
 def test_padding_does_not_count(one_device):
-    """Rows of 3 and 5 tokens, padded to 10, load the experts as they do alone, whatever stands in the padding."""
+    """Rows of 3 and 5 tokens, padded to 10, load the experts as they do alone, whatever the padding contains."""
     model, params = make()
     padded = routings(model, params, batch_of([3, 5]))
     parts = []
@@ -139,7 +139,7 @@ def steps(config, batch, n=1):
 
 
 def test_the_bias_moves_against_the_error_of_the_load_and_nothing_else_moves_it(one_device):
-    """By its rate, up where an expert has less than the mean; weight decay on everything notwithstanding."""
+    """By its rate, up for an expert with less than the mean load, despite weight decay on everything."""
     batch = batch_of([T, 4, 7, 2])
     before, after, _ = steps(CONFIG, batch)
     tokens = routings(gpt.GPT(MODEL, FLOAT32), before.params, batch)["layers"]["block_1"]["moe"].tokens_E

@@ -1,4 +1,4 @@
-"""A model made ready for generation computes what it did, to the precision of its weights."""
+"""A model prepared for generation computes what it did before, to the precision of its weights."""
 
 import dataclasses
 import functools
@@ -28,14 +28,14 @@ VARIANTS = [
     dict(layer_pattern=("local", "global"), window=3, tied=True),
     dict(layer_pattern=("local", "global"), window=3, n_layers=4, value_embeddings=1, residual_mix=True),
     dict(n_layers=1),
-    # All experts chosen: else rounding may send a token elsewhere, and how much changes then has no bound.
+    # All experts are chosen; otherwise rounding may reroute a token, which changes the result without bound.
     dict(n_layers=2, n_experts=2, moe_every=2, n_shared_experts=1, mlp="swiglu", router_bias=True),
     dict(n_layers=1, n_experts=2),
 ]
 
 
 def plain(path, leaf):
-    """A Weight as the array that it stands for."""
+    """A Weight as the array it represents."""
     if not isinstance(leaf, Weight):
         return leaf
     K = math.prod(leaf.summed)
@@ -69,7 +69,7 @@ def test_logits_are_those_of_the_rounded_weights(one_device, changes):
 
 @pytest.mark.parametrize("rows", [1, 8])
 def test_for_few_rows_or_many_bfloat16_computes_the_same(one_device, rows):
-    """Operands rounded the same, sums in another order."""
+    """The same rounding of operands, sums in another order."""
     model = gpt.GPT(dataclasses.replace(BASE, n_layers=2, tied=True), Compute("cpu", "bfloat16"))
     params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(0))
 
@@ -85,7 +85,7 @@ def test_for_few_rows_or_many_bfloat16_computes_the_same(one_device, rows):
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_one_token_at_a_time_is_the_full_pass(one_device, weights):
-    """Few rows are multiplied in another way than many: the same products."""
+    """Few rows are multiplied differently from many, with the same results."""
     c = dataclasses.replace(BASE, n_layers=2, tied=True, layer_pattern=("local", "global"), window=4, n_experts=4, moe_every=2)
     model = gpt.GPT(c, Compute("cpu", "float32"))
     params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(0))

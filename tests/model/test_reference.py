@@ -1,4 +1,4 @@
-"""The decoder equals a plain transcription of the published formulas, in NumPy and float64, written here on its own.
+"""The decoder equals an independent plain transcription of the published formulas, in NumPy and float64.
 
 B batch, T positions, D model width, N query heads, K key/value heads, H head width, F MLP width, V vocabulary, L layers
 """
@@ -25,7 +25,7 @@ QWEN = ModelConfig(
     vocab_size=40, context_length=12, n_layers=2, d_model=16, n_heads=4, n_kv_heads=2, head_dim=6, d_ff=28,
     mlp="swiglu", norm="rms", positions="rope", rope_theta=500.0, qk_norm=True, bias=False, tied=False,
 )  # fmt: skip
-# A part of a head is rotated (GPT-NeoX, arXiv:2204.06745, 2.1); the base grows with the factor (arXiv:2309.00071, definition 1).
+# Only part of a head is rotated (GPT-NeoX, arXiv:2204.06745, 2.1); the base grows with the factor (arXiv:2309.00071, def. 1).
 PARTIAL = dataclasses.replace(QWEN, head_dim=8, rope_fraction=0.5)
 NTK = dataclasses.replace(QWEN, rope_scaling="ntk", rope_factor=4.0)
 BOTH = dataclasses.replace(PARTIAL, rope_scaling="ntk", rope_factor=4.0)
@@ -122,11 +122,11 @@ def test_llama_and_qwen_like(run, c):
     close(logits, qwen(params, tokens, c))
 
 
-# ---------------------------------------------------------------- Attention Is All You Need (arXiv:1706.03762), at a sixteenth
+# ---------------------------------------------------------------- Attention Is All You Need (arXiv:1706.03762), 1/16 of its size
 
 
 def formula_attention(Q, K, V, allowed):
-    """softmax(Q K^T / sqrt(d_k)) V, for one head; what is not allowed is -inf inside the softmax."""
+    """softmax(Q K^T / sqrt(d_k)) V for one head; forbidden scores are -inf inside the softmax."""
     return softmax(np.where(allowed, Q @ K.T / np.sqrt(K.shape[-1]), -np.inf)) @ V
 
 

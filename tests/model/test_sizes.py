@@ -1,4 +1,4 @@
-"""Published families have the published number of parameters, by shapes alone."""
+"""Published families have the published number of parameters, computed from shapes alone."""
 
 import functools
 import math
@@ -12,8 +12,8 @@ from gpt4o_jax.ops.compute import Compute
 
 # Parameters of transformers 5.23's classes (GPT2LMHeadModel, LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM,
 # Qwen3MoeForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, MistralForCausalLM, MixtralForCausalLM, Olmo2ForCausalLM) on
-# torch's meta device, shared tables counted once, with the sizes of the checkpoints' own configuration files. Where a model
-# card or paper gives a count, it is this one, rounded.
+# torch's meta device, shared tables counted once, with the sizes of the checkpoints' own configuration files. If a model
+# card or paper gives a count, it is this one rounded.
 PUBLISHED = {
     "gpt2": (GPT2, {"124m": 124_439_808, "355m": 354_823_168, "774m": 774_030_080, "1558m": 1_557_611_200}),
     "llama": (

@@ -1,4 +1,4 @@
-"""Attention is softmax(q k^T / sqrt(H)) v over the keys that the mask allows, for grouped heads too, and so are its gradients.
+"""Attention is softmax(q k^T / sqrt(H)) v over the allowed keys, including grouped heads, and so are its gradients.
 
 B batch, T query positions, S key positions, N query heads, K key/value heads, H head width
 """
@@ -24,7 +24,7 @@ FLOAT32 = Compute("cpu", "float32")
 
 
 def masks():
-    """By name: a mask [B, T, S] and S."""
+    """Masks [B, T, S] by name."""
     return {
         "everything": np.ones((B, T, 15), bool),
         "causal": np.broadcast_to(np.tril(np.ones((T, T), bool)), (B, T, T)),
@@ -89,7 +89,7 @@ def test_bfloat16_operands_stay_within_their_rounding():
 
 
 def test_masked_keys_have_no_weight_at_all():
-    """Whatever a forbidden key or value holds, not a bit of the result changes."""
+    """Whatever a masked key or value holds, the result does not change by a bit."""
     mask = jnp.asarray(masks()["packed"])
     q, k, v, _ = inputs(2, T)
     f = jax.jit(functools.partial(attention, mask_BTS=mask, compute=FLOAT32))
@@ -183,7 +183,7 @@ def test_blocks_equal_the_reference(name, T, K):
 @pytest.mark.parametrize("K", [4, 2])
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_splash_equals_the_reference(name, K):
-    """The kernel is interpreted here; `plan` compiles it."""
+    """The kernel runs in interpret mode here; `plan` compiles it."""
 
     def splash(q, k, v, segments, sinks, scale=None, **kwargs):
         return splash_attention(q, k, v, segments, sinks, FLOAT32, scale or q.shape[-1] ** -0.5, interpret=True, **kwargs)

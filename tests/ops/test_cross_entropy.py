@@ -1,4 +1,4 @@
-"""The chunked loss is the plain one, in value and gradients, and never holds the logits of a whole batch.
+"""The chunked loss equals the plain one, in value and gradients, and never materialises the logits of a whole batch.
 
 B batch, T positions, D model width, V vocabulary
 """
@@ -44,13 +44,13 @@ def close(got, wanted):
     [(1, 0.0, 0.0), (4, 0.0, 0.0), (5, 0.0, 0.0), (12, 0.0, 0.0), (512, 0.0, 0.0), (5, 2.0, 0.0), (5, 0.0, 0.1), (4, 30.0, 1e-4)],
 )
 def test_equals_the_dense_loss_and_its_gradients(inputs, chunk, softcap, z_loss):
-    """Whether the chunk divides T, does not, or is longer; with a soft-cap, a z-loss, or both."""
+    """Whether or not the chunk divides T, or exceeds it; with a soft-cap, a z-loss, or both."""
     chunked = lambda h, u, y, w: 3.0 * cross_entropy(h, u, y, w, chunk, FLOAT32, softcap, z_loss).total
     reference = lambda *a: 3.0 * dense(*a, softcap, z_loss)
     loss, gradients = jax.jit(jax.value_and_grad(chunked, argnums=(0, 1, 3)))(*inputs)
     wanted_loss, wanted_gradients = jax.value_and_grad(reference, argnums=(0, 1, 3))(*inputs)
     close(loss, wanted_loss)
-    close(jax.jit(chunked)(*inputs), wanted_loss)  # without differentiation it takes another path
+    close(jax.jit(chunked)(*inputs), wanted_loss)  # without differentiation it takes a different path
     jax.tree.map(close, gradients, wanted_gradients)
 
 
@@ -59,7 +59,7 @@ def test_the_parts_of_the_loss_add_up_and_have_no_gradient(inputs):
     close(sums.nll, dense(*inputs, 2.0))
     close(sums.z_loss, dense(*inputs, 2.0, 0.1) - dense(*inputs, 2.0))
     close(sums.total, sums.nll + sums.z_loss)
-    differentiated, _ = jax.vjp(lambda *a: cross_entropy(*a, 5, FLOAT32, 2.0, 0.1), *inputs)  # by another path
+    differentiated, _ = jax.vjp(lambda *a: cross_entropy(*a, 5, FLOAT32, 2.0, 0.1), *inputs)  # the other path
     jax.tree.map(close, differentiated, sums)
     assert not np.any(jax.grad(lambda h: cross_entropy(h, *inputs[1:], 5, FLOAT32, 2.0, 0.1).nll)(inputs[0]))
 
@@ -96,7 +96,7 @@ def test_logits_of_the_whole_batch_never_exist(inputs, chunk, dtype):
 
 
 def values(jaxpr):
-    """Every value that a program computes, those inside loops and calls included."""
+    """Every value that a program computes, including those inside loops and calls."""
     for equation in jaxpr.eqns:
         yield from equation.outvars
         for parameter in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")):

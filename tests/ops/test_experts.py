@@ -1,4 +1,4 @@
-"""The products of a mixture of experts equal a loop over experts, forward and backward, whoever computes them.
+"""The products of a mixture of experts equal a loop over experts, forward and backward, in every implementation.
 
 M tokens, E experts, k experts of a token, D model width, F hidden width of an expert
 """
@@ -24,7 +24,7 @@ def close(got, wanted):
 
 
 def loop(x_MD, chosen_Mk, gates_Mk, gate_EDF, up_EDF, down_EFD):
-    """Every expert on every token; those not chosen weigh nothing."""
+    """Every expert on every token, with weight 0 if not chosen."""
     y_MD = 0
     for e in range(E):
         hidden_MF = x_MD @ up_EDF[e]
@@ -85,7 +85,7 @@ def test_bfloat16_rounds_operands_of_both_passes():
 
 
 def test_normalised_softmax_scores_are_a_softmax_over_the_chosen():
-    """Mixtral takes the softmax after the choice, Qwen 3 before it and divides by the sum: the same numbers."""
+    """Mixtral takes the softmax after the choice; Qwen 3 takes it before and divides by the sum: the same numbers."""
     logits = normal(0, M, E)
     chosen, gates = choose(SCORES["softmax"](logits), K, normalise=True)
     top, index = jax.lax.top_k(logits, K)

@@ -1,4 +1,4 @@
-"""Rotary positions: a rotation of each pair of a head's coordinates, so that scores see only distances."""
+"""Rotary positions rotate each pair of a head's coordinates, so that scores depend only on distances."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def test_equals_multiplication_by_complex_numbers():
     frequencies = THETA ** (-2 * np.arange(H // 2) / H)
     turned = pairs * np.exp(1j * positions[:, :, None, None] * frequencies)
     wanted = np.concatenate([turned.real, turned.imag], axis=-1)
-    # Angles up to 1000 radians in float32 are known to 1000 * 2^-24.
+    # Angles up to 1000 radians have an error of up to 1000 * 2^-24 in float32.
     np.testing.assert_allclose(rotary(x, jnp.asarray(positions), THETA), wanted, atol=5e-4)
     np.testing.assert_allclose(rotary(x, jnp.asarray(positions % 8), THETA)[0], wanted[0], atol=2e-6)
 
@@ -61,12 +61,12 @@ def test_scores_depend_on_distance_only():
 
 
 def frequencies(width, theta, scaling=None):
-    """Angles at position 1, and what the pair (cosine, sine) is scaled by."""
+    """Angles at position 1, and the scale of the pair (cosine, sine)."""
     cos, sin = (np.asarray(x, np.float64)[0, 0, 0] for x in ops.rotation(jnp.ones((1, 1), jnp.int32), width, theta, scaling))
     return np.arctan2(sin, cos), np.hypot(cos, sin)
 
 
-# Inverse frequencies and attention factor that ROPE_INIT_FUNCTIONS of transformers 5.23 computes; theta is 10,000.
+# Inverse frequencies and attention factor computed by ROPE_INIT_FUNCTIONS of transformers 5.23; theta is 10,000.
 PUBLISHED = [
     ("linear", ops.RopeScaling("linear", 4.0), 1.0,
      [0.25, 0.079056941, 0.0250000004, 0.00790569466, 0.00249999994, 0.000790569466, 0.000250000012, 7.90569466e-05]),
@@ -91,7 +91,7 @@ def test_scaled_frequencies_are_the_published_ones(name, scaling, temperature, w
 def test_ntk_keeps_the_shortest_wavelength_and_stretches_the_longest():
     plain, _ = frequencies(16, THETA)
     got, _ = frequencies(16, THETA, ops.RopeScaling("ntk", 8.0))
-    base = THETA * 8.0 ** (16 / 14)  # the formula of the post that named it: base * factor^(H / (H - 2))
+    base = THETA * 8.0 ** (16 / 14)  # as in the post that introduced it: base * factor^(H / (H - 2))
     np.testing.assert_allclose(got, base ** (-np.arange(8) / 8), rtol=2e-6)
     np.testing.assert_allclose([got[0], got[-1]], [plain[0], plain[-1] / 8], rtol=2e-6)
 
@@ -141,7 +141,7 @@ def test_partial_rotation_turns_the_first_coordinates_alone():
 
 
 def test_angles_of_whole_rows_are_those_of_their_positions():
-    """Computed once for all positions that there are, and looked up: the same bits."""
+    """Computed once for all positions and looked up: the same bits."""
     positions = jnp.asarray(np.random.default_rng(0).integers(0, 8, (3, 8)))
     scaling = ops.RopeScaling("yarn", 4.0, 8)
     for got, wanted in zip(ops.rotation(positions, 6, 1e4, scaling, 8), ops.rotation(positions, 6, 1e4, scaling), strict=True):

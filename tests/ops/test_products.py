@@ -1,6 +1,6 @@
-"""product() is einsum: in float32 as it stands, in bfloat16 with rounded operands and float32 sums, forward and backward.
+"""product() is einsum: in float32 without rounding, in bfloat16 with rounded operands and float32 sums, forward and backward.
 
-Every product that the model makes goes through these specs.
+These specs cover every product in the model.
 """
 
 import functools
@@ -54,7 +54,7 @@ def test_float32_rounds_nothing(spec):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_few_rows_on_a_cpu_are_multiplied_in_float32(spec):
-    """There bfloat16 is slower, so nothing is rounded for it."""
+    """There bfloat16 is slower, so nothing is rounded."""
     x, w, _ = operands(spec)
     for rows, operand in ((x[:1], lambda a: np.asarray(a, np.float64)), (x, rounded)):
         close(product(spec, rows, w, Compute("cpu", "bfloat16")), np.einsum(spec, operand(rows), operand(w)), 1e-6)
@@ -69,7 +69,7 @@ def test_bfloat16_sums_are_not_rounded():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_joint_product_equals_its_parts(platform, dtype):
-    """The projections of one input, made together: the same numbers and the same gradients."""
+    """Projections of one input, computed together: the same numbers and the same gradients."""
     compute = Compute(platform, dtype)
     specs = ["BTD,DNH->BTNH", "BTD,DKH->BTKH", "BTD,DKH->BTKH"]
     x = operands(specs[0])[0]

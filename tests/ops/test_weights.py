@@ -1,4 +1,4 @@
-"""Rounded weights multiply as the numbers that they stand for, and those are the nearest ones."""
+"""Rounded weights multiply as the numbers they represent, which are the nearest ones."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.ops.products import product
 from gpt4o_jax.ops.weights import FORMATS, dense, rounded, rows
 
-# Inputs that fill no lane, some, one part, and several parts.
+# Inputs that fill no lane, some lanes, one part and several parts.
 SHAPES = [(16,), (100,), (4, 32), (768,), (1536,), (11, 128)]
 
 

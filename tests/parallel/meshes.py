@@ -1,4 +1,4 @@
-"""Models, batches and meshes of eight fake CPU devices, and what one device computes of them."""
+"""Models, batches and meshes of eight fake CPU devices, and the results of one device."""
 
 import dataclasses
 import functools
@@ -24,16 +24,16 @@ _COMMON = dict(
     vocab_size=V, context_length=T, n_layers=4, d_model=16, n_heads=8, n_kv_heads=4, head_dim=4, init_std=0.2,
     output_init="scaled",
 )  # fmt: skip
-# No norms of sub-layer outputs: at the start those are small, and a norm amplifies their rounding, on any mesh, to 1e-5.
+# No norms on sub-layer outputs: these are small at the start, and a norm amplifies their rounding to 1e-5 on any mesh.
 MODELS = {
     "dense": ModelConfig(**_COMMON, positions="learned", norm="layer", bias=True, tied=True),
     "windowed": ModelConfig(**_COMMON, layer_pattern=("local", "global"), window=5, attention_softcap=8.0, mlp="geglu"),
     "experts": ModelConfig(**_COMMON, n_experts=8, expert_d_ff=16, n_shared_experts=1, router_bias=True, mlp="swiglu"),
     "some experts": ModelConfig(**_COMMON, n_experts=4, expert_d_ff=16, moe_every=2, mlp="swiglu", qk_norm=True),
 }
-# Leaves whose true gradient is zero, by the end of their path: what rounding leaves of it is compared with the largest gradient
-# of all, and is at most ROUNDING of it. The router's bias counts only in the choice. (No keys' bias: these models normalise
-# queries and keys after it, or else it would add the same to every score of a query, which changes no softmax.)
+# Path suffixes of leaves whose true gradient is zero: their rounding residue is at most ROUNDING of the largest gradient of
+# all. The router's bias only affects the choice of experts. (Key biases are not listed: these models normalise queries and keys
+# after them; otherwise a key bias would add a constant to all scores of a query, which changes no softmax.)
 ZERO = ("['balance']",)
 ROUNDING = 1e-5
 
@@ -44,7 +44,7 @@ def config(model: str, accumulate: int = 1, **train) -> RunConfig:
 
 
 def batch(packed: bool) -> Batch:
-    """[B, T]. packed: rows of several documents each; else of one, of different lengths. The rest is padding."""
+    """[B, T]. packed: several documents per row; otherwise one, of varying length. The rest is padding."""
     random = np.random.default_rng(0)
     tokens = random.integers(4, V, (B, T + 1)).astype(np.int32)
     index = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
@@ -64,7 +64,7 @@ def with_optimizer(model: str, optimizer: str) -> RunConfig:
 def loss_and_gradients(c: RunConfig, mesh: jax.sharding.Mesh, rows: Batch, repeats: int = 1):
     """(parts of the loss by name, gradients, sum of weights) of the training step, as numpy arrays.
 
-    repeats: times that a micro-batch goes round the stages of a pipeline.
+    repeats: how many times a micro-batch passes through the stages of a pipeline.
     """
     model = gpt.GPT(c.model, Compute("cpu", "float32"), (repeats, 0))
     with jax.set_mesh(mesh):
@@ -86,7 +86,7 @@ def one_device() -> jax.sharding.Mesh:
 
 
 def initial_state(c: RunConfig, mesh, repeats: int = 1):
-    """(model, optimizer, state, its shardings), as training makes them. Needs the mesh in force."""
+    """(model, optimizer, state, its shardings), as in training. Needs a current mesh."""
     model = gpt.GPT(c.model, Compute("cpu", "float32"), (repeats, 0))
     axes = gpt.logical_axes(model)
     optimizer = make_optimizer(c.optimizer, axes)
@@ -97,7 +97,7 @@ def initial_state(c: RunConfig, mesh, repeats: int = 1):
 
 @functools.lru_cache(maxsize=2)
 def _trainer(c: RunConfig, mesh, repeats: int):
-    """(initial state, compiled function of STEPS steps, sharding of their rows): one program for every batch."""
+    """(initial state, compiled function of STEPS steps, sharding of their rows): one program for all batches."""
     with jax.set_mesh(mesh):
         model, optimizer, state, shardings = initial_state(c, mesh, repeats)
         rows = jax.NamedSharding(mesh, parallel.spec((None, "batch", "seq")))
@@ -107,9 +107,9 @@ def _trainer(c: RunConfig, mesh, repeats: int):
 
 
 def train(c: RunConfig, mesh, batches, repeats: int = 1, roundings=()) -> list[tuple[np.ndarray, dict]]:
-    """(loss of each of STEPS steps, parameters after them) from the same start, for each batch, which is that of every step.
+    """(losses of STEPS steps, parameters after them) for each batch, which is used in every step, from the same start.
 
-    And for each seed of `roundings` on the first batch, from a start that is a rounding away.
+    Then for each seed in `roundings`, on the first batch, from a start that is a rounding away.
     """
     with jax.set_mesh(mesh):
         state, step, rows = _trainer(c, mesh, repeats)
@@ -125,10 +125,10 @@ def train(c: RunConfig, mesh, batches, repeats: int = 1, roundings=()) -> list[t
 
 @functools.cache
 def trained_on_one_device(c: RunConfig, packed: bool):
-    """With rows in order, then three times permuted: how far rounding alone leads.
+    """With rows in order, then permuted three times: how far rounding alone leads.
 
-    Lion steps by signs, and a sign that rounds the other way moves a number by twice the rate. Permuted rows may turn none where
-    sums that are cut elsewhere turn one, so that it has six starts besides, which differ by a rounding of the parameters.
+    Lion steps by signs, and a flipped sign moves a number by twice the rate. Permuted rows may flip none when differently split
+    sums flip one, so Lion also gets six starts that differ by a rounding of the parameters.
     """
     orders = [np.arange(B), *(np.random.default_rng(seed).permutation(B) for seed in (1, 2, 3))]
     batches = [jax.tree.map(lambda x: x[order], batch(packed)) for order in orders]
@@ -136,9 +136,9 @@ def trained_on_one_device(c: RunConfig, packed: bool):
 
 
 def assert_drifts_no_more_than_permuted_rows(c: RunConfig, mesh, packed: bool, repeats: int = 1) -> float:
-    """Losses and parameters of STEPS steps are at most four times as far from one device's as those of permuted rows.
+    """Over STEPS steps, losses and parameters are at most four times as far from one device's as those of permuted rows.
 
-    A mixture of experts then sends every token to the same ones. Returns how many times as far, the larger of the two.
+    A mixture of experts must then send every token to the same experts. Returns the larger of the two ratios.
     """
     (losses, params), *controls = trained_on_one_device(c, packed)
     [(got_losses, got_params)] = train(c, mesh, [batch(packed)], repeats)
@@ -153,7 +153,7 @@ def assert_drifts_no_more_than_permuted_rows(c: RunConfig, mesh, packed: bool, r
 
 
 def _times(got: float, control: float) -> float:
-    """How many times as far."""
+    """The ratio of a distance to the control's."""
     return got / control if control else math.inf if got else 0.0
 
 
@@ -162,7 +162,7 @@ def _router(c: RunConfig, mesh, repeats: int):
     """The compiled function of `routes`."""
     model = gpt.GPT(c.model, Compute("cpu", "float32"), (repeats, 0))
     real_pipeline, real_mixture, real_routed = stages.pipeline, moe._mixture, moe._routed
-    turn = [(0, 1)]  # the micro-batch that a stage computes, and their number
+    turn = [(0, 1)]  # (the micro-batch that a stage computes, their number)
 
     def pipeline(stage, layers, x_Mb, others_Mb, order):
         def telling(*inputs):
@@ -172,7 +172,7 @@ def _router(c: RunConfig, mesh, repeats: int):
         return real_pipeline(telling, layers, x_Mb, others_Mb, order)
 
     def mixture(config, compute, x_BTD, real_BT, *weights):
-        """Each token's row of the batch goes along with whether it is real: a shard_map takes it as an argument alone."""
+        """Encodes each token's row in the batch together with whether it is real: a shard_map sees only its arguments."""
         m, M = turn[0]
         rows_B = jnp.arange(len(x_BTD)) * M + m
         return real_mixture(config, compute, x_BTD, 2 * rows_B[:, None] + real_BT, *weights)
@@ -207,9 +207,9 @@ def _router(c: RunConfig, mesh, repeats: int):
 def routes(c: RunConfig, mesh, params, packed: bool, repeats: int = 1):
     """[mixture, B, T, E]: whether a token goes to an expert.
 
-    Tokens carry the row that they are of: with stages row j of micro-batch m is row j * M + m of the batch
-    (parallel/pipeline.cut), and a pipeline's sum over micro-batches puts them together. Where in the row they stand follows
-    from the device's place along context: chunks i and 2C - 1 - i (parallel/context.py).
+    Tokens carry the number of their row: with stages, row j of micro-batch m is row j * M + m of the batch
+    (parallel/pipeline.cut), and a pipeline's sum over micro-batches combines them. Their position in the row follows from the
+    device's place along context: chunks i and 2C - 1 - i (parallel/context.py).
     """
     with jax.set_mesh(mesh):
         return jax.device_get(_router(c, mesh, repeats)(params, batch(packed)))
@@ -217,7 +217,7 @@ def routes(c: RunConfig, mesh, params, packed: bool, repeats: int = 1):
 
 @functools.cache
 def _routes_on_one_device(model: str, packed: bool):
-    """(parameters, where they send tokens)."""
+    """(parameters, their routes)."""
     c = config(model)
     with jax.set_mesh(one_device()):
         init = functools.partial(gpt.init, gpt.GPT(c.model, Compute("cpu", "float32")))
@@ -226,7 +226,7 @@ def _routes_on_one_device(model: str, packed: bool):
 
 
 def assert_routes_equal(model: str, mesh, packed: bool, repeats: int = 1) -> None:
-    """Every token of a batch goes to the experts that one device sends it to, in every mixture."""
+    """In every mixture, every token of a batch goes to the same experts as on one device."""
     params, wanted = _routes_on_one_device(model, packed)
     jax.tree.map(np.testing.assert_array_equal, routes(config(model), mesh, params, packed, repeats), wanted)
     for chosen in jax.tree.leaves(wanted):
@@ -241,10 +241,9 @@ def distance(a, b) -> float:
 
 
 def assert_equal(got, wanted) -> float:
-    """Loss and gradients to 1e-5 of the largest entry of a leaf in float32; to each expert as many tokens (who: `routes`).
+    """Loss and gradients agree to 1e-5 of a leaf's largest entry in float32; expert loads are equal (which tokens: `routes`).
 
-    Gradients that are truly zero are at most as much of the largest of all, on either side. Returns the largest such error of
-    a gradient.
+    Truly zero gradients are at most 1e-5 of the largest of all, on either side. Returns the largest relative gradient error.
     """
     (parts, grads, weight), (wanted_parts, wanted_grads, wanted_weight) = got, wanted
     parts, wanted_parts = dict(parts), dict(wanted_parts)
@@ -260,7 +259,7 @@ def assert_equal(got, wanted) -> float:
 
 
 def worst_gradient(grads, wanted) -> tuple[float, str]:
-    """(the largest error of a leaf, by its largest entry; which leaf)."""
+    """(the largest error of a leaf relative to its largest entry; which leaf)."""
     largest, errors = max(np.max(np.abs(g)) for g in jax.tree.leaves(wanted)), []
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(grads), strict=True):
         name = jax.tree_util.keystr(path)
@@ -271,7 +270,7 @@ def worst_gradient(grads, wanted) -> tuple[float, str]:
 
 
 def zeros(grads) -> float:
-    """The largest entry of those gradients that are truly zero, by the largest of all."""
+    """The largest entry of the truly zero gradients, relative to the largest of all."""
     largest, found = max(np.max(np.abs(g)) for g in jax.tree.leaves(grads)), [0.0]
     for path, g in jax.tree_util.tree_leaves_with_path(grads):
         if jax.tree_util.keystr(path).endswith(ZERO):

@@ -77,7 +77,7 @@ def test_what_does_not_fit_together_is_told(message, environment, flags):
 
 
 def told_by_metadata(failures: list[int], answers: dict[str, str]) -> Job | None:
-    """By a server that ends its first requests with the status codes `failures`, and has answers, by name, to the next."""
+    """What is found with a server that fails its first requests with the status codes `failures`, then gives answers by name."""
     left = list(failures)
 
     class Server(http.server.BaseHTTPRequestHandler):

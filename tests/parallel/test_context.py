@@ -1,4 +1,4 @@
-"""Attention of rows cut over several devices is that of whole rows, whichever way the keys come round; so is the model.
+"""Attention on rows split over several devices equals that on whole rows, however keys are exchanged; so does the model.
 
 B rows, T positions, N query heads, K key/value heads, H head width, C devices along "context"
 """
@@ -27,12 +27,12 @@ HEADS, KV_HEADS, ROWS = ("batch", "seq", "heads", None), ("batch", "seq", "kv_he
 
 
 def mesh_of(C: int):
-    """Eight devices, of which rows of the batch take at most two."""
+    """Eight devices, at most two of them along the batch."""
     return parallel.make_mesh(MeshConfig(data=-1, context=C, tensor=2 if C == 2 else 1))
 
 
 def cut(name, q, k, v, segments, sinks, compute=FLOAT32, **knobs):
-    """Attention of rows in order, on the mesh in force."""
+    """Attention on rows in their usual order, on the current mesh."""
     f = functools.partial(context.context_attention, name, compute, **knobs)
     f = parallel.per_shard(f, [HEADS, KV_HEADS, KV_HEADS, ROWS, ("heads",)], HEADS)
     q, k, v = map(context.zigzag, (q, k, v))
@@ -73,7 +73,7 @@ VARIANTS = {
     "wide window": dict(packed=True, window=40, scale=0.3),
 }
 PRODUCT = [(C, K, name, variant) for C in (2, 4, 8) for K in (1, 2, 4) for name in context.MEETINGS for variant in VARIANTS]
-PRODUCT = [case for case in PRODUCT if case[1] > 1 or case[0] > 2]  # with two along "context", two share the heads
+PRODUCT = [case for case in PRODUCT if case[1] > 1 or case[0] > 2]  # with context=2, two devices share the heads
 # tests/system has the product.
 CASES = [(4, 2, "ring", variant) for variant in VARIANTS]
 CASES += [(2, 2, "ring", "wide window"), (8, 1, "ring", "packed"), (8, 4, "ring", "narrow window")]
@@ -84,7 +84,7 @@ def inputs(K: int):
     keys = jax.random.split(jax.random.key(K), 4)
     q, g = (jax.random.normal(key, (B, T, N, H)) for key in keys[:2])
     k, v = (jax.random.normal(key, (B, T, K, H)) for key in keys[2:])
-    ends = np.array([[5, 38, T - 3], [17, 18, T]])  # documents that lie across chunks and devices, and padding
+    ends = np.array([[5, 38, T - 3], [17, 18, T]])  # documents that span chunks and devices, and padding
     segments = 1 + np.sum(np.arange(T)[None, :, None] >= ends[:, None, :], axis=-1)
     return q, k, v, jnp.asarray(np.where(segments == 4, 0, segments), jnp.int32), jnp.array([-2.0, 0.0, 1.0, 3.0]), g
 
@@ -107,7 +107,7 @@ def reference(K, variant):
 
 
 def error(C, K, name, variant, compute=FLOAT32) -> float:
-    """The largest of max|a - b| / max|a| over output and gradients."""
+    """The largest max|a - b| / max|a| over output and gradients."""
     with jax.set_mesh(mesh_of(C)):
         got = with_gradients(functools.partial(cut, name, compute=compute), K, **VARIANTS[variant])
     pairs = zip(jax.tree.leaves(reference(K, variant)), jax.tree.leaves(got), strict=True)
@@ -153,7 +153,7 @@ def test_mistakes_would_show(name, monkeypatch):
 
 
 def test_a_window_is_not_sent_further_than_it_reaches():
-    """Moves of the keys: a window within a chunk needs the neighbours on both sides, and so four moves of the seven."""
+    """Moves of the keys: a window within a chunk needs both neighbours, so four of the seven moves."""
     moves = lambda window: sum(count for _, count, _ in context._legs(8, window, 4))
     assert [moves(w) for w in (1, 2, 5, 6, 100, None)] == [0, 2, 2, 4, 7, 7]
 
@@ -162,7 +162,7 @@ def test_a_window_is_not_sent_further_than_it_reaches():
 
 
 def temporaries(f, mesh, seq) -> int:
-    """Bytes of temporaries on each device of attention forward and backward, one row of 8192 tokens."""
+    """Bytes of temporaries per device for attention, forward and backward, on one row of 8192 tokens."""
     shape = lambda n, dtype=jnp.float32: jax.ShapeDtypeStruct(
         (1, 8192, *n), dtype, sharding=jax.NamedSharding(mesh, jax.P(None, seq))
     )
@@ -198,7 +198,7 @@ MESHES = {
 
 
 def packed_batch() -> Batch:
-    """[4, 32]: rows of documents of several lengths, the last row with padding."""
+    """[4, 32]: rows of documents of various lengths, the last row with padding."""
     random, length = np.random.default_rng(0), MODEL.context_length
     tokens = random.integers(4, MODEL.vocab_size, (4, length + 1)).astype(np.int32)
     ends = np.sort(random.integers(1, length, (4, 3)), axis=1)
@@ -234,7 +234,7 @@ def test_loss_and_gradients_equal_one_device(name):
         assert np.max(np.abs(a - b)) <= 1e-5 * np.max(np.abs(a)), jax.tree_util.keystr(path)
 
 
-# ---------------------------------------------------------------- what cannot be had is told
+# ---------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Experts that lie on several devices give what they give on one: outputs, gradients, routing, whatever the load.
+"""Experts on several devices give the same outputs, gradients and routing as on one, whatever the load.
 
-M tokens of all devices, E experts, k experts of a token, D model width, F hidden width of an expert, B rows, T positions
+M tokens on all devices, E experts, k experts of a token, D model width, F hidden width of an expert, B rows, T positions
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ def normal(i, *shape):
 
 
 def inputs(load: str, gated: bool):
-    """(x, gates, three matrices), experts chosen: a token's are different ones."""
+    """(x, gates, three matrices), chosen experts, distinct for each token."""
     low, high = LOADS[load]
     chosen = jnp.argsort(jax.random.uniform(jax.random.key(0), (M, high - low)), axis=1)[:, :K].astype(jnp.int32) + low
     shares = normal(2, *chosen.shape)
@@ -43,7 +43,7 @@ def inputs(load: str, gated: bool):
 
 
 def exchanged_by_all_gather(operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name):
-    """jax.lax.ragged_all_to_all as its documentation says, where XLA has none."""
+    """jax.lax.ragged_all_to_all as documented, for backends where XLA lacks it."""
     me, index = jax.lax.axis_index(axis_name), jnp.arange(len(output))
     everyones = lambda x: jax.lax.all_gather(x, axis_name)
     rows, starts, sizes, places = map(everyones, (operand, input_offsets, send_sizes, output_offsets))
@@ -86,7 +86,7 @@ def assert_equal_to_one_device(ways, load, gated, chunk, platform):
         (4, "even", True, None, "cpu"),
         (4, "one expert", False, None, "cpu"),
         (8, "none for the first and last", True, None, "cpu"),
-        (4, "even", True, 5, "cpu"),  # 12 tokens of a device in three chunks
+        (4, "even", True, 5, "cpu"),  # 12 tokens per device in three chunks
         (2, "one expert", True, 7, "cpu"),  # 24 in four
         (4, "even", True, None, "gpu"),
         (2, "none for the first and last", False, 7, "gpu"),
@@ -120,7 +120,7 @@ MESHES = {
 
 
 def layer(mesh, c: ModelConfig, length: int):
-    """(output and Routing, gradients of parameters and input) of rows of `length` tokens."""
+    """(output and Routing, gradients of parameters and input) for rows of `length` tokens."""
     module = moe.Experts(c, Compute("cpu", "float32"), nn.initializers.normal(0.3))
     x_BTD, segments_BT = normal(7, B, T, 16)[:, :length], SEGMENTS[:, :length]
 
@@ -156,10 +156,10 @@ def test_a_layer_equals_one_device(name):
 @pytest.mark.parametrize(
     ("name", "collective", "over"),
     [
-        ("expert=2 fsdp=2 tensor=2", "psum_scatter", "tensor"),  # of the parts of the hidden width
+        ("expert=2 fsdp=2 tensor=2", "psum_scatter", "tensor"),  # over parts of the hidden width
         ("expert=2 fsdp=2 tensor=2, odd rows", "psum", "tensor"),
-        ("expert=4 fsdp=2", "psum", ("data", "fsdp", "expert", "context")),  # of the load
-        ("expert=4 fsdp=2", "psum_scatter", "fsdp"),  # of the gradients of weights
+        ("expert=4 fsdp=2", "psum", ("data", "fsdp", "expert", "context")),  # for the load
+        ("expert=4 fsdp=2", "psum_scatter", "fsdp"),  # for weight gradients
     ],
 )
 def test_a_dropped_sum_is_seen(name, collective, over, monkeypatch):
@@ -183,10 +183,10 @@ OTHER = {"ragged-all-to-all": "all-to-all", "all-to-all": "ragged-all-to-all"}
 
 @pytest.mark.parametrize(
     ("topology", "kind"),
-    [("v5e:2x2", "ragged-all-to-all"), ("v5e:4x8", "all-to-all")],  # libtpu has no ragged exchange in large slices of v5e
+    [("v5e:2x2", "ragged-all-to-all"), ("v5e:4x8", "all-to-all")],  # libtpu has no ragged exchange on large v5e slices
 )
 def test_a_tpu_exchanges_what_is_there(topology, kind):
-    """The program that libtpu compiles sends rows in unequal numbers, not room for all, where it can."""
+    """If it can, the program that libtpu compiles sends only the actual rows, not buffers with room for all."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed (requirements-tpu.txt): no TPU compiler here")
     knobs = {

@@ -1,4 +1,4 @@
-"""Every mesh computes the same run: loss and every gradient of eight devices, however arranged, are those of one.
+"""Every mesh computes the same run: the loss and all gradients on eight devices, however arranged, equal those on one.
 
 Each mesh is paired with a model so that every axis meets every kind of model; tests/system has the full product.
 """
@@ -14,7 +14,7 @@ from gpt4o_jax.model import vocabulary
 from tests.parallel import meshes
 from tests.parallel.meshes import assert_equal, batch, config, loss_and_gradients, mesh_of, on_one_device
 
-# (sizes of the mesh, model, whether rows are packed)
+# (mesh sizes, model, whether rows are packed)
 CASES = [
     (dict(preset="dp"), "dense", True),
     (dict(preset="fsdp"), "experts", False),
@@ -60,7 +60,7 @@ def test_accumulation_on_a_mesh_equals_one_device():
     assert_equal(got, on_one_device("windowed", True))
 
 
-# Twenty steps, over which a token or a gradient that went elsewhere would show; tests/system has every mesh and optimizer.
+# Over twenty steps a misrouted token or gradient would show; tests/system covers every mesh and optimizer.
 @pytest.mark.parametrize(
     ("sizes", "model", "optimizer", "packed"),
     [
@@ -78,15 +78,15 @@ def test_training_drifts_no_more_than_a_permutation_of_rows(sizes, model, optimi
     ("sizes", "packed"), [(dict(expert=2, fsdp=2, context=2), False), (dict(stage=2, data=2, expert=2), True)]
 )
 def test_every_token_goes_to_the_experts_of_one_device(sizes, packed):
-    """Also where the tokens of a row lie in zig-zag order, and where micro-batches take turns."""
+    """Even with the tokens of a row in zig-zag order, and with interleaved micro-batches."""
     meshes.assert_routes_equal("some experts", mesh_of(**sizes), packed)
 
 
-# ---------------------------------------------------------------- mistakes that the comparison must see
+# ---------------------------------------------------------------- mistakes that the comparison must detect
 
 
 def unequal(monkeypatch, mistake, sizes, model="dense"):
-    """mistake: (module, name, what stands in its place). It is the gradients that show it: the batch is the same."""
+    """mistake: (module, name, replacement). It must show in the gradients, since the batch is the same."""
     _, wanted, weight = on_one_device(model, True)
     monkeypatch.setattr(*mistake)
     _, grads, got_weight = loss_and_gradients(config(model), mesh_of(**sizes), batch(True))
@@ -109,7 +109,7 @@ def test_a_dropped_sum_over_rows_is_seen(monkeypatch):
 
 
 def averaged_per_shard(weights):
-    """As of a mean that each device takes of its own tokens: those of short rows then count for more."""
+    """As if each device averaged over its own tokens, so that those of short rows count more."""
     return weights / jnp.sum(weights) / 8
 
 

@@ -1,4 +1,4 @@
-"""A pipeline computes what one device computes, in a schedule that leaves no item out.
+"""A pipeline computes what one device computes, with a schedule that skips no item.
 
 Gradients agree leaf by leaf to 1e-5 of the leaf's largest entry. More meshes and models: tests/parallel/test_meshes.py.
 """
@@ -68,7 +68,7 @@ def on_one_device(name: str):
 
 
 def worst(wanted, grads) -> tuple[float, str]:
-    """The largest distance of two leaves by the leaf's largest entry, and which leaf."""
+    """The largest difference of a leaf relative to its largest entry, and which leaf."""
     leaves = zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(grads), strict=True)
     return max((np.max(np.abs(a - b)) / np.max(np.abs(a)), jax.tree_util.keystr(path)) for (path, a), b in leaves)
 
@@ -86,7 +86,7 @@ def test_loss_and_gradients_equal_one_device(case, capfd):
 
 
 def _with_permuted(what: str):
-    """pipeline.pipeline, in which micro-batches stand in the place of their neighbours."""
+    """pipeline.pipeline with each micro-batch in its neighbour's place."""
     real = pipeline.pipeline
 
     def wrong(stage, layers, x_Mb, others_Mb, order):
@@ -108,7 +108,7 @@ def test_a_wrong_order_of_micro_batches_shows_in_the_gradients(monkeypatch, what
 
 @pytest.mark.parametrize(("rows", "share"), [(8, 1 / 4), (6, 1)])
 def test_stages_share_the_head(rows, share):
-    """Counted by the compiler: a device's work, of one device's; and each has all of it where rows do not divide."""
+    """As counted by the compiler: each does a quarter of one device's work, or all of it if rows do not divide."""
     c, compute = ModelConfig(vocab_size=V, d_model=16, tied=True), Compute("cpu", "float32")
     flat = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
     hidden, ints, floats = flat(np.float32, rows, T, 16), flat(np.int32, rows, T), flat(np.float32, rows, T)

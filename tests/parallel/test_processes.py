@@ -1,4 +1,4 @@
-"""Processes that build only their own rows hold the same global batch: eight fake devices, shared out among fake processes."""
+"""Processes that build only their own rows hold the same global batch: eight fake devices, split among fake processes."""
 
 import errno
 import json
@@ -23,7 +23,7 @@ MESHES = {
 
 
 class Rows:
-    """Row n is full of n, and is counted."""
+    """Row n is filled with n, and its construction is recorded."""
 
     def __init__(self):
         self.T, self.built = T, []
@@ -80,7 +80,7 @@ def test_a_process_of_a_job_leaves_with_the_code_of_its_error(monkeypatch, error
 
 
 def test_a_full_disk_of_process_0_is_told_to_the_others(monkeypatch):
-    """Else they would wait for it, and tell of a lost peer."""
+    """Otherwise they would wait for it and report a lost peer."""
     told = {}
 
     class Client:

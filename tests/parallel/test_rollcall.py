@@ -1,4 +1,4 @@
-"""Processes find each other under a limit, or each is told in one line what is wrong."""
+"""Processes find each other within a time limit, or each reports in one line what is wrong."""
 
 import concurrent.futures
 import json
@@ -20,7 +20,7 @@ def port():
 
 
 def call(port: int, *members: tuple[int, int], limit: float = 20.0, host: str = "127.0.0.1") -> list:
-    """What became of each (index, processes): None, or its RunError."""
+    """The result of each (index, processes): None or its RunError."""
 
     def one(member):
         try:
@@ -46,7 +46,7 @@ def test_two_with_one_id_are_told_all(port):
 
 
 def claim(port: int, index: int, processes: int) -> socket.socket:
-    """A process that has said who it is, and does nothing more."""
+    """A process that has announced itself and does nothing more."""
     while True:
         try:
             connection = socket.create_connection(("127.0.0.1", port), timeout=5)
@@ -59,7 +59,7 @@ def claim(port: int, index: int, processes: int) -> socket.socket:
 
 @pytest.mark.parametrize("how", ["ended", "taken away"])
 def test_a_process_that_is_started_again_takes_its_place(port, monkeypatch, how):
-    monkeypatch.setattr(rollcall, "_PATIENCE", 0.3)  # for the one whose machine is gone, which does not hang up
+    monkeypatch.setattr(rollcall, "_PATIENCE", 0.3)  # for the process whose machine is gone, which never hangs up
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         leader = pool.submit(call, port, (0, 3))
         with claim(port, 1, 3) as before:

@@ -1,4 +1,4 @@
-"""Beam search finds what exhaustive search finds where its beams hold everything, and what its definition says where not."""
+"""Beam search equals exhaustive search if its beams hold everything, and its definition otherwise."""
 
 import functools
 import itertools
@@ -36,7 +36,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def steps(params):
-    """For each prompt: (new tokens) -> {token: log-probability} of the next, by full passes over all there are."""
+    """For each prompt: (new tokens) -> {token: log-probability} of the next, by full passes over all texts."""
 
     @jax.jit
     def full(tokens):
@@ -64,7 +64,7 @@ def room(prompt):
 
 
 def reference(table, most, beams, n_best, penalty, ends=(EOS,)):
-    """The definition, on lists. beams=None: all texts there are."""
+    """The definition, on lists. beams=None: all texts."""
     live, best = [(0.0, ())], []
     for _ in range(most):
         options = [(total + p, (*text, token)) for total, text in live for token, p in table[text].items()]

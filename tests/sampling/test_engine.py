@@ -1,4 +1,4 @@
-"""A running batch gives each request what generate() gives it alone, whoever comes and goes beside it."""
+"""A running batch gives each request what generate() gives it alone, whichever requests come and go meanwhile."""
 
 import dataclasses
 import functools
@@ -29,8 +29,8 @@ SAMPLINGS = [
     Sampling(0.0, repetition_penalty=1.3, frequency_penalty=0.4),
     Sampling(0.9, presence_penalty=1.5, logit_bias=((270, 2.0),)),
 ]
-# (prompt, most new tokens, sampling, seed, sample of its prompt): more requests than rows, prompts of two buckets, one that
-# fills the context.
+# (prompt, maximum new tokens, sampling, seed, sample number): more requests than rows, prompts of two buckets, one that fills
+# the context.
 REQUESTS = [
     ([BOS, *[260 + (7 * i + j) % 40 for j in range(length)]], new, SAMPLINGS[i % 4], i, i % 3)
     for i, (length, new) in enumerate([(3, 9), (40, 20), (0, 30), (5, 1), (12, 25), (58, 20), (2, 17), (33, 8)])
@@ -78,7 +78,7 @@ def test_a_request_may_stop_itself_and_leave_its_place(params, alone):
 
 
 def test_a_row_forgets_what_the_one_before_it_has_seen(params):
-    """Penalties count the tokens of one request: the same text whoever had the place before, and without penalties another."""
+    """Penalties count one request's tokens: the same text whoever had the row before, and another text without penalties."""
     prompt, s = REQUESTS[0][0], SAMPLINGS[2]
     engine = Engine(MODEL, params, rows=1)
     requests = [engine.submit(prompt, 20, sampling) for sampling in (s, s, SAMPLINGS[0], s)]
@@ -90,13 +90,13 @@ def test_a_row_forgets_what_the_one_before_it_has_seen(params):
 LAYERS = {
     "global": dict(layer_pattern=("global",), window=None),
     "rings of 32 slots, and a layer left over": dict(n_layers=3),
-    "rings of 48": dict(window=30),  # cut to 32, for rows that have not come around in them
+    "rings of 48": dict(window=30),  # cut to 32 for rows that have not wrapped around
 }
 
 
 @pytest.mark.parametrize("layers", LAYERS)
 def test_the_cache_shrinks_when_its_longest_row_has_left(layers):
-    """The rows that stay go on as if nothing had been, and so do those that let it grow again."""
+    """The remaining rows continue unaffected, and so do those for which it grows again."""
     model = gpt.GPT(dataclasses.replace(CONFIG, **LAYERS[layers]), Compute("cpu", "float32"))
     with jax.set_mesh(parallel.make_mesh(devices=jax.devices()[:1])):
         params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(1))

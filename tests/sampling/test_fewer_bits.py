@@ -1,4 +1,4 @@
-"""With weights and caches of fewer bits a running batch and drafts give what generate() gives, of dense models and mixtures."""
+"""With weights and caches in fewer bits, a running batch and drafts give what generate() gives, dense or with experts."""
 
 import dataclasses
 import functools

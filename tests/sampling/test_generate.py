@@ -1,5 +1,5 @@
-"""Generation says what the model says: greedy is the argmax of full passes, draws depend on prompt, row and seed alone,
-and a row ends where it must: at <eos>, at a stop string, at its length.
+"""Generation follows the model: greedy is the argmax of full passes, draws depend only on prompt, row and seed, and a row ends
+at <eos>, at a stop string or at its length.
 """
 
 import functools
@@ -22,7 +22,7 @@ from gpt4o_jax.sampling.generate import generate
 from gpt4o_jax.sampling.logits import Sampling
 from gpt4o_jax.sampling.text import complete
 
-# Pieces of several characters, and characters of several pieces ("é" and "€" come in single bytes).
+# Pieces of several characters, and characters of several pieces ("é" and "€" are split into bytes).
 PIECES = [b"a", b"b", b"c", b"ab", b"ba", b"cab", b" ", b"\xc3", b"\xa9", b"\xe2", b"\x82", b"\xac"]
 TOKENIZER = Tokenizer("test", [b""] * RESERVED + PIECES, b"", lambda text: [RESERVED + PIECES.index(c.encode()) for c in text])
 LIMIT = 64
@@ -49,7 +49,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def next_logits(params):
-    """ids -> logits of the token after them, by one full pass, control symbols but <eos> excluded."""
+    """ids -> logits of the next token, by one full pass, with control symbols except <eos> excluded."""
 
     @jax.jit
     def full(tokens, length):
@@ -133,7 +133,7 @@ def test_max_new_tokens_cuts_the_same_text(params, n):
 
 
 def test_rows_the_tokenizer_has_no_piece_for_are_never_drawn(params):
-    """A model may have more rows than the tokenizer pieces (padded to a round number)."""
+    """A model may have more rows than the tokenizer has pieces (padded to a round number)."""
     fewer = Tokenizer("test", TOKENIZER.pieces[:-4], b"", TOKENIZER.encode)
     for seed in range(4):
         for text, c in complete(MODEL, params, fewer, [""] * 4, 20, Sampling(5.0), seed):
@@ -145,7 +145,7 @@ STOPS = [["ab"], ["bab", "c"], ["é"], ["a b", "b"], ["cabab", " ab"], ["\n"]]
 
 
 def test_stop_strings_cut_the_text_that_would_have_come(params):
-    """Also where a stop string begins in one token and ends in another, or inside one. Streams say the same, no more."""
+    """Even if a stop string begins in one token and ends in another, or within one. Streams give the same text, no more."""
     hits = 0
     for seed in range(10):
         free = ids_of(generate(MODEL, params, PROMPTS[2:3] * 4, 20, Sampling(1.5), seed))
@@ -167,7 +167,7 @@ def test_stop_strings_cut_the_text_that_would_have_come(params):
 
 
 def cut(ids, stop):
-    """The text before the first stop string, and how many tokens it takes to see that string whole."""
+    """The text before the first stop string, and the number of tokens until that string is complete."""
     for n in range(1, len(ids) + 1):
         text = TOKENIZER.decode(ids[:n])
         if any(s in text for s in stop):
@@ -176,7 +176,7 @@ def cut(ids, stop):
 
 
 def test_a_stop_string_that_stays_incomplete_is_text(params):
-    """Its beginning is held back while it may still become one, and comes at the end."""
+    """Its beginning is held back while it may still become one, then emitted at the end."""
     plain = complete(MODEL, params, TOKENIZER, [""] * 4, 20, Sampling(), 2)
     parts = []
     stop = [text[-2:] + "never" for text, _ in plain if len(text) > 1]
@@ -208,7 +208,7 @@ PENALISED = Sampling(
 
 
 def test_penalties_count_what_each_row_has_seen(params, next_logits):
-    """Greedy, step by step, beside full passes and a list."""
+    """Greedy, step by step, against full passes and a list."""
     for prompt, c in zip(PROMPTS, generate(MODEL, params, PROMPTS, 20, PENALISED), strict=True):
         assert c.finished == "length"
         ids = list(prompt)
@@ -229,7 +229,7 @@ def test_penalties_count_what_each_row_has_seen(params, next_logits):
 
 
 def test_stop_ids_end_a_row_before_them(params):
-    """Also control symbols, which are drawn only then."""
+    """Including control symbols, which are drawn only if they are stop ids."""
     free = generate(MODEL, params, PROMPTS * 2, 20, Sampling(2.0), 4)
     stops = tuple({c.ids[len(c.ids) // 2] for c in free if c.ids[2:]})[:2]
     for row, c in zip(free, generate(MODEL, params, PROMPTS * 2, 20, Sampling(2.0, stop_ids=stops), 4), strict=True):

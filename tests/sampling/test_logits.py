@@ -1,4 +1,4 @@
-"""Every filter keeps exactly the tokens that its definition names, and draws follow the probabilities that are left.
+"""Every filter keeps exactly the tokens of its definition, and draws follow the remaining probabilities.
 
 B rows, V vocabulary
 """
@@ -31,7 +31,7 @@ V = 11
 
 
 def probabilities(logits, s: Sampling):
-    """By the definition of each filter, on a list of tokens from the most probable one on, in float64."""
+    """By the definition of each filter, on a list of tokens from most to least probable, in float64."""
     weights = np.exp((logits.astype(np.float64) - logits.max()) / s.temperature)
     tokens = sorted(range(len(logits)), key=lambda i: (-logits[i], i))[: s.top_k or None]
     share = {i: weights[i] / sum(weights[j] for j in tokens) for i in tokens}
@@ -46,7 +46,7 @@ def probabilities(logits, s: Sampling):
 
 @functools.lru_cache
 def rows():
-    """Random logits, steep and flat ones, and some tokens excluded beforehand."""
+    """Random logits, steep and flat, with some tokens excluded beforehand."""
     random = np.random.default_rng(0)
     logits = random.normal(size=(12, V)) * np.array([0.3, 1, 3] * 4)[:, None]
     logits[-3:, ::3] = -np.inf
@@ -73,7 +73,7 @@ PENALTIES = dict(repetition_penalty=1.4, presence_penalty=0.5, frequency_penalty
 
 
 def penalised(logits, s: Sampling):
-    """One token after the other, as OpenAI's and CTRL's formulas say, in float64."""
+    """Token by token, by OpenAI's and CTRL's formulas, in float64."""
     bias = dict(s.logit_bias)
     out = np.array([x + bias.get(i, 0) for i, x in enumerate(logits.astype(np.float64))])
     for i in range(len(out)):
@@ -85,7 +85,7 @@ def penalised(logits, s: Sampling):
 
 
 def seen(n):
-    """What n rows of PROMPT and TEXT have seen; the prompt is padded with a token that does not count."""
+    """The tokens seen by n rows of PROMPT and TEXT; the prompt is padded with a token that does not count."""
     tokens, valid = np.append(PROMPT, [1, 1]), np.arange(6) < 4
     state = seen_in_prompt(jnp.tile(tokens, (n, 1)), jnp.tile(valid, (n, 1)), V)
     for token in TEXT:
@@ -94,7 +94,7 @@ def seen(n):
 
 
 def test_penalties_and_biases_equal_their_formulas():
-    """Each alone and all together. Repetition counts prompt and text, the others the text only."""
+    """Each alone and all together. Repetition counts prompt and text, the others only the text."""
     state = seen(12)
     np.testing.assert_array_equal(state.prompt_BV[3], np.isin(np.arange(V), PROMPT))
     np.testing.assert_array_equal(state.generated_BV[7], np.bincount(TEXT, minlength=V))
@@ -132,7 +132,7 @@ def test_draws_follow_the_distribution(s):
 
 
 def test_told_log_probabilities_are_the_models_own():
-    """Whatever the penalties; the most probable tokens best first, in any number of leading axes."""
+    """Whatever the penalties; top tokens are sorted best first, for any number of leading axes."""
     logits = jnp.asarray(rows()[:8]).reshape(2, 4, V)
     tokens = jnp.arange(8).reshape(2, 4)
     out = told(logits, tokens, Sampling(0.3, **PENALTIES, top_logprobs=3))
@@ -178,7 +178,7 @@ def test_greedy_takes_the_first_of_the_best_and_no_key_matters():
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-40, 5e-324])
 @pytest.mark.parametrize("filters", [{}, {"top_k": 4, "top_p": 0.9, "min_p": 0.1}])
 def test_a_temperature_near_0_draws_the_best(temperature, filters):
-    """And one of the best, by turns, where there are several."""
+    """If several are best, it draws among them."""
     s = Sampling(temperature, **filters)
     logits = jnp.asarray([[-30.0, 700.0, 650.0, -jnp.inf], [-30.0, -700.0, -30.0, -jnp.inf]])
     np.testing.assert_allclose(np.exp(log_distribution(logits, s)), [[0, 1, 0, 0], [0.5, 0, 0.5, 0]])
@@ -187,7 +187,7 @@ def test_a_temperature_near_0_draws_the_best(temperature, filters):
 
 
 def test_more_than_all_tokens_may_be_kept():
-    """Numbers of any size: int32 does not hold this one."""
+    """Of any size: this one does not fit into int32."""
     got, wanted = (filter_logits(jnp.asarray(rows()), Sampling(top_k=k)) for k in (10**12, V))
     np.testing.assert_array_equal(got, wanted)
 

@@ -1,4 +1,4 @@
-"""What is read of an array must lie whole in each of several processes, however the rows are split over their devices."""
+"""Every array read on the host must be fully replicated, so that any process can read it, however rows are split."""
 
 import functools
 
@@ -20,7 +20,7 @@ MODEL = gpt.GPT(
     ModelConfig(vocab_size=RESERVED + 8, context_length=32, n_layers=1, d_model=16, n_heads=2, output_init="scaled"),
     Compute("cpu", "float32"),
 )
-PROMPTS = [[BOS, 33, 34], [BOS, 35], [BOS, 36, 37, 38], [BOS, 39]]  # as many as a mesh of two shards would split
+PROMPTS = [[BOS, 33, 34], [BOS, 35], [BOS, 36, 37, 38], [BOS, 39]]  # a number of rows that a mesh of two shards would split
 
 
 def generated(params, **how) -> list[list[int]]:

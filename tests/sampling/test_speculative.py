@@ -1,6 +1,6 @@
-"""A draft changes how fast text comes, never which: the very tokens where nothing but the model draws, else its distribution.
+"""A draft changes the speed of text, never its content: the same tokens if only the model draws, else its distribution.
 
-B rows, k drafted tokens, j = k + 1 tokens of a round, V vocabulary
+B rows, k drafted tokens, j = k + 1 tokens per round, V vocabulary
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ CHAINS = {
 
 @jax.jit
 def three_tokens(logp_VV, logq_VV, keys_B):
-    """The first three tokens of many rows after token 0: three rounds of three drafts, judged, and how many were accepted."""
+    """The first three tokens of many rows after token 0, from three rounds of three judged drafts; and the share accepted."""
     k, B = 3, len(keys_B)
     rows_B1, j = jnp.arange(B)[:, None], jnp.arange(k + 1)
     text, at_B, accepted = jnp.zeros((B, 16), jnp.int32), jnp.zeros(B, jnp.int32), 0
@@ -74,7 +74,7 @@ def three_tokens(logp_VV, logq_VV, keys_B):
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_judged_drafts_follow_the_model(name):
-    """Chi-square of three tokens together over 100,000 rows: rounds end anywhere between them."""
+    """Joint chi-square of three tokens over 100,000 rows; rounds end anywhere between them."""
     draws = 100_000
     with np.errstate(divide="ignore"):
         text, accepted = three_tokens(np.log(P), np.log(CHAINS[name]), jax.random.split(jax.random.key(3), draws))
@@ -88,7 +88,7 @@ def test_judged_drafts_follow_the_model(name):
 
 @pytest.mark.parametrize("wrong", range(4))
 def test_a_draft_that_is_wrong_at_one_place_is_kept_up_to_there(wrong):
-    """Three drafts from the chain itself but for one, a token that never comes; 3: none is wrong. Then a draw of the chain."""
+    """Three drafts from the chain, one replaced by an impossible token (3: none is wrong); then follows a draw of the chain."""
     k, draws, never = 3, 20_000, 4
     chain = np.pad(P, ((0, 1), (0, 1)))
     chain[never] = chain[0]
@@ -153,7 +153,7 @@ def draft(weights, name):
 )
 @pytest.mark.parametrize("name", DRAFTS)
 def test_greedy_is_the_very_text(weights, target, s, name):
-    """Rows accept different numbers, end at different places, and some at the end of the context."""
+    """Rows accept different numbers of drafts and end at different places, some at the end of the context."""
     plain = generate(target, weights[target], PROMPTS, LIMIT, s)
     fast = generate(target, weights[target], PROMPTS, LIMIT, s, draft=draft(weights, name))
     assert [(c.ids, c.finished) for c in fast] == [(c.ids, c.finished) for c in plain]
@@ -161,7 +161,7 @@ def test_greedy_is_the_very_text(weights, target, s, name):
         np.testing.assert_allclose(c.logprobs, wanted.logprobs, rtol=1e-4, atol=1e-5)
         assert [[i for i, _ in top] for top in c.top] == [[i for i, _ in top] for top in wanted.top]
         assert wanted.passes == len(wanted.ids) + (wanted.finished == "eos") and c.passes <= wanted.passes
-    if DRAFTS[name][1] == target:  # every draft is accepted: five tokens a pass after the first
+    if DRAFTS[name][1] == target:  # every draft is accepted: five tokens per pass after the first
         assert [c.passes for c in fast] == [1 + -(-(c.passes - 1) // 5) for c in plain]
 
 
@@ -176,7 +176,7 @@ def test_drawn_text_with_looked_up_drafts_is_the_very_text(weights):
 @pytest.mark.parametrize("target", [MODEL, WINDOWS], ids=["global", "windows"])
 @pytest.mark.parametrize("s", [Sampling(0.0, **PENALISED), Sampling(0.8, top_k=8)], ids=["greedy", "drawn"])
 def test_the_text_is_the_same_at_every_number_of_accepted_drafts(weights, monkeypatch, target, s):
-    """Row i is drafted its own text but for place i of every round, so it keeps i of four drafts, and the last row all."""
+    """Row i is drafted its own text except at place i of every round, so it keeps i of four drafts; the last row keeps all."""
     k = 4
     s = dataclasses.replace(s, logit_bias=((EOS, -100.0),))
     plain = generate(target, weights[target], PROMPTS[1:2], 50, s, 2, num_samples=k + 1)
@@ -195,7 +195,7 @@ def test_the_text_is_the_same_at_every_number_of_accepted_drafts(weights, monkey
     try:
         fast = generate(target, weights[target], PROMPTS[1:2], 50, s, 2, num_samples=k + 1, draft=Draft(k))
     finally:
-        speculative._functions.cache_clear()  # what was compiled with the script
+        speculative._functions.cache_clear()  # drops what was compiled with the script
     assert [c.ids for c in fast] == [c.ids for c in plain]
     assert [c.passes for c in fast] == [1 + -(-49 // (accepted + 1)) for accepted in range(k + 1)]
 
@@ -210,7 +210,7 @@ def test_a_row_with_a_draft_depends_on_prompt_row_and_seed_only(weights):
 
 @pytest.mark.parametrize("name", ["the model itself", "another model"])
 def test_drawn_text_follows_the_models_distribution(weights, name):
-    """Chi-square of the first three tokens together, with filters and penalties, against full passes."""
+    """Joint chi-square of the first three tokens, with filters and penalties, against full passes."""
     s, prompt, rows = Sampling(0.9, top_k=3, repetition_penalty=1.5, presence_penalty=0.4), PROMPTS[1], 6000
 
     @jax.jit

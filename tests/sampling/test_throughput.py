@@ -1,4 +1,4 @@
-"""The speed of decoding is told where the clock tells it."""
+"""The speed of decoding is reported only if the timings resolve it."""
 
 import types
 
@@ -10,7 +10,7 @@ from gpt4o_jax.sampling import throughput
 @pytest.mark.parametrize(
     ("whole", "alone", "told"),
     [
-        ([9.0, 5.0, 4.0], [9.0, 2.0, 3.0], 2 * 7 / 2),  # the first of each compiles
+        ([9.0, 5.0, 4.0], [9.0, 2.0, 3.0], 2 * 7 / 2),  # the first run of each compiles
         ([9.0, 3.0, 5.0], [9.0, 4.0, 2.0], None),
         ([9.0, 2.0, 2.0], [9.0, 3.0, 3.0], None),
         ([9.0, 2.0, 2.0], [9.0, 2.0, 2.0], None),

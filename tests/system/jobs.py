@@ -1,4 +1,4 @@
-"""Jobs of real processes on this machine, for the tests beside this file."""
+"""Jobs of real processes on this machine, for the tests in this folder."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ def get_config():
 
 
 def write_inputs(folder, steps: int, every: int) -> None:
-    """A text, and a config that trains on it for a moment."""
+    """Writes a text, and a config that trains on it briefly."""
     chosen = random.Random(0).choices(["to", "be", "or", "not", "that", "is", "the", "question", "whether", "nobler"], k=4000)
     (folder / "text.txt").write_text(" ".join(chosen))
     config = CONFIG.replace("TEXT", str(folder / "text.txt")).replace("STEPS", str(steps)).replace("EVERY", str(every))
@@ -43,7 +43,7 @@ def write_inputs(folder, steps: int, every: int) -> None:
 
 
 def environment(folder, **variables: str) -> dict[str, str]:
-    """Of this process without what tells of jobs and devices; caches in `folder`, which all runs share."""
+    """This process's variables without those about jobs and devices; caches in `folder`, shared by all runs."""
     strange = ("JAX_", "XLA_", "SLURM_", "TPU_", "MEGASCALE_", "JOB")
     plain = {k: v for k, v in os.environ.items() if not k.startswith(strange)}
     caches = {"XDG_CACHE_HOME": str(folder / "cache"), "JAX_COMPILATION_CACHE_DIR": str(folder / "cache" / "xla")}
@@ -57,7 +57,7 @@ def free_port() -> int:
 
 
 class Process:
-    """One training process; `step` is the last one that it has told of. program: what Python runs."""
+    """One training process; `step` is the last one that it has logged. program: what Python runs."""
 
     def __init__(self, folder, name: str, *flags: str, program: tuple = ("-m", "gpt4o_jax"), **variables: str):
         command = [sys.executable, *program, "train", f"--config={folder / 'config.py'}"]
@@ -76,7 +76,7 @@ class Process:
                 self.step = int(line.split("] step ")[1].split("/")[0])
 
     def wait_for(self, step: int) -> None:
-        """Returns once `step` was told, or the process has ended."""
+        """Returns once `step` was logged or the process has ended."""
         while self.step < step and self.process.poll() is None:
             time.sleep(0.01)
 
@@ -95,7 +95,7 @@ class Process:
 
 
 def start(folder, name: str, n: int, *flags: str, **variables) -> list[Process]:
-    """A job of n processes; variables: of their environment, and `program`."""
+    """A job of n processes; variables: their environment variables, and `program`."""
     if n == 1:
         return [Process(folder, name, *flags, **variables)]
     where = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={n}"]
@@ -103,7 +103,7 @@ def start(folder, name: str, n: int, *flags: str, **variables) -> list[Process]:
 
 
 def run(folder, name: str, n: int, *flags: str, **variables) -> list[Process]:
-    """A job of n processes that must end well."""
+    """A job of n processes that must succeed."""
     job = start(folder, name, n, *flags, **variables)
     codes = [p.end() for p in job]
     assert codes == [0] * n, "\n".join(f"{i}: {code}\n{p.told}" for i, (code, p) in enumerate(zip(codes, job, strict=True)))
@@ -111,7 +111,7 @@ def run(folder, name: str, n: int, *flags: str, **variables) -> list[Process]:
 
 
 def losses(workdir) -> list[tuple[int, float]]:
-    """(step, loss) of every record of training."""
+    """(step, loss) of every training record."""
     records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [(r["step"], r["loss"]) for r in records if r["kind"] == "train"]
 
@@ -124,7 +124,7 @@ def digest(workdir, step: int) -> str:
     for item in ("params", "opt_state", "ema", "counters"):
         handler = ocp.StandardCheckpointHandler()
         stored = handler.metadata(store.path(step) / item).tree
-        like = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), stored)  # whole, whatever devices it was saved on
+        like = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), stored)  # unsharded, whatever devices it was saved on
         tree = handler.restore(store.path(step) / item, args=ocp.args.StandardRestore(like))
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             array = np.asarray(leaf)

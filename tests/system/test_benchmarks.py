@@ -1,4 +1,4 @@
-"""The script for GPUs runs anywhere at toy size, without torch and without a record."""
+"""The GPU script runs anywhere at toy size, without torch and without writing a record."""
 
 import json
 import os

@@ -1,6 +1,6 @@
-"""A run goes on from the same bits on any number of devices and processes, and from there as a permutation of rows would.
+"""A run resumes from the same bits on any number of devices and processes, then drifts no more than permuted rows would.
 
-The control: the same run with the rows of each step in another order, which changes nothing but the order of sums. In float32.
+The control: the same run in float32 with the rows of each step in another order, which changes only the order of sums.
 """
 
 import shutil
@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
 
 
 def train(folder, name: str, place: tuple[int, int], stop_at: int | None = None, seed: int | None = None) -> None:
-    """A run, or the rest of one. stop_at: signalled once it has told of this step. seed: of the permutation of rows."""
+    """A run, or the rest of one. stop_at: stop it by a signal once it has logged this step. seed: of the permutation of rows."""
     n, devices = place
     flags = ["--config.model.compute_dtype=float32", "--config.mesh.preset=fsdp"]
     how = dict(JAX_NUM_CPU_DEVICES=str(devices))
@@ -66,13 +66,13 @@ def train(folder, name: str, place: tuple[int, int], stop_at: int | None = None,
 
 
 def furthest(folder, name: str, other: str, after: int = 0) -> float:
-    """The largest distance of losses of two runs, in steps after this one; each has told of every step once."""
+    """The largest difference of the losses of two runs after step `after`; both must have logged every step once."""
     (a, b) = (losses(folder / run) for run in (name, other))
     assert [step for step, _ in a] == [step for step, _ in b] == list(range(1, STEPS + 1))
     return max(abs(x - y) for (step, x), (_, y) in zip(a, b, strict=True) if step > after)
 
 
-# ---------------------------------------------------------------- a run that is stopped on eight devices
+# ---------------------------------------------------------------- a run stopped on eight devices
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def stopped(folder):
 
 @pytest.fixture(scope="module")
 def control(folder, stopped):
-    """How far permuted rows lead from the rest of the run on eight devices."""
+    """How far permuted rows drift from the rest of the run on eight devices."""
     copied(folder, "whole")
     train(folder, "whole", (1, 8))
     for seed in (1, 2, 3):
@@ -144,7 +144,7 @@ with parallel.joined(find(f"127.0.0.1:{port}", n, index, {}) if n > 1 else None,
 
 
 def test_arrays_are_the_same_on_any_number_of_devices_and_processes(folder, stopped):
-    """Saved by one process of eight, then restored and saved again in turn, sharded over all devices, and by eight in the end."""
+    """Saved by one process with eight devices, then restored, sharded over all devices and saved by each place, then by eight."""
     before, wanted = folder / "stopped", digest(folder / "stopped", stopped)
     for place in [*PLACES, (1, 8)]:
         (n, devices), port = place, str(free_port())
@@ -160,7 +160,7 @@ def test_arrays_are_the_same_on_any_number_of_devices_and_processes(folder, stop
         before = after
 
 
-# ---------------------------------------------------------------- runs that several processes begin
+# ---------------------------------------------------------------- runs started by several processes
 
 
 def test_fresh_runs_of_one_two_and_four_processes_are_as_near_as_permuted_rows(folder):

@@ -1,4 +1,4 @@
-"""A run of several processes: the same bits again, stopped and killed; every mistake one line.
+"""A run of several processes gives the same bits when repeated, stopped or killed; every mistake is one line.
 
 On another number of processes and devices: test_elastic.py."""
 
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(folder):
-    """(digest, losses) of a run of two processes that nobody touched."""
+    """(digest, losses) of an uninterrupted run of two processes."""
     job = run(folder, "undisturbed", 2)
     assert "2 processes, 2 devices" in job[0].told and "] step " in job[0].told
     assert "step" not in job[1].told, "told once"
@@ -146,7 +146,7 @@ def test_sigterm_ends_a_process_that_has_joined_and_does_not_train_yet(folder):
 
 
 def test_samples_and_answers_of_a_model_that_lies_over_processes(folder):
-    """While it trains; as many prompts as make rows that are split over both."""
+    """During training, with enough prompts that their rows are split over both processes."""
     knobs = {
         "train.length": "2 steps", "mesh.data": 1, "mesh.fsdp": 2, "model.context_length": 64, "sample.every": 1,
         "sample.prompts": "('to', 'not')", "eval.batch_size": 2, "eval.tasks": "('arithmetic',)", "eval.task_items": 1,
@@ -180,14 +180,14 @@ def test_a_mistake_met_by_the_leader_is_told_by_all(folder):
     ],
 )
 def test_a_process_that_cannot_join_says_so_in_one_line(folder, code, message, flags, variables):
-    """Where libtpu is installed it looks for a TPU, and JAX says what it found."""
+    """If libtpu is installed, it looks for a TPU, and JAX reports what it found."""
     alone = Process(folder, "never", *flags, **variables)
     assert_one_line(alone, code, message)
     assert not (folder / "never").exists()
 
 
 def assert_one_line(process: Process, code: int, message: str, limit: float = 60) -> None:
-    """limit: seconds, many times what it takes: against a process that never ends."""
+    """limit: seconds, many times what it takes, in case a process never ends."""
     assert process.end(limit) == code, process.told
     (line,) = [line for line in process.lines if line.startswith("gpt4o_jax: ")]
     assert message in line and "Traceback" not in process.told

@@ -1,4 +1,4 @@
-"""What each preset sends on a TPU, from the program that libtpu compiles, against what its arrays say must be sent."""
+"""What each preset sends on a TPU according to the program that libtpu compiles, against the sizes of the arrays to send."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ CONFIG = {
 }  # fmt: skip
 E, k = 4, 2
 MIXTURE = {"model.n_experts": E, "model.experts_per_token": k, "model.expert_d_ff": F}
-# Entries: of matrices of all blocks; of the embedding, and of the head.
+# Numbers of entries: in the matrices of all blocks; in the embedding, and in the head.
 ATTENTION, MLP, TABLE = L * 4 * D * D, L * 3 * D * F, V * D
 LAYERS = ATTENTION + MLP
 
@@ -42,9 +42,9 @@ def plan(topology: str, knobs: dict, *more: str) -> dict:
 
 
 def check(knobs: dict, attention: str, expected: dict[str, int], topology: str = "v5e:2x4", least: int = 10_000) -> dict:
-    """expected: bytes by mesh axes, of the arrays that one device gathers, sums, exchanges or passes on in a step.
+    """expected: by mesh axes, bytes of the arrays that one device gathers, sums, exchanges or passes on per step.
 
-    least: axes that move no more are left out: norms, losses and other numbers.
+    least: axes that move no more bytes than this are ignored: norms, losses and other scalars.
     """
     result, sums = plan(topology, CONFIG | knobs), {}
     assert result["attention"] == attention
@@ -56,51 +56,51 @@ def check(knobs: dict, attention: str, expected: dict[str, int], topology: str =
 
 
 def parameters(shards: int, layers: int = LAYERS, times: int = 1, table: int = TABLE) -> int:
-    """Over fsdp: matrices of blocks gathered in bfloat16 forwards and backwards, the embedding in float32 and the head in
-    bfloat16 once; then all gradients, in float32. times: a pipeline has its layers do all that in each of so many steps.
+    """Over fsdp: block matrices gathered in bfloat16 forward and backward, the embedding in float32 and the head in bfloat16
+    once; then all gradients, in float32. times: steps of a pipeline, whose layers do all that in each of them.
 
-    Where a ring or an exchange stands between a block's forward pass, computed again, and its gradients, libtpu gathers
-    the matrices of attention for these once more: 5 % on top of what has to be.
+    If a ring or an exchange separates a block's recomputed forward pass from its gradients, libtpu gathers the attention
+    matrices again for the gradients: 5 % more than necessary.
     """
     return (times * (2 + 2 + 4) * layers + (4 + 2 + 4 + 4) * table) // shards
 
 
 def gradients(shards: int, layers: int = LAYERS, table: int = TABLE) -> int:
-    """Over an axis that has other tokens and the same parameters, of which fsdp leaves a device its shard: in float32."""
+    """Over an axis with different tokens and the same parameters: in float32, for the shard that fsdp leaves a device."""
     return 4 * (layers + 2 * table) // shards
 
 
 def residual_stream(entries: int, layers: int = L) -> int:
-    """Over tensor. A block gathers the tokens of its two sub-layers' inputs: forwards in float32, computed again in bfloat16,
-    and as often for the gradients of their outputs; it adds up five times in float32: its two outputs, one of them again (the
-    second is not needed), and the gradients of the two inputs. The embedding adds up its parts of the vocabulary and gathers
-    backwards, in float32; the head gathers in bfloat16 and adds up."""
+    """Over tensor. A block gathers the tokens of its two sub-layers' inputs, in float32 forward and in bfloat16 when recomputed,
+    and of their outputs' gradients, in bfloat16; it sums five times in float32: its two outputs, the first again when recomputed
+    (the second is not needed), and the gradients of the two inputs. The embedding sums over its parts of the vocabulary and
+    gathers in the backward pass, in float32; the head gathers in bfloat16 and sums in float32."""
     gathered = layers * (2 * 4 + 2 * 2 + 2 * 2) + 4 + 2
     summed = layers * 5 * 4 + 4 + 4
     return (gathered + summed) * entries
 
 
 def ring(C: int, rows: int) -> int:
-    """Over context. In bfloat16 keys and values go to the C - 1 other devices: forwards, computed again, and for the gradients;
-    of two devices there is one way, and libtpu sees that the last two are the same. With them go the sums of their gradients,
-    in float32, and in the end these home: those of values, which no rotation awaits there, in bfloat16."""
+    """Over context. Keys and values go to the C - 1 other devices in bfloat16: forward, recomputed, and for the gradients; two
+    devices have only one direction, and libtpu sees that the last two passes are the same. The sums of their gradients travel
+    along in float32, and finally return home: those of values, which await no rotation there, in bfloat16."""
     entries = rows * (T // C) * D
     moves = (C - 1) * (2 if C == 2 else 3)
     return L * entries * (moves * 2 * 2 + (C - 1) * 2 * 4 + 4 + 2)
 
 
 def exchange(p: int, rows: int) -> int:
-    """Over expert: the arrays that take what arrives, where routers may send less. There they have room for all rows of all p
-    devices, in bfloat16: forwards, computed again, and for the gradients of what comes back. Back they have room for a device's
-    own: forwards and computed again, which the router's gradients need, in float32, and for gradients in bfloat16."""
+    """Over expert: the sizes of the receiving arrays; routers may send less. On the way there they have room for all rows of all
+    p devices, in bfloat16: forward, recomputed, and for the gradients of what comes back. On the way back they have room for a
+    device's own rows: in float32 forward and recomputed (for the router's gradients), in bfloat16 for gradients."""
     entries = rows * T * k * D
     return L * entries * (3 * p * 2 + 2 * 4 + 2)
 
 
 def stages(S: int, M: int) -> int:
-    """Over stage, in float32: each step passes a micro-batch, of one row, on, and its gradient back. All M are summed over stages
-    four times: the last stage's output, which all are given, and its gradient; the gradients of the first stage's input, and of
-    the head's, which stages share."""
+    """Over stage, in float32: each step passes a micro-batch (one row) on, and its gradient back. All M are summed over stages
+    four times: the last stage's output, which all stages receive, and its gradient; the gradients of the first stage's input, and
+    of the input of the head, which stages share."""
     return 4 * (2 * (M + S - 1) + 4 * M) * T * D
 
 
@@ -133,7 +133,7 @@ def test_a_ring_goes_round():
 
 
 def test_products_that_pass_weights_round_count_every_pass():
-    """Wide enough that libtpu takes a product apart and passes shards of its weights, or of its gradients, round meanwhile."""
+    """Wide enough that libtpu splits a product and passes shards of its weights or gradients around meanwhile."""
     width, tokens, rows = 8 * D, 2048, 2
     sizes = {
         "mesh.data": 1, "mesh.fsdp": 16, "mesh.tensor": 2, "model.n_layers": 1, "model.d_model": width, "model.d_ff": 4 * width,
@@ -147,8 +147,8 @@ def test_products_that_pass_weights_round_count_every_pass():
 
 
 def test_from_slice_to_slice_go_gradients_alone():
-    """Two slices along data: what else is sent stays within one. Twice as wide as elsewhere: TPUs pad rows to 128 numbers, and
-    a shard of the embedding table has a row of D / fsdp."""
+    """Two slices along data: all else that is sent stays within a slice. Twice as wide as elsewhere, because TPUs pad rows to 128
+    numbers and a shard of the embedding table has rows of D / fsdp."""
     sizes = {"mesh.data": 2, "mesh.fsdp": 4, "mesh.tensor": 2, "model.d_model": 2 * D, "model.d_ff": 2 * F, "model.n_heads": 4}
     result = plan("v5e:2x4", CONFIG | sizes, "--slices=2")
     sums = {}
@@ -159,7 +159,7 @@ def test_from_slice_to_slice_go_gradients_alone():
 
 
 def test_where_it_does_not_fit_the_first_remedy_that_fits_is_named():
-    """1.3 billion parameters in thin layers, whole on each device: keeping less of blocks does not help, more fsdp does."""
+    """1.3 billion parameters in thin layers, replicated on each device: saving less per block does not help, more fsdp does."""
     result = plan("v5e:2x2", CONFIG | {"model.n_layers": 2048, "train.batch_size": 4, "mesh.preset": "dp"})
     assert result["fits"] is False and result["bytes"]["total"] > result["hbm"]
     assert "RESOURCE_EXHAUSTED" in result["compiler"]

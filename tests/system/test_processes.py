@@ -1,4 +1,4 @@
-"""1, 2 and 4 real processes, joined: each builds its rows of the batch, and together they hold the whole one."""
+"""1, 2 and 4 real, connected processes each build their rows of the batch and together hold the whole batch."""
 
 import subprocess
 import sys

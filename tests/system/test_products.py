@@ -1,4 +1,4 @@
-"""What the fast suite shows by examples, in full: every mesh with every model, every way to cut rows, every cross of options."""
+"""The full version of what the fast suite samples: every mesh with every model, every way to split rows, all option crosses."""
 
 import pytest
 
@@ -50,7 +50,7 @@ def repeats(sizes) -> int:
 
 
 def on_meshes(models):
-    """Every mesh with each of the models whose periods of layers make its stages."""
+    """Every mesh with each model whose layer periods divide into its stages."""
     cases = [(sizes, model) for sizes in MESHES for model in models if stages_divide(sizes, model)]
     return pytest.mark.parametrize(("sizes", "model"), cases, ids=[f"{named(sizes)}-{model}" for sizes, model in cases])
 

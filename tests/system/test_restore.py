@@ -1,7 +1,7 @@
-"""A checkpoint comes back directly in its shards: a process that restores its part never holds one leaf whole, even in passing.
+"""A checkpoint is restored directly into shards: a process restoring its part never holds a whole leaf, even temporarily.
 
-What one process of eight devices wrote, fsdp=8, is restored by four processes of two; each tells by how much its memory grew
-at most. The state is mostly two tables, a parameter and its moment, each larger than all that a process is to hold.
+Four processes with two devices each restore what one process with eight devices wrote (fsdp=8); each reports the peak growth
+of its memory. The state is mostly two tables, a parameter and its moment, each larger than all that a process should hold.
 """
 
 import json
@@ -64,7 +64,7 @@ print(json.dumps(told))
 
 
 def told_by(tmp_path, task: str, devices: int, n: int) -> list[dict]:
-    """By each of n processes of so many devices."""
+    """The reports of n processes with this many devices each."""
     port = str(free_port())
     started = [
         subprocess.Popen(

@@ -1,4 +1,4 @@
-"""A run that was stopped or killed, however often, ends with the same bits as one that was left alone.
+"""A run that was stopped or killed, however often, ends with the same bits as an uninterrupted one.
 
 Real processes: `python -m gpt4o_jax train` on a small text, one CPU device, a checkpoint every few steps.
 """
@@ -43,7 +43,7 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A text, a config, and caches that all runs share."""
+    """A text, a config, and caches shared by all runs."""
     made = tmp_path_factory.mktemp("resume")
     words = ["to", "be", "or", "not", "that", "is", "the", "question", "whether", "nobler"]
     chosen = random.Random(0).choices(words, k=4000)
@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
 
 
 class Run:
-    """A training process; `step` is the last one that it has told of."""
+    """A training process; `step` is the last one that it has logged."""
 
     def __init__(self, folder, name: str, *flags: str, **variables: str):
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
@@ -73,7 +73,7 @@ class Run:
                 self.step = int(line.split("] step ")[1].split("/")[0])
 
     def wait_for(self, step: int):
-        """Returns once `step` was told, or the process has ended."""
+        """Returns once `step` was logged or the process has ended."""
         while self.step < step and self.process.poll() is None:
             time.sleep(0.002)
 
@@ -98,14 +98,14 @@ def digest(workdir, steps: int = STEPS) -> str:
 
 
 def losses(workdir) -> list[tuple]:
-    """(kind, step, loss) of every record, in the order of the file."""
+    """(kind, step, loss) of every record, in file order."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [(r["kind"], r["step"], r["loss"]) for r in map(json.loads, lines)]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(folder):
-    """(digest, losses) of a run that nobody touched."""
+    """(digest, losses) of an uninterrupted run."""
     run = Run(folder, "undisturbed")
     assert run.end() == 0, "".join(run.lines)
     return digest(folder / "undisturbed"), losses(folder / "undisturbed")
@@ -129,7 +129,7 @@ CIRCUMSTANCES = {
 
 @pytest.mark.parametrize("what", CIRCUMSTANCES)
 def test_the_same_run_gives_the_same_bits_whatever_the_circumstances(folder, undisturbed, what):
-    """Other hash seed, threads that build batches, a profile, programs compiled anew or taken from the cache."""
+    """Another hash seed, threads that build batches, a profile, programs compiled again or taken from the cache."""
     flags, variables = CIRCUMSTANCES[what]
     cache = folder / "cache" / variables.get("JAX_COMPILATION_CACHE_DIR", "xla")
     compiled = lambda: {p.name for p in cache.glob("*-cache")}
@@ -143,7 +143,7 @@ def test_the_same_run_gives_the_same_bits_whatever_the_circumstances(folder, und
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(folder, undisturbed):
-    """SIGTERM, then SIGINT: exit code 75 and a checkpoint of that very step, which is no multiple of the cadence."""
+    """SIGTERM, then SIGINT: exit code 75 and a checkpoint at exactly that step, which is no multiple of checkpoint.every."""
     workdir = folder / "stopped"
     for number, step in ((signal.SIGTERM, 71), (signal.SIGINT, 163)):
         run = Run(folder, "stopped")
@@ -160,12 +160,12 @@ def test_a_signal_saves_and_the_same_command_goes_on(folder, undisturbed):
 
 
 def test_twenty_kills_change_no_bit(folder, undisturbed):
-    """SIGKILL at random moments: while starting, between steps, while a checkpoint is written."""
+    """SIGKILL at random moments: during start-up, between steps, while a checkpoint is written."""
     moments, workdir, reached = random.Random(0), folder / "killed", []
     for kill in range(KILLS):
         run = Run(folder, "killed")
         if kill % 5 == 4:
-            time.sleep(moments.uniform(0, 5))  # somewhere in the start
+            time.sleep(moments.uniform(0, 5))  # somewhere during start-up
         else:
             run.wait_for(max(reached, default=0) + moments.randint(1, STEPS // KILLS))
             time.sleep(moments.uniform(0, 0.1))
@@ -183,7 +183,7 @@ def test_twenty_kills_change_no_bit(folder, undisturbed):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lion", "adafactor", "schedule_free"])
 def test_kills_change_no_bit_of_any_optimizer(folder, optimizer):
-    """Three SIGKILLs in 60 steps, two of them while the batch grows; Muon has the tests above."""
+    """Three SIGKILLs in 60 steps, two of them while the batch grows; the tests above cover Muon."""
     flags = (
         f"--config.optimizer.name={optimizer}",
         "--config.optimizer.schedule=constant",
@@ -206,7 +206,7 @@ def test_kills_change_no_bit_of_any_optimizer(folder, optimizer):
 
 
 def test_kills_change_no_bit_of_a_mixture_of_experts(folder):
-    """Three SIGKILLs in 60 steps: the routers' biases, which no optimizer moves, come back with all the rest."""
+    """Three SIGKILLs in 60 steps: the routers' biases, which no optimizer moves, are restored with the rest."""
     flags = (
         "--config.model.n_experts=4",
         "--config.model.router_bias=True",

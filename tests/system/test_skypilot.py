@@ -1,7 +1,7 @@
-"""launch/skypilot.yaml, read by SkyPilot itself.
+"""launch/skypilot.yaml as SkyPilot itself reads it.
 
-Needs an environment of its own (`python -m venv sky && sky/bin/pip install skypilot==0.14.1`), whose interpreter SKYPILOT_PYTHON
-names: it brings too much to be installed beside the tests.
+Needs a separate environment (`python -m venv sky && sky/bin/pip install skypilot==0.14.1`), with its interpreter named by
+SKYPILOT_PYTHON: it has too many dependencies to be installed with the tests.
 """
 
 import json

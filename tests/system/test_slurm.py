@@ -1,7 +1,7 @@
-"""launch/slurm.sbatch on a real Slurm, with one node that is this machine: submitted, requeued, done, with the same bits.
+"""launch/slurm.sbatch on a real Slurm whose only node is this machine: submitted, requeued, done, with the same bits.
 
-Needs Debian's slurm-wlm and munge, and root: installed here where INSTALL_SLURM=1 allows it. Its daemons live in a temporary
-folder, and end with the test.
+Needs root and Debian's slurm-wlm and munge, which are installed here if INSTALL_SLURM=1 allows it. The daemons use a temporary
+folder and end with the test.
 """
 
 import os
@@ -67,7 +67,7 @@ def install() -> None:
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
-    """A function: Slurm command -> its output."""
+    """A function: Slurm command -> output."""
     install()
     if os.geteuid():
         pytest.skip("a Slurm for one test needs root")
@@ -114,14 +114,14 @@ def wait_until(holds, seconds: float) -> None:
             if holds():
                 return
         except AssertionError:
-            pass  # a daemon that does not answer yet
+            pass  # the daemon does not answer yet
         assert time.monotonic() < end, f"not within {seconds} s"
         time.sleep(0.5)
 
 
 @pytest.fixture
 def submitted(slurm, tmp_path):
-    """A function: the flags of sbatch and what a pretended python does as a process of the job -> (its id, state(), log())."""
+    """A function: (flags of sbatch, what a fake python does as a process of the job) -> (job id, state(), log())."""
 
     def submit(*flags: str, does: str):
         python, log = tmp_path / "python", tmp_path / "job.log"
@@ -195,7 +195,7 @@ def test_a_job_that_is_requeued_goes_on_to_the_same_bits(slurm, tmp_path):
     slurm("scontrol", "requeue", job)
     wait_until(lambda: "saved; run the same command again" in told(), 60)
     wait_until(lambda: state() == "PENDING", 90)
-    slurm("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would let it rest for two minutes
+    slurm("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would make it wait two minutes
     wait_until(lambda: state() in ("COMPLETED", "FAILED"), 300)
     assert state() == "COMPLETED" and "start number 2" in told() and "continuing from step" in told(), told()
     assert digest(tmp_path / "run", STEPS) == digest(tmp_path / "undisturbed", STEPS)

@@ -1,4 +1,4 @@
-"""A sweep stopped by a signal saves the run in hand; the same command then ends with the same bits."""
+"""A sweep stopped by a signal saves the current run; the same command then ends with the same bits."""
 
 import json
 import os

@@ -1,5 +1,5 @@
-"""Conversations are written as each family's published template writes them; only code places symbols; the loss counts the
-assistant's words and what ends them, nothing else.
+"""Conversations are written as by each family's published template; only code inserts symbols; the loss counts the assistant's
+words and their end, nothing else.
 """
 
 import json
@@ -20,11 +20,11 @@ QWEN15 = "<|im_start|>system\nYou are a helpful assistant<|im_end|>\n"
 QWEN2 = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 QWEN = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
 
-# What the published Jinja templates give for these (rendered once with jinja2, bos "<s>", eos "</s>", a reply asked for
-# after anything but an answer). Of: Qwen2.5-7B-Instruct; transformers' ChatML; Meta-Llama-3-8B-Instruct and
+# Output of the published Jinja templates (rendered once with jinja2, bos "<s>", eos "</s>", with a generation prompt unless the
+# last turn is an answer). From: Qwen2.5-7B-Instruct; transformers' ChatML; Meta-Llama-3-8B-Instruct and
 # Llama-3.1-8B-Instruct; Llama-2-7b-chat-hf; Mistral-7B-Instruct-v0.2; gemma-2-2b-it; Qwen3-8B, Mistral-7B-Instruct-v0.3,
-# Qwen2-7B-Instruct, Qwen2.5-0.5B, OLMo-2-1124-7B-Instruct, Qwen1.5-7B-Chat (as copied by others; the last was
-# asked for a reply behind the answer too: it ends a conversation's last turn only then).
+# Qwen2-7B-Instruct, Qwen2.5-0.5B, OLMo-2-1124-7B-Instruct, Qwen1.5-7B-Chat (from copies by others; the last got a
+# generation prompt after the answer too, because only then does it end a conversation's last turn).
 PUBLISHED = [
     ("chatml", [SYSTEM, ASK],
      "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hi! <|im_end|>\n<|im_start|>assistant\n"),
@@ -129,14 +129,14 @@ def sentencepiece_like():
     t.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    lines = [line for text in CORPUS for line in text.splitlines()]  # as in SentencePiece, no piece holds a line's end
+    lines = [line for text in CORPUS for line in text.splitlines()]  # as in SentencePiece, no piece contains a line break
     t.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>"], initial_alphabet=["\n"]))
     return t
 
 
 @pytest.fixture(scope="module", params=[byte_level, sentencepiece_like], ids=lambda f: f.__name__)
 def pair(request, tmp_path_factory):
-    """Name of a template -> (the library's tokenizer, ours), with its symbols: what some spell is a symbol of others."""
+    """Template name -> (the library's tokenizer, ours) with its symbols: plain text in some templates is a symbol in others."""
 
     def make(symbols):
         reference = request.param()
@@ -175,7 +175,7 @@ def test_the_loss_counts_answers_and_their_ends(pair, name):
     assert [ours.decode(a[:-1]).strip() for a in answers] == ["Hello.", "4 üñ"]
 
 
-# one token may lie across the border of the others
+# in the excluded templates, a token may span the border
 @pytest.mark.parametrize("name", sorted(chat.TEMPLATES.keys() - {"mistral", "mistral0.2", "mistral0.3"}))
 @pytest.mark.parametrize("answer", ["Hello.", "<think>\nhm\n</think>\n\nHello."], ids=["answer", "thoughts"])
 def test_what_is_given_to_be_answered_is_what_stands_before_an_answer_in_training(pair, name, answer):

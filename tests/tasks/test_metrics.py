@@ -1,5 +1,5 @@
-"""Metrics equal their reference libraries on a thousand random cases, one by one and all together, empty and Unicode ones
-among them; SQuAD's equal its official rules written out again; what cannot be scored is an error of one line.
+"""Metrics equal their reference libraries on a thousand random cases, singly and together, including empty and Unicode ones;
+SQuAD's equal its official rules, reimplemented here; what cannot be scored is a one-line error.
 """
 
 import json
@@ -47,7 +47,7 @@ def texts(n, seed, longest=9):
 
 
 def changed(text, rng):
-    """A prediction: the same text, or with words left out, doubled or put elsewhere."""
+    """A prediction: the same text, or with words dropped, doubled or replaced."""
     words = text.split(" ")
     for _ in range(rng.randrange(4)):
         i = rng.randrange(len(words))
@@ -107,13 +107,13 @@ def test_error_rates_are_those_of_jiwer(name, rate):
 
 
 def official(text):
-    """The rules in their published order, a character and a word at a time."""
+    """The rules in their published order, character by character and word by word."""
     kept = "".join(c for c in text.lower() if c not in set(string.punctuation))
     return re.sub(r"\b(a|an|the)\b", " ", kept).split()
 
 
 def squad_reference(prediction, answers):
-    """(exact match, F1); an empty answer stands for none."""
+    """(exact match, F1); an empty answer means none."""
     gold = [official(a) for a in answers if official(a)] or [[]]
     said, pairs = official(prediction), []
     for words in gold:
@@ -167,7 +167,7 @@ def test_f1_of_refusals_counts_both_mistakes():
 
 
 def test_the_word_of_refusals_may_be_an_answer_where_there_is_one():
-    """As the official script, which knows no such word: only an item that has no answer is unanswerable."""
+    """As in the official script, which has no such word: only an item without an answer is unanswerable."""
     answerable = lambda *answers: exchange("?", answers, "answerable", {"answerable": True})
     rng = random.Random(2)
     words = [NO_ANSWER, f"the {NO_ANSWER}!", "John", "cat", f"an {NO_ANSWER} cat"]
@@ -221,7 +221,7 @@ def test_exact_match_takes_any_reference_and_no_other_text():
 
 
 def test_intervals_are_those_of_drawing_the_items_again():
-    """For a share of k out of n, the quantiles of a binomial."""
+    """For k right out of n, the quantiles of a binomial distribution."""
     items = [exchange("?", ("a",), "s")] * 400
     found = metrics.score("exact_match", ["a"] * 360 + ["b"] * 40, items, resamples=4000)
     half = 1.96 * math.sqrt(0.9 * 0.1 / 400) * 100
@@ -231,7 +231,7 @@ def test_intervals_are_those_of_drawing_the_items_again():
 
 @pytest.mark.parametrize("name", ["bleu", "chrf", "wer"])
 def test_corpus_scores_are_resampled_as_a_whole(name):
-    """Each draw is the score of a corpus of the drawn items, not a mean of theirs."""
+    """Each draw is the corpus score of the drawn items, not a mean of item scores."""
     found = metrics.score(name, SINGLE_PREDICTIONS[:60], SINGLE[:60], resamples=200)
     rng, values = np.random.default_rng(0), []
     for _ in range(200):
@@ -246,7 +246,7 @@ def test_a_table_has_a_row_for_each_slice_and_one_for_all():
     assert {r: {m: s.value for m, s in row.items()} for r, row in rows.items()} == {
         "call": {"exact_match": 100, "json_right": 100},
         "answer": {"exact_match": 0},
-        "all": {"exact_match": 50, "json_right": 100, "unanswerable_f1": pytest.approx(200 / 3)},  # of "{}" no word is left
+        "all": {"exact_match": 50, "json_right": 100, "unanswerable_f1": pytest.approx(200 / 3)},  # no word is left of "{}"
     }
 
 

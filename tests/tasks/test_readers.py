@@ -1,5 +1,5 @@
-"""Records of datasets become the questions that worlds ask too: from the feature specs that TFDS has for them, from the same
-fields in JSON, and with a message that names the field where they are broken.
+"""Dataset records become items like those of worlds, from TFDS's feature specs or from the same fields in JSON; for a broken
+record the message names the field.
 """
 
 import importlib
@@ -61,8 +61,8 @@ def test_every_reader_has_metrics_that_exist(name):
      ("samsum", "samsum"), ("billsum", "billsum")],
 )  # fmt: skip
 def test_readers_take_what_the_feature_specs_of_tfds_decode_to(dataset, reader, tmp_path):
-    """A record made from the spec of the builder itself, written and read back as array_record holds it."""
-    for part in ("text", "translate", "summarization", "question_answering"):  # registered only once imported
+    """A record made from the builder's own spec, serialised and read back as in array_record."""
+    for part in ("text", "translate", "summarization", "question_answering"):  # registered only on import
         importlib.import_module(f"tensorflow_datasets.{part}")
     import tensorflow_datasets as tfds
 
@@ -73,7 +73,7 @@ def test_readers_take_what_the_feature_specs_of_tfds_decode_to(dataset, reader, 
 
 
 def test_conversations_are_the_same_from_tfds_and_from_json():
-    """TFDS stores a sequence of turns as a column of roles and one of texts."""
+    """TFDS stores a sequence of turns as a column of roles and a column of texts."""
     import tensorflow_datasets as tfds
 
     f = tfds.features
@@ -88,7 +88,7 @@ def test_conversations_are_the_same_from_tfds_and_from_json():
 
 
 def example(feature, name=""):
-    """Something of every feature."""
+    """A value for every feature."""
     if type(feature).__name__ == "Sequence":
         return [example(feature.feature, name)] * 2
     if hasattr(feature, "keys"):
@@ -97,7 +97,7 @@ def example(feature, name=""):
 
 
 def plain(value):
-    """Bytes as texts, arrays as lists, as data/prepared.py hands records on."""
+    """Bytes as text and arrays as lists, as data/prepared.py returns records."""
     if isinstance(value, dict):
         return {key: plain(v) for key, v in value.items()}
     value = value.tolist() if hasattr(value, "tolist") else value

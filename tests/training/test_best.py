@@ -1,4 +1,4 @@
-"""The best evaluation stays, waiting ends when it should, and a run that was stopped decides as one that never was."""
+"""The best checkpoint is kept, patience ends when it should, and a stopped run decides as an uninterrupted one."""
 
 import json
 
@@ -14,7 +14,7 @@ from gpt4o_jax.training.best import STOPPED, Best
 from gpt4o_jax.training.loop import train
 from gpt4o_jax.training.metrics import read_metrics
 
-SCORES = {2: 0.1, 4: 0.5, 6: 0.4, 8: 0.3, 10: 0.2, 12: 0.9}  # what evaluations of a run say, by step
+SCORES = {2: 0.1, 4: 0.5, 6: 0.4, 8: 0.3, 10: 0.2, 12: 0.9}  # scores of a run's evaluations, by step
 
 
 def refusal(call, *args) -> str:
@@ -64,7 +64,7 @@ def test_patience_does_not_wait_for_equal_ones():
 
 
 def test_patience_goes_on_among_equal_ones_whose_checkpoints_are_gone():
-    """Each is saved, and the next one takes its place: the newest says since when."""
+    """Each is saved and replaced by the next; the newest records since when there was no better one."""
     records = [{"kind": "eval", "step": s, "m": 0.0} for s in (2, 4, 6, 8)]
     always = Best("m", 4, records)
     replayed = Best("m", 4, records, [7, 8], always.kept["since"])
@@ -74,7 +74,7 @@ def test_patience_goes_on_among_equal_ones_whose_checkpoints_are_gone():
 
 
 def test_what_has_no_checkpoint_is_not_the_best():
-    """As the records of a run to which checkpoint.best was new; of one that always had it, the best has a checkpoint."""
+    """As when checkpoint.best was set later; in a run that always had it, the best has a checkpoint."""
     records = [{"kind": "eval", "step": s, "m": v} for s, v in SCORES.items()]
     assert Best("m", 3, records[:-1], [8]).step == 8 and Best("m", 3, records[:-1], [4, 10]).step == 4
     late = Best("m", 3, records, [])
@@ -88,7 +88,7 @@ def test_what_has_no_checkpoint_is_not_the_best():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(workdir, config knobs, steps at which to stop by a signal) -> the run, with SCORES as evaluations."""
+    """(workdir, steps at which to stop by a signal, config knobs) -> the run, with SCORES as evaluations."""
     folder = tmp_path_factory.mktemp("best")
     (folder / "x.txt").write_text("\n".join(f"{i} green bottles and {i * i} red ones" for i in range(60)))
 
@@ -148,7 +148,7 @@ def test_the_best_checkpoint_stays_and_training_ends_after_so_many_without_a_bet
     assert run.open_run(workdir).step == 4 and run.open_run(workdir, 10).step == 10
     assert origin.find(str(workdir)).step == 4
     before = sorted(p.name for p in (workdir / "checkpoints").iterdir())
-    trained(f"patience{len(stops)}", (), **{"train.patience": 3})  # the same command again: nothing left
+    trained(f"patience{len(stops)}", (), **{"train.patience": 3})  # the same command again: nothing left to do
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == before and wholes == [10]
     assert report.write(workdir)["step"] == 10 and "Not finished" not in (workdir / "report.md").read_text()
 

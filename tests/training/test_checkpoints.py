@@ -1,4 +1,4 @@
-"""A training state comes back from a checkpoint bit for bit, on another mesh too, and goes on as if nothing had happened."""
+"""A training state is restored bit for bit, on another mesh too, and continues as if nothing had happened."""
 
 import functools
 
@@ -21,7 +21,7 @@ from gpt4o_jax.training.state import create, state_shardings
 from gpt4o_jax.training.step import make_step
 
 B, T, V = 8, 8, 48
-# Wide enough that Adafactor keeps rows and columns of the feed-forward's matrices, and whole moments of the others.
+# Wide enough that Adafactor factors the feed-forward's moments, while the others stay whole.
 MODEL = gpt.GPT(
     ModelConfig(vocab_size=V, context_length=T, n_layers=2, d_model=128, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=128),
     Compute("cpu", "float32"),
@@ -29,7 +29,7 @@ MODEL = gpt.GPT(
 
 
 class Corpus:
-    """What save_state writes down of the corpus."""
+    """What save_state records of the corpus."""
 
     name = "c"
     tokenizer = type("Tokenizer", (), {"digest": "t"})

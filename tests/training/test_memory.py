@@ -1,4 +1,4 @@
-"""What saves memory changes no number: remat policies, and an optimizer whose state lies elsewhere or in fewer bits.
+"""Memory savers do not change training: remat policies, and optimizer state on the host or in fewer bits.
 
 B rows, T positions, V vocabulary
 """
@@ -66,7 +66,7 @@ def test_gradients_are_the_same_under_every_policy(one_device, model):
 
 
 def products(jaxpr) -> int:
-    """Matrix products written in a program, those of a loop's body once."""
+    """Matrix products in a program, with those in a loop's body counted once."""
     inner = [x for eqn in jaxpr.eqns for v in eqn.params.values() for x in (v if isinstance(v, tuple | list) else [v])]
     bodies = [getattr(x, "jaxpr", x) for x in inner if hasattr(x, "jaxpr") or hasattr(x, "eqns")]
     return sum(eqn.primitive.name == "dot_general" for eqn in jaxpr.eqns) + sum(map(products, bodies))
@@ -74,7 +74,7 @@ def products(jaxpr) -> int:
 
 @pytest.mark.parametrize(("model", "into"), [("dense", 1), ("experts", 2)])
 def test_what_a_policy_keeps_is_not_computed_again(one_device, model, into):
-    """Of a block: queries, keys and values; scores and what they weigh; `into` products into the feed-forward."""
+    """In a block: queries, keys and values; scores and weighted values; the `into` products into the feed-forward."""
 
     params = jax.eval_shape(lambda: parameters(model))
     written = lambda policy: products(jax.make_jaxpr(gradient(model, policy))(params).jaxpr)

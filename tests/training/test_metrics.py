@@ -1,4 +1,4 @@
-"""metrics.jsonl holds each (kind, step) once whatever was killed; shares of time sum to 1; the host reads metrics late."""
+"""metrics.jsonl has each (kind, step) once despite kills; time shares sum to 1; the host reads metrics one dispatch late."""
 
 import json
 import sys
@@ -37,7 +37,7 @@ def write(workdir, resume_step, records):
 
 
 def test_a_resumed_writer_keeps_each_step_once(workdir):
-    """Killed at step 40 with a checkpoint of step 20: what lies beyond 20 is written again."""
+    """Killed at step 40 with a checkpoint at step 20: records after 20 are written again."""
     write(workdir, 0, [("train", 10, 1.0), ("train", 20, 2.0), ("eval", 20, 2.5), ("train", 30, 3.0), ("eval", 40, 4.0)])
     write(workdir, 20, [("train", 30, 3.5), ("train", 40, 4.5), ("eval", 40, 4.75)])
     assert keys(workdir) == [("train", 10), ("train", 20), ("eval", 20), ("train", 30), ("train", 40), ("eval", 40)]
@@ -46,7 +46,7 @@ def test_a_resumed_writer_keeps_each_step_once(workdir):
 
 def test_what_is_not_finite_is_null_in_the_file_and_nan_to_its_readers(workdir):
     MetricsWriter(workdir, 0, QUIET).write("train", 1, {"loss": float("nan"), "grad_norm": float("inf"), "tokens": 3})
-    for _ in range(2):  # also when it is written again
+    for _ in range(2):  # also after it is rewritten
         line = (workdir / "metrics.jsonl").read_text()
         refuse = lambda constant: pytest.fail(f"{constant} is not JSON")
         assert json.loads(line, parse_constant=refuse) == {
@@ -59,7 +59,7 @@ def test_what_is_not_finite_is_null_in_the_file_and_nan_to_its_readers(workdir):
 
 @pytest.mark.parametrize("torn", ['{"kind": "train", "step": 3', '{"kind": "train", "step": 30, "loss": 1.0}', "{"])
 def test_a_torn_last_line_is_dropped(workdir, torn):
-    """A record counts once its line break is there, and the next one never continues it."""
+    """A record counts only with its line break, and the next record never continues it."""
     write(workdir, 0, [("train", 10, 1.0), ("train", 20, 2.0)])
     with open(workdir / "metrics.jsonl", "a") as f:
         f.write(torn)
@@ -112,7 +112,7 @@ def test_time_goes_on_over_a_kill(workdir):
 
 
 class FakeWandb(types.ModuleType):
-    """Keeps what it is given."""
+    """Records what it is given."""
 
     def __init__(self):
         super().__init__("wandb")
@@ -164,7 +164,7 @@ def test_wandb_is_not_imported_unasked(workdir, monkeypatch):
 
 
 class Metric:
-    """An array of K values on a device that has not computed it yet: notes when somebody needs the values."""
+    """An array of K values that the device has not computed yet: records when its values are read."""
 
     def __init__(self, log, step, values):
         self._log, self._step, self._values = log, step, values
@@ -217,7 +217,7 @@ def test_divergence_is_told_with_its_exit_code_and_what_works_then(logger, workd
 
 
 def test_where_nothing_can_be_appended_records_are_written_whole(workdir, monkeypatch):
-    """As in gs://: at a checkpoint and at the end."""
+    """As on gs://: at a checkpoint and at the end."""
     monkeypatch.setattr(metrics, "_can_append", lambda workdir: False)
     writer = MetricsWriter(workdir, 0, QUIET)
     writer.write("train", 10, {"loss": 2.0})
@@ -233,7 +233,7 @@ def test_where_nothing_can_be_appended_records_are_written_whole(workdir, monkey
 
 
 def test_where_nothing_can_be_appended_events_are_copied(workdir, monkeypatch):
-    """TensorBoard's own way to gs:// leaves a traceback, after two minutes, where the storage is lost."""
+    """TensorBoard's own gs:// writer fails with a traceback, after two minutes, if the storage is lost."""
     monkeypatch.setattr(metrics, "_can_append", lambda workdir: False)
     writer = MetricsWriter(workdir, 0, RunConfig())
     writer.write("train", 10, {"loss": 2.0})

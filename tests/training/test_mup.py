@@ -1,4 +1,4 @@
-"""muP: what the width changes in a model and its optimizer, formula by formula, and that activations keep their size for it.
+"""muP: what the width changes in a model and its optimizer, formula by formula, so that activation sizes do not depend on it.
 
 Tensor Programs V, arXiv:2203.03466, Table 8. B batch, T positions, D model width
 """
@@ -67,7 +67,7 @@ def test_at_the_base_width_nothing_changes(one_device):
 
 
 def test_hidden_matrices_start_smaller_and_logits_are_multiplied(one_device):
-    """At four times the base width: half the standard deviation, a quarter of the logits; tables stay."""
+    """At four times the base width: half the standard deviation, a quarter of the logits; tables are unchanged."""
     wide = model_of(128, base=32)
     params, standard, axes = initial(wide), initial(model_of(128)), gpt.logical_axes(wide)
     is_names = lambda x: isinstance(x, tuple)
@@ -103,7 +103,7 @@ def test_attention_scores_are_as_one_over_the_head_width(one_device, base_head, 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_learning_rates_of_hidden_matrices_follow_the_width(one_device, name):
-    """A quarter at four times the base width, without weight decay; Muon's need no factor."""
+    """A quarter at four times the base width, without weight decay; Muon needs no factor."""
     model = model_of(64)
     params, axes = initial(model), gpt.logical_axes(model)
     config = OptimizerConfig(name=name, schedule="constant", weight_decay=0.0, clip_norm=0.0)
@@ -136,7 +136,7 @@ WIDTHS = (64, 512)
 
 
 def sizes_after_training(width: int, base: int, steps: int = 4) -> dict[str, float]:
-    """Mean |change since the start| of attention's and the feed-forward's output and of the logits, after a few steps."""
+    """Mean |change since the start| of the outputs of attention and feed-forward and of the logits, after a few steps."""
     model = model_of(width, base, init_std=0.02)
     config = OptimizerConfig(peak_lr=0.01, weight_decay=0.0, clip_norm=0.0)
     optimizer = make_optimizer(config, gpt.logical_axes(model), jnp.float32, model.config.width_ratio)
@@ -168,15 +168,15 @@ def sizes_after_training(width: int, base: int, steps: int = 4) -> dict[str, flo
 
 
 def slopes(base: int) -> dict[str, float]:
-    """Exponent s of size ~ width^s between the two widths."""
+    """Exponent s in size ~ width^s between the two widths."""
     narrow, wide = (sizes_after_training(width, base) for width in WIDTHS)
     return {name: math.log(wide[name] / narrow[name]) / math.log(WIDTHS[1] / WIDTHS[0]) for name in narrow}
 
 
 def test_activations_move_as_far_at_every_width(one_device):
-    """The coordinate check (arXiv:2203.03466, D.1): a few steps of Adam move what attention, feed-forward and head put out
-    as far at width 512 as at 64 under muP. Measured over 64, 128, 256, 512: slopes of -0.13, -0.16, -0.12 with it, and of
-    2.5, 3.1, 0.9 without."""
+    """The coordinate check (arXiv:2203.03466, D.1): under muP, a few steps of Adam move the outputs of attention, feed-forward
+    and head as far at width 512 as at 64. Measured over 64, 128, 256, 512: slopes of -0.13, -0.16, -0.12 with muP, and of 2.5,
+    3.1, 0.9 without."""
     mup, standard = slopes(64), slopes(0)
     for name in mup:
         assert abs(mup[name]) < 0.25, (name, mup)

@@ -1,5 +1,5 @@
-"""Every optimizer is optax's, leaf by leaf and layer by layer; Muon gets the hidden matrices; decay and clipping reach what
-the config says; the schedule's factor is the learning rate's."""
+"""Every optimizer equals optax's, leaf by leaf and layer by layer; Muon gets the hidden matrices; decay and clipping apply as
+configured; the schedule's factor scales the learning rate."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ MODEL = gpt.GPT(
     ),
     Compute("cpu", "float32"),
 )  # fmt: skip
-# Every hidden matrix of a layer: what its product sums over, what it produces.
+# Every hidden matrix of a layer: input and output size of its product.
 MATRICES = {
     "attention.query": (D, N * H),
     "attention.key": (D, K * H),
@@ -61,7 +61,7 @@ def by_name(tree):
 
 
 def updates_of(optimizer, params, steps, **more):
-    """What the optimizer returns on each of a few steps of random gradients."""
+    """The optimizer's updates in each of a few steps with random gradients."""
     state, update, found = optimizer.init(params), jax.jit(optimizer.update), []
     for s in range(steps):
         updates, state = update(random_like(params, s), state, params, **more)
@@ -97,7 +97,7 @@ def test_muon_is_optax_muon_on_each_layers_matrix(axes, params):
 
 
 def test_muon_makes_orthogonal_updates_of_the_right_size(axes, params):
-    """All singular values near sqrt(max(1, columns / rows)): rows and columns are those of the product."""
+    """All singular values near sqrt(max(1, columns / rows)), with the rows and columns of the product."""
     config = OptimizerConfig(name="muon", muon_lr=1.0, weight_decay=0.0, clip_norm=0.0)
     [update] = updates_of(make_optimizer(config, axes), params, 1)
     for name, (rows, columns) in MATRICES.items():
@@ -108,7 +108,7 @@ def test_muon_makes_orthogonal_updates_of_the_right_size(axes, params):
 
 @pytest.mark.parametrize("name, mask", [("adamw", "matrices"), ("adamw", "hidden"), ("adamw", "all"), ("muon", "matrices")])
 def test_adamw_is_optax_adamw(axes, params, name, mask):
-    """On every leaf for adamw, on every leaf that is no hidden matrix for muon."""
+    """On every leaf for adamw; on every leaf except hidden matrices for muon."""
     config = OptimizerConfig(name=name, peak_lr=3e-3, b1=0.8, b2=0.9, eps=1e-6, weight_decay=0.3, decay_mask=mask, clip_norm=0.0)
     decays = decay_mask(config, axes)
     reference = optax.adamw(3e-3, b1=0.8, b2=0.9, eps=1e-6, weight_decay=0.3, mask=decays)
@@ -126,7 +126,7 @@ def test_decay_masks(axes):
 
 
 def test_lion_is_its_papers_algorithm(axes, params):
-    """Algorithm 2 of arXiv:2302.06675, in numpy, with the learning rate of each step a share of the peak."""
+    """Algorithm 2 of arXiv:2302.06675 in numpy, with each step's learning rate as a share of the peak."""
     config = OptimizerConfig(name="lion", peak_lr=3e-3, b1=0.8, b2=0.9, weight_decay=0.3, decay_mask="all", clip_norm=0.0)
     for factor in (1.0, 0.25):
         got = updates_of(make_optimizer(config, axes), params, 3, lr_factor=factor)
@@ -160,7 +160,7 @@ def test_adafactor_is_optax_adafactor_on_each_layers_matrix(wide, b1):
     for name, leaf in by_name(params).items():
         for layer in range(2) if name in stacked else [()]:
             rows = 192 if name == "mlp.down" else 128
-            view = lambda x: x[layer].reshape(rows, -1) if name in MATRICES else x[layer]  # several heads: one matrix
+            view = lambda x: x[layer].reshape(rows, -1) if name in MATRICES else x[layer]  # all heads as one matrix
             weight = view(leaf)
             state = reference.init(weight)
             for s in range(3):
@@ -177,7 +177,7 @@ def test_adafactor_keeps_a_row_and_a_column_for_each_matrix(wide):
     assert moments("['attention']['query']") == {(2, 128), (2, 1)}
     assert moments("['mlp']['down']") == {(2, 192), (2, 128), (2, 1)}
     assert moments("['embedding']") == {(140,), (128,), (1,)}
-    assert moments("['attention']['key']") == {(2, 1), (2, 128, 2, 32)}  # 64 columns: not factored, of the weight's own shape
+    assert moments("['attention']['key']") == {(2, 1), (2, 128, 2, 32)}  # 64 columns: not factored, same shape as the weight
     size = sum(np.prod(shape) for shape in shapes.values())
     assert size < 0.2 * sum(x.size for x in jax.tree.leaves(params))
 
@@ -202,7 +202,7 @@ def test_weights_of_another_depth_than_the_layers_have_updates_too(name, odd):
 
 
 def schedule_free_by_hand(params, lr, b1, b2, eps, decay, steps):
-    """Algorithm 1 of arXiv:2405.15682 in float64 numpy, no warm-up: yields (y, x) after each step; decay at y."""
+    """Algorithm 1 of arXiv:2405.15682 in float64 numpy, without warm-up, decay at y: yields (y, x) after each step."""
     z = x = y = np.asarray(params, np.float64)
     v, weights = 0.0, 0.0
     for s in range(steps):
@@ -252,8 +252,8 @@ def test_the_factor_of_a_step_multiplies_its_learning_rate(axes, params, name):
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_gradients_are_clipped_by_their_global_norm(axes, params, name):
-    """Beyond the limit only the direction counts; below it nothing happens. Over all leaves together, before either optimizer."""
-    config = OptimizerConfig(name=name, clip_norm=2.0, eps=1.0)  # so large an eps makes AdamW see sizes
+    """Above the limit only the direction counts; below it nothing changes. Over all leaves together, before either optimizer."""
+    config = OptimizerConfig(name=name, clip_norm=2.0, eps=1.0)  # an eps this large makes AdamW sensitive to gradient sizes
     optimizer = make_optimizer(config, axes)
     free = make_optimizer(OptimizerConfig(name=name, clip_norm=0.0, eps=1.0), axes)
     state, free_state = optimizer.init(params), free.init(params)

@@ -1,4 +1,4 @@
-"""The parts of a plan: collectives read off compiled programs that do known ones; the roofline by hand; a real slice."""
+"""The parts of a plan: collectives read from compiled programs with known ones; the roofline by hand; a real slice."""
 
 import dataclasses
 import itertools
@@ -63,7 +63,7 @@ def test_collectives_are_read_by_axis_with_count_and_bytes(f, spec, out, expecte
     ],
 )
 def test_groups_as_tpus_write_them(groups, axes):
-    # Lines of a program that libtpu compiled for v5e:2x2 with data=2, fsdp=2.
+    # Lines from a program that libtpu compiled for v5e:2x2 with data=2, fsdp=2.
     line = f"  %all-gather.1 = f32[8]{{0}} all-gather(%p), channel_id=1, replica_groups={groups}, dimensions={{0}}"
     found = collectives(
         "ENTRY %main (p: f32[4]) -> f32[8] {\n" + line + "\n}", {"data": 2, "fsdp": 2}, np.arange(4).reshape(2, 2)
@@ -84,7 +84,7 @@ ENTRY %main (p: f32[64]) -> f32[16] {
 
 
 def test_what_goes_from_slice_to_slice_is_counted_once():
-    # Lines of a program that libtpu compiled for two slices of v5e:2x2.
+    # Lines from a program that libtpu compiled for two slices of v5e:2x2.
     how = lambda kind: f'is_host_transfer=true, frontend_attributes={{_xla_megascale_transfer_type="{kind}"}}'
     program = f"""ENTRY %main (p: f32[4]) -> f32[8] {{
   %send.1 = (f32[1,128]{{1,0:T(1,128)}}, u32[], token[]) send(%p, %after-all.1), channel_id=3, {how("ALL_REDUCE")}
@@ -98,7 +98,7 @@ def test_what_goes_from_slice_to_slice_is_counted_once():
 
 
 def counting(name: str, inside: str, kind: str = "u32", bound: str = "constant(16)", step: int = 1) -> str:
-    """The computations of a loop, as libtpu writes them, that counts at place 1 of what it carries."""
+    """The computations of a loop, as libtpu writes them, with its counter at index 1 of the carry."""
     return f"""%{name} (p: (f32[64], {kind}[])) -> (f32[64], {kind}[]) {{
   %p = (f32[64]{{0}}, {kind}[]{{:T(128)}}) parameter(0)
   %one = {kind}[]{{:T(128)}} constant({step})
@@ -189,8 +189,8 @@ def test_roofline_by_hand():
     found = [{"kind": "all-reduce", "axes": "data", "count": 1, "bytes": 8_000_000}]
     r = plan.roofline(config, CHIP, mesh, found, 1_000_000, Schedule(1, 1, 1))
     useful = plan.flops.train_flops_per_token(config.model) * 8 * 16
-    seen = useful - 12 * 32 * (16 - 17 / 2) * 8 * 16  # the token at place t of 16 sees t keys, 17 / 2 in the mean
-    again = seen / 3 - 2 * 32 * 64 * 8 * 16  # the block once more, not the head
+    seen = useful - 12 * 32 * (16 - 17 / 2) * 8 * 16  # token t of 16 sees t keys, 17 / 2 on average
+    again = seen / 3 - 2 * 32 * 64 * 8 * 16  # the block is recomputed, the head is not
     assert r["seconds"]["compute"] == pytest.approx((seen + again) / 8 / 1e12)
     assert r["seconds"]["hbm"] == pytest.approx(2e6 / 1e9)
     assert r["seconds"]["ici"] == pytest.approx(2 * 8e6 * 7 / 8 / 1e8)
@@ -211,10 +211,10 @@ ADAPTED = RunConfig(
 def test_roofline_of_adapters_counts_no_gradient_of_what_is_frozen():
     mesh = parallel.make_mesh(ADAPTED.mesh)
     r = plan.roofline(ADAPTED, CHIP, mesh, [], 1_000_000, Schedule(1, 1, 1), frozen=900_000)
-    attention = 4 * 32 * (16 + 1) / 2  # scores and values, of the keys that are seen
+    attention = 4 * 32 * (16 + 1) / 2  # scores and values, for visible keys only
     matrices = 2 * (4 * 32 * 32 + 2 * 32 * 4 * 32)
     head = 2 * 32 * 64
-    useful = 2 * (matrices + head) + 3 * attention  # forward; backward to the inputs, and to both sides of attention
+    useful = 2 * (matrices + head) + 3 * attention  # forward, and backward to the inputs; attention also backward to both sides
     assert r["seconds"]["compute"] == pytest.approx((useful + matrices + attention) * 8 * 16 / 8 / 1e12)
     assert r["seconds"]["hbm"] == pytest.approx((2 * 100_000 + 900_000) / 1e9), "read, and not written"
     assert r["mfu_causal_at_most"] == pytest.approx(useful * 8 * 16 / 8 / 1e12 / r["step_seconds_at_least"])
@@ -236,7 +236,7 @@ def test_a_plan_of_adapters_shows_the_weights_as_frozen():
     assert result["saved_activations_estimate"] > 0
     assert adapters * 2 <= result["bytes"]["optimizer"] < adapters * 2 + 64, "two averages, and counters"
     assert result["roofline"]["seconds"]["hbm"] == (2 * result["bytes"]["arguments"] - base) / CHIP.hbm_rate
-    # Gradients are summed over the devices for the adapters alone.
+    # Only the adapters' gradients are summed over devices.
     whole = 4 * sum(np.prod(row["shape"]) for row in shown.values() if not row["frozen"])
     summed = sum(c["bytes"] for c in result["collectives"] if c["kind"] in ("all-reduce", "reduce-scatter"))
     assert whole <= summed < 2 * whole
@@ -255,7 +255,7 @@ def test_the_weights_that_grpo_starts_from_are_counted_where_it_keeps_them():
 
 
 def test_what_the_backward_pass_needs_is_estimated_by_policy():
-    """Of 8 devices. With remat=full a layer more keeps its input and nothing else; no policy keeps more than none."""
+    """On 8 devices. With remat=full an additional layer saves only its input; no policy saves more than "none"."""
 
     def estimate(remat: str, layers: int) -> int:
         model = ModelConfig(vocab_size=64, context_length=16, n_layers=layers, d_model=32, n_heads=2, remat=remat)
@@ -279,17 +279,17 @@ def test_a_pipeline_waits_in_its_bubble_and_shares_the_head():
     head = 3 * 2 * 32 * 64
     assert compute((1, 1, 1)) == pytest.approx(whole)
     assert compute((2, 1, 3)) == pytest.approx((whole - head) * 4 / 3 + head)  # 3 micro-batches in 4 steps
-    assert compute((2, 1, 3), rows=4) == pytest.approx((whole - head) * 4 / 3 + 2 * head)  # rows that stages cannot share
+    assert compute((2, 1, 3), rows=4) == pytest.approx((whole - head) * 4 / 3 + 2 * head)  # too few rows for stages to share
     assert compute((2, 2, 3)) == pytest.approx((whole - head) * 4 / 3 * 7 / 6 + head)  # forward twice; 6 items in 7 steps
 
 
 @pytest.mark.parametrize(
     ("kind", "axes", "ici", "dcn"),
-    [  # 2 slices (data) of 2 chips (fsdp) of 2 devices (tensor); of 8 bytes a chip must receive
+    [  # 2 slices (data) of 2 chips (fsdp) of 2 devices (tensor); what a chip must receive of 8 bytes
         ("all-gather", "tensor", 0, 0),
         ("all-gather", "fsdp", 2 * 4, 0),  # half of each of two groups
         ("all-gather", "fsdp+tensor", 4, 0),  # its two devices want the same half
-        ("all-gather", "data+fsdp+tensor", 4, 0),  # in a slice
+        ("all-gather", "data+fsdp+tensor", 4, 0),  # within a slice
         ("all-reduce", "data+fsdp", 2 * 2 * 4, 0),
         ("all-gather", "slices", 0, 2 * 4),
         ("all-reduce", "slices", 0, 2 * 2 * 4),
@@ -372,7 +372,7 @@ def test_what_the_compiler_would_need_is_read_off_its_refusal(message, needed):
 
 
 def remedies(config: RunConfig, **sizes: int) -> list[list[tuple]]:
-    """What each remedy has that those before have not."""
+    """What each remedy adds to those before it."""
     found = list(plan.remedies(config, {"data": 1, "fsdp": 1, "expert": 1, "tensor": 1} | sizes))
     assert all({**before, **knobs}.keys() == knobs.keys() for before, knobs in itertools.pairwise(found)), (
         "each on top of those before"

@@ -1,4 +1,4 @@
-"""Learning-rate shapes: nanoGPT's cosine, warm-up-stable-decay, inverse root, constant; their ends are where the config says."""
+"""Learning-rate schedules: nanoGPT's cosine, warm-up-stable-decay, inverse root, constant; they end as configured."""
 
 import math
 
@@ -60,7 +60,7 @@ def test_inverse_sqrt_is_the_transformers(warmup):
 @pytest.mark.parametrize("schedule", ["cosine", "wsd", "inverse_sqrt", "constant"])
 @pytest.mark.parametrize("total, warmup", [(1, 0), (1, 1), (1, 100), (20, 100), (20, 20)])
 def test_short_runs_stay_within_zero_and_the_peak(schedule, total, warmup):
-    """Also where the warm-up is longer than the run."""
+    """Even if the warm-up is longer than the run."""
     got = curve(total, schedule=schedule, warmup_steps=warmup, end_lr_fraction=0.0)
     assert np.all(np.isfinite(got)) and np.all(got >= 0) and np.all(got <= 1)
     decay = round(0.2 * total) if schedule == "wsd" else 0  # may begin within the warm-up

@@ -1,4 +1,4 @@
-"""What a training step sends, read off the program that XLA compiled for eight CPU devices: nobody gathers what is split.
+"""What a training step sends, read from the program that XLA compiled for eight CPU devices: no device gathers what is sharded.
 
 B rows of a batch, T positions, D model width, F MLP width, L layers
 """
@@ -24,7 +24,7 @@ from gpt4o_jax.model import gpt
 from gpt4o_jax.training.collectives import _members, collectives
 from gpt4o_jax.training.program import build
 
-# Sizes of which no product is another by chance.
+# Sizes chosen so that no two products coincide.
 L, D, HEADS, F, V, B, T = 4, 32, 4, 88, 208, 16, 40
 MESHES = {preset: MeshConfig(preset=preset) for preset in PRESETS}
 MESHES["context=4"] = MeshConfig(context=4, fsdp=2, data=1)
@@ -33,7 +33,7 @@ MESHES["three axes"] = MeshConfig(stage=2, fsdp=2, tensor=2, data=1)
 
 @contextlib.contextmanager
 def heard():
-    """A list that holds in the end what XLA wrote to stderr, which it does where it compiles and takes nothing from a cache."""
+    """A list that finally holds what XLA wrote to stderr; the cache is off, because XLA only writes when it compiles."""
     told, usual = [], os.dup(2)
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
@@ -50,7 +50,7 @@ def heard():
         compilation_cache.reset_cache()
 
 
-# Each of L periods of layers. What is asked of one kind alone is asked of experts where they have an axis, else of the dense.
+# Each has L periods of layers. Tests of a single kind take experts on the preset with an expert axis, otherwise dense.
 KINDS = {
     "dense": {},
     "experts": dict(n_experts=4, expert_d_ff=56),
@@ -76,14 +76,14 @@ def program(name: str, kind: str = ""):
 
 
 def gathered(text: str) -> list[int]:
-    """Numbers of entries of all arrays that all-gathers give, but for those of one device from itself."""
+    """Sizes of the results of all all-gathers, except those among a single device."""
     lines = [line for line in text.splitlines() if " all-gather(" in line and len(_members(line, "all-gather", 8)) > 1]
     shapes = [line.split(" = ")[1].split(" all-gather(")[0] for line in lines]
     return [math.prod(map(int, dims.split(","))) for shape in shapes for dims in re.findall(r"\w\[([\d,]+)\]", shape)]
 
 
 def test_a_way_that_the_partitioner_does_not_know_is_heard():
-    """{8 rows} to {columns over two axes, depth over the third}: or the next test would hear nothing of anything."""
+    """{8 rows} to {columns over two axes, depth over the third}: a check that the next test can detect anything."""
     mesh = parallel.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     between = lambda x, *specs: functools.reduce(lambda x, s: jnp.sin(jax.lax.with_sharding_constraint(x, s)), specs, x)
     f = lambda x: between(x, jax.P(("data", "fsdp", "tensor")), jax.P(None, ("tensor", "fsdp"), "data"))
@@ -98,8 +98,8 @@ def test_no_array_is_made_whole_for_want_of_a_way_between_two_shardings(name, ki
 
 
 def too_large(built, text: str) -> tuple[set[int], set[int]]:
-    """Of what is gathered the sizes of (stacks of all layers of a device, whole or cut by other axes than fsdp; activations of
-    more rows than a device has).
+    """Gathered sizes that match (stacks of all layers of a device, whole or split by axes other than fsdp; activations of more
+    rows than a device has).
     """
     shape, sizes = built.mesh.shape, set(gathered(text))
     others = [shape[axis] for axis in ("tensor", "expert", "stage")]
@@ -136,7 +136,7 @@ def _axes_of_layers(preset: str):
 
 @pytest.mark.parametrize("preset", ["fsdp", "fsdp_tensor"])
 def test_a_gather_of_all_layers_is_seen(monkeypatch, preset):
-    """Over fsdp alone: where tensor cuts them too, a device has a part of each then."""
+    """Over fsdp alone: if tensor splits them too, a device then has a part of each."""
     real, axes = gpt.GPT.apply, _axes_of_layers(preset)
     not_over_fsdp = lambda names: parallel.spec(tuple(None if name == "embed" else name for name in names))
     specs = jax.tree.map(not_over_fsdp, axes, is_leaf=lambda x: isinstance(x, tuple))
@@ -159,25 +159,25 @@ def test_a_gather_of_half_the_width_of_all_rows_is_seen(monkeypatch):
 
 
 def sent(name: str, kind: str, axis: str) -> tuple[int, int]:
-    """(how often, bytes of a device) of this kind of collective over this one axis."""
+    """(count, bytes per device) of this kind of collective over this axis alone."""
     built, text, _ = program(name)
     found = collectives(text, dict(built.mesh.shape), np.arange(8).reshape(built.mesh.devices.shape))
     return next((c["count"], c["bytes"]) for c in found if (c["kind"], c["axes"]) == (kind, axis))
 
 
 def test_a_ring_sends_keys_round_three_times_and_their_gradients_once():
-    """Forwards, computed again, backwards: keys, values and their segments to all other devices; and gradients home again."""
+    """Forward, recomputed, backward: keys, values and their segments go to all other devices; gradients also return home."""
     C, rows = 4, B // 2
     key, segment = rows * (T // C) * D * 4, rows * HEADS * (T // C) * 4
     zigzag = 2 * 5  # both halves of a row of tokens, positions, segments, targets and weights
     count = L * (3 * 3 * (C - 1) + 2 * C) + zigzag
     size = L * (3 * (C - 1) * (2 * key + segment) + C * 2 * key) + zigzag * rows * (T // C // 2) * 4
-    # A compiler may see that segments are the same in all layers, and send them once.
+    # A compiler may notice that segments are the same in all layers and send them once.
     assert sent("context=4", "collective-permute", "context") == pytest.approx((count, size), rel=0.1)
 
 
 def test_rows_go_to_their_experts_and_back_three_times():
-    """Forwards, computed again, and their gradients. XLA:CPU sends all that a device might have for another."""
+    """Forward, recomputed, and gradients. XLA:CPU sends everything that a device might have for another."""
     p, k = 2, 2
     room = p * (B // 8 * T * k) * D * 4
     assert sent("expert", "all-to-all", "expert") == (L * 3 * 2, L * 3 * 2 * room)

@@ -1,4 +1,4 @@
-"""Every device makes and keeps its own part of the state, and the numbers do not depend on how it is cut.
+"""Every device creates and keeps its own part of the state, and the numbers do not depend on the sharding.
 
 That loss, gradients and training are the same on any mesh: tests/parallel/test_meshes.py.
 """
@@ -27,7 +27,7 @@ from tests.parallel.meshes import MODELS, initial_state, mesh_of, one_device, wi
 MESHES = {"fsdp": dict(preset="fsdp"), "all three": dict(data=2, fsdp=2, tensor=2)}
 
 
-# Every preset, and experts where they lie on devices of their own.
+# Every preset, with experts if it has an axis for them.
 BORN = {preset: (dict(preset=preset), "experts" if preset == "expert" else "dense") for preset in PRESETS}
 BORN["all three"] = (MESHES["all three"], "experts")
 
@@ -42,7 +42,7 @@ def born_in_shards(sizes: tuple, model: str):
 
 @pytest.mark.parametrize("name", BORN)
 def test_random_init_does_not_depend_on_the_mesh(name):
-    """Bit for bit, though every device makes only its own shards."""
+    """Bit for bit, although every device creates only its own shards."""
     sizes, model = BORN[name]
     jax.tree.map(np.testing.assert_array_equal, born_in_shards(tuple(sizes.items()), model), born_in_shards((), model))
 
@@ -53,9 +53,9 @@ def test_random_init_does_not_depend_on_the_mesh(name):
         (("batch", "residual", "embed"), (("data", "fsdp", "expert"), ("context", "tensor"), None)),  # an activation
         (("vocab", "embed"), ("tensor", "fsdp")),
         (("embed", "heads", "mlp"), ("fsdp", "tensor", None)),
-        (("mlp", "heads"), ("tensor", None)),  # the order of the array's axes decides, not that of the table
+        (("mlp", "heads"), ("tensor", None)),  # the order of the array's axes decides, not the table's
         (("batch", "expert"), (("data", "fsdp", "expert"), None)),
-        (("expert", "batch"), ("expert", ("data", "fsdp"))),  # of several mesh axes the second gets those that are left
+        (("expert", "batch"), ("expert", ("data", "fsdp"))),  # of several mesh axes, the second gets those that are left
         (("layers", "staged_batch"), ("stage", ("data", "fsdp", "expert"))),
         ((None, "norm", "heads"), (None, None, "tensor")),
     ],
@@ -66,17 +66,17 @@ def test_an_axis_of_the_mesh_goes_to_the_first_that_wants_it(names, spec):
 
 @pytest.mark.parametrize("name", MESHES)
 def test_a_device_makes_its_own_shards_and_no_more(name):
-    """As the compiler counts: what creation returns on a device is its part of the state, and so is the room that it takes."""
+    """As counted by the compiler: a device's output is its part of the state, and its temporaries are no larger."""
     big = ModelConfig(vocab_size=512, context_length=32, n_layers=4, d_model=64, n_heads=4, d_ff=256, compute_dtype="float32")
     built = build(RunConfig(model=big, mesh=MeshConfig(**MESHES[name])), mesh_of(**MESHES[name]))
     with jax.set_mesh(built.mesh):
         memory = jax.jit(built.fresh).lower(jax.random.key(0)).compile().memory_analysis()
         state = built.fresh(jax.random.key(0))
     matrices = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(built.shapes) if x.ndim > 1)
-    parts = 8 if name == "fsdp" else 4  # of all three, data holds copies
+    parts = 8 if name == "fsdp" else 4  # in "all three", data holds copies
     assert memory.output_size_in_bytes <= 1.02 * matrices / parts
     assert memory.temp_size_in_bytes <= matrices / parts
-    whole, held = 0, collections.Counter()  # and as the arrays themselves say, norms and counters included
+    whole, held = 0, collections.Counter()  # and as counted from the arrays, including norms and counters
     for leaf in jax.tree.leaves((state.params, state.opt_state)):
         whole += leaf.nbytes
         for shard in leaf.addressable_shards:
@@ -84,7 +84,7 @@ def test_a_device_makes_its_own_shards_and_no_more(name):
     assert len(held) == 8 and max(held.values()) <= (1 / parts + 0.02) * whole
 
 
-# Where each axis of a leaf lies on the mesh "all three": 2 stands for two shards, 1 for the axis whole.
+# Number of shards along each axis of a leaf on the mesh "all three".
 SHARDS = {
     "['embedding']": (2, 2),
     "['positions']": (1, 2),
@@ -99,7 +99,7 @@ SHARDS = {
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_part_of_the_state_lies_in_the_shards_of_its_parameter(optimizer):
-    """Parameters, averages and optimizer moments alike; what is left is scalars, and Adafactor's rows and columns."""
+    """Parameters, averages and optimizer moments alike; the rest is scalars, and Adafactor's rows and columns."""
     mesh = mesh_of(**MESHES["all three"])
     with jax.set_mesh(mesh):
         _, _, state, _ = initial_state(with_optimizer("dense", optimizer), mesh)
@@ -115,7 +115,7 @@ def test_every_part_of_the_state_lies_in_the_shards_of_its_parameter(optimizer):
             assert parts == SHARDS[name], jax.tree_util.keystr(path)
             seen[name] += 1
     for name, times in seen.items():
-        matrix = len(SHARDS[name]) > 2  # of these Muon keeps one moment, of the rest two like AdamW
+        matrix = len(SHARDS[name]) > 2  # for these Muon keeps one moment, for the rest two like AdamW
         kept = {"lion": 1, "muon": 1 if matrix else 2}.get(optimizer, 2)
         assert times == 2 + kept, name
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state.params))
@@ -123,7 +123,7 @@ def test_every_part_of_the_state_lies_in_the_shards_of_its_parameter(optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What a mesh asks of one that is not here."""
+    """The attributes that a mesh needs of a device that is not here."""
 
     id: int
     platform: str
@@ -135,7 +135,7 @@ class Device:
 
 
 def crossed(monkeypatch, devices: list[Device], **sizes: int) -> set[str]:
-    """The axes of the mesh along which one comes to another slice."""
+    """The mesh axes that cross from slice to slice."""
     monkeypatch.setattr(mesh_module, "Mesh", lambda laid, axes, axis_types: laid)
     laid = mesh_module.make_mesh(MeshConfig(**sizes), devices)
     slices = np.array([d.slice_index for d in laid.flat]).reshape(laid.shape)
@@ -172,7 +172,7 @@ def test_only_the_outermost_axis_runs_from_slice_to_slice(monkeypatch, sizes, ou
     ],
 )
 def test_gpus_of_several_hosts_are_one_mesh(monkeypatch, capsys, sizes, axes, told):
-    """Each host's are a slice of their own to JAX, and jax.make_mesh takes one slice only."""
+    """To JAX, each host's GPUs are a separate slice, and jax.make_mesh accepts only one slice."""
     devices = [Device(i, "gpu", i // 4, i // 4) for i in range(8)]
     assert crossed(monkeypatch, devices, **sizes) == axes
     lines = capsys.readouterr().err.splitlines()

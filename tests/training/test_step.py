@@ -1,4 +1,4 @@
-"""A training step: accumulation and dispatch length change no result, a non-finite step changes nothing but the counters.
+"""A training step: accumulation and dispatch length change no result; a non-finite step changes only the counters.
 
 K steps in a dispatch, B rows, T positions
 """
@@ -35,7 +35,7 @@ BYTES = np.arange(V) % 5
 
 
 def batches(steps: int) -> Batch:
-    """[steps, B, T], every row padded to another length."""
+    """[steps, B, T], rows padded after various lengths."""
     random = np.random.default_rng(0)
     tokens = random.integers(4, V, (steps, B, T + 1)).astype(np.int32)
     index = np.broadcast_to(np.arange(T, dtype=np.int32), (steps, B, T))
@@ -69,7 +69,7 @@ def equal_bits(a, b):
 
 
 def test_accumulation_changes_no_gradient(start):
-    """Token-weighted, also though the micro-batches hold different numbers of tokens."""
+    """Token-weighted, although the micro-batches have different numbers of tokens."""
     params, batch = start[0].params, part(batches(1), 0)
 
     def run(accumulate):
@@ -116,7 +116,7 @@ def test_a_non_finite_step_changes_nothing_but_the_counters(start, poison):
     assert (int(after.step), int(after.skipped_steps), int(after.skipped_in_a_row)) == (4, 2, 0)
     assert np.isfinite(metrics["loss"][0]) and all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(after.params))
     assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (after.params, bad.params)), strict=True))
-    # The learning rate follows the run's own counter, not the number of steps that were applied.
+    # The learning rate follows the run's step counter, not the number of applied steps.
     np.testing.assert_allclose(metrics["lr_factor"][0], schedule_factor(CONFIG.optimizer, TOTAL, 3), rtol=1e-6)
 
 
@@ -148,7 +148,7 @@ def test_metrics_say_what_happened(start):
 
 
 def test_every_buffer_of_the_state_can_be_donated(start):
-    """The step's output takes the place of its input: a run holds its state once."""
+    """The step's output replaces its input, so a run holds its state only once."""
     state, step = start
     state = jax.tree.map(jnp.copy, state)
     compiled = jax.jit(step, donate_argnums=0).lower(state, batches(1)).compile()
@@ -160,7 +160,7 @@ def test_every_buffer_of_the_state_can_be_donated(start):
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_z_loss_is_minimised_and_told_apart(start, accumulate):
-    """loss stays the negative log-likelihood; the gradient is that of both, as autodiff finds it on dense logits."""
+    """loss stays the negative log-likelihood; the gradient is that of both terms, as autodiff finds it from dense logits."""
     params, batch, z = start[0].params, part(batches(1), 0), 0.1
     config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, z_loss=z, accumulate=accumulate))
 
@@ -184,7 +184,7 @@ GROWING = dataclasses.replace(CONFIG, train=TrainConfig(batch_size=B, loss_chunk
 
 
 def growing_batches(steps: int) -> Batch:
-    """The rows of batches(), where the batch is not yet whole without those of the absent micro-batches."""
+    """The rows of batches(), without those of absent micro-batches while the batch is still growing."""
     data = batches(steps)
     absent = np.array([[number is None for number in row_numbers(GROWING.train, s)] for s in range(steps)])
     return jax.tree.map(lambda x: np.where(absent[..., None], np.zeros_like(x), x), data)
@@ -230,7 +230,7 @@ def test_absent_micro_batches_cost_nothing_and_no_new_compilation(start, monkeyp
     "method, rows, packed", [("next_token", "windows", False), ("next_token", "first_fit", True), ("dpo", "windows", True)]
 )
 def test_attention_compares_documents_where_rows_may_hold_several(method, rows, packed):
-    """Rows of preference pairs hold several, whatever data.rows says of text."""
+    """Rows of preference pairs hold several, whatever data.rows says about text."""
     model = dataclasses.replace(CONFIG.model, compute_dtype="float32")
     changes = dict(model=model, data=DataConfig(rows=rows), objective=ObjectiveConfig(method=method))
     mesh = parallel.make_mesh(devices=jax.devices()[:1])

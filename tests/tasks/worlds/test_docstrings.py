@@ -1,4 +1,4 @@
-"""Docstrings become pairs of a body and its summary; what is held out says nothing that training says."""
+"""Docstrings become pairs of a body and its summary; held-out summaries do not occur in training."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Numbers in words are those of num2words, but for two known slips of it in front of tausend and mil."""
+"""Number words are those of num2words, except for its two known mistakes before tausend and mil."""
 
 import random
 import re
@@ -22,7 +22,7 @@ def reference(n, language):
     words = num2words(n, lang=language)
     if language == "de":  # num2words 0.5.14: einhunderteinstausend, though 1000 is eintausend
         return words.replace("einstausend", "eintausend")
-    if language == "es":  # uno loses its o before a noun or mil, as in num2words' own mil uno against un millón
+    if language == "es":  # uno loses its o before a noun or mil; compare num2words' own mil uno and un millón
         return re.sub(r"\buno mil\b", "un mil", words.replace("veintiuno mil", "veintiún mil"))
     return words
 

@@ -1,4 +1,4 @@
-"""Sentences say the same in four languages: written by hand for each rule of grammar, and one to one over random clauses."""
+"""Sentences say the same in four languages: by hand for each grammar rule, and one to one over random clauses."""
 
 import random
 
@@ -14,7 +14,7 @@ def word(name):
 
 
 def phrase(text):
-    """ "two old man" -> its phrase; "*" behind the determiner: plural."""
+    """ "two old man" -> its phrase; "*" after the determiner: plural."""
     determiner, *adjective, noun = text.split()
     plural = determiner == "two" or determiner.endswith("*")
     return Phrase(word(noun), determiner.rstrip("*"), plural, word("".join(adjective)))

@@ -1,5 +1,5 @@
-"""What holds in every world: items are pure functions, take turns over slices, are small, end in an answer that scores full
-marks; those held out are made of compositions that no training item holds, as read from their texts.
+"""In every world, items are pure functions, cycle through slices, are small, and end in an answer that scores full marks;
+held-out items consist of compositions that no training item contains, as read from their texts.
 """
 
 import itertools
@@ -27,7 +27,7 @@ def world(request):
 
 @pytest.fixture(scope="module")
 def some(world):
-    """(training items, held-out items), of two seeds."""
+    """(training items, held-out items) from two seeds."""
     return tuple(items(world, h, n) + items(world, h, n, 1) for h, n in ((False, TRAINING), (True, 300)))
 
 
@@ -46,11 +46,11 @@ def test_items_are_small_conversations_that_end_in_an_answer(some):
     for item in itertools.chain(*some):
         assert item.messages[-1].role == "assistant" and {m.role for m in item.messages} <= set(ROLES)
         assert item.answer in item.references and item.answer.strip() == item.answer != ""
-        assert sum(len(m.text) for m in item.messages) < 450  # 256 tokens of a vocabulary of 1,024 hold that
+        assert sum(len(m.text) for m in item.messages) < 450  # fits in 256 tokens of a vocabulary of 1,024
 
 
 def test_held_out_items_are_many(world):
-    """At least 200 a slice, most of them different, and another seed gives others."""
+    """At least 200 per slice, mostly distinct, and another seed gives others."""
     one, two = ({m.messages for m in items(world, True, 220 * len(world.slices), seed)} for seed in (0, 1))
     assert len(one) > 150 * len(world.slices) and len(two - one) > 100 * len(world.slices)
 
@@ -73,7 +73,7 @@ def sentences(item):
 
 
 def triple(english):
-    """Verb, adjective and noun of the object, known by the form of the verb."""
+    """Verb, and adjective and noun of the object, from an English sentence."""
     of = lambda words: {form: word.name for word in words for form in word.forms["en"]}
     verbs = of(lexicon.VERBS)
     verb = max((f for f in verbs if re.search(rf"\b{f}\b", english)), key=len)
@@ -127,7 +127,7 @@ COMPOSITIONS = {
     "copying": words,
     "arithmetic": operands,
 }
-ANY = ("memory",)  # held out is one composition of a conversation, not all
+ANY = ("memory",)  # only one composition of a conversation is held out, not all
 
 
 def test_held_out_compositions_never_occur_in_training(world, some):
@@ -138,7 +138,7 @@ def test_held_out_compositions_never_occur_in_training(world, some):
 
 
 def test_what_is_held_out_is_made_of_words_that_training_meets(world, some):
-    """But for names of random letters, and German numbers, which are one word."""
+    """Except for names of random letters, and German numbers, which are single words."""
     if world.name in ("numbers", "copying"):
         return
     known = lambda part: [item for item in part if item.slice not in ("unseen_names", "unanswerable")]
@@ -191,7 +191,7 @@ def read(passage):
 
 
 def answer(passage, question):
-    """What a reader with a table of facts says."""
+    """The answer of a reader with a table of facts."""
     told, links = read(passage)
     if asked := re.fullmatch(r"Who is the (\w+) of (\w+)\?", question):
         return links.get((asked[2], asked[1]), NO_ANSWER)
@@ -207,7 +207,7 @@ def answer(passage, question):
 
 
 def test_passages_often_tell_the_same_kind_of_thing_of_several_persons():
-    """So that whose it is has to be read, not only what kind."""
+    """So that a reader must look at whose it is, not only at the kind."""
     held = items(WORLDS["questions"], True, 400)
     told = [[relation for relation, _ in read(item.prompt[0].text.split("\n")[0])[0]] for item in held]
     assert sum(len(relations) > len(set(relations)) for relations in told) > 0.5 * len(held)
@@ -226,7 +226,7 @@ def test_questions_are_answered_as_a_second_reader_answers():
 
 
 def rewarded(said: str, item) -> bool:
-    """What GRPO says of an answer: the score of the world's first metric."""
+    """GRPO's reward for an answer: the score of the world's first metric."""
     return bool(metrics.each(WORLDS["arithmetic"].metrics[0], [said], [item])[0])
 
 
