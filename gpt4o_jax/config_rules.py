@@ -233,14 +233,18 @@ def _validate_experts(m) -> None:
             f"config.model.experts_per_token={m.experts_per_token} is more than n_experts={m.n_experts};"
             f" nearest: experts_per_token={m.n_experts}"
         )
-    if m.experts_per_token == 1 and m.router_normalise:
-        raise RunError(
-            "config.model.router_normalise=true: with experts_per_token=1 every weight is 1, and the router learns nothing from"
-            " the task; set router_normalise=false (Switch), or experts_per_token=2"
-        )
     if m.bias:
         raise RunError(
             "config.model.bias=true: experts have no biases; set bias=false (and qkv_bias=true for those of attention)"
+        )
+
+
+def validate_router(m) -> None:
+    """Raises RunError if the router of a new model could not learn. Imported models of this kind can be used."""
+    if m.n_experts and m.experts_per_token == 1 and m.router_normalise:
+        raise RunError(
+            "config.model.router_normalise=true: with experts_per_token=1 every weight is 1, and the router learns nothing from"
+            " the task; set router_normalise=false (Switch), or experts_per_token=2"
         )
 
 

@@ -21,7 +21,7 @@ from gpt4o_jax.checkpoint import manifest
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.config import RunConfig, flatten, freeze, to_dict
 from gpt4o_jax.config_finetune import LoraConfig
-from gpt4o_jax.config_rules import validate_model_sizes, validate_sizes
+from gpt4o_jax.config_rules import validate_model_sizes, validate_router, validate_sizes
 from gpt4o_jax.data import corpus as corpora
 from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.data.corpus import Corpus
@@ -142,7 +142,9 @@ def open_folder(
             write_config(workdir, config)
         return config, corpus
     origin_tokenizer = None
-    if config.init.from_:
+    if not config.init.from_:
+        validate_router(config.model)
+    else:
         start = origin.find(config.init.from_)
         origin_tokenizer = start.store.meta(start.step)["tokenizer"]
     corpus = prepare(config)
@@ -167,7 +169,7 @@ def open_folder(
         write_config(workdir, config)  # last: it makes the folder a run folder
     except OSError as e:
         with contextlib.suppress(OSError):  # leftovers would make the folder look like something else's
-            for left in workdir.iterdir():
+            for left in workdir.iterdir() if not (workdir / "config.json").exists() else ():
                 left.unlink()
         raise RunError(f"--workdir={workdir}: cannot write ({e.strerror or e})", ExitCode.STORAGE) from None
     return config, corpus

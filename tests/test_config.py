@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gpt4o_jax.commands import config_file
 from gpt4o_jax.config import RunConfig, base_config, flatten, freeze, knobs, parse_value, to_dict
 from gpt4o_jax.config_mesh import AXES
-from gpt4o_jax.config_rules import parse_length
+from gpt4o_jax.config_rules import parse_length, validate_router
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.length import total_steps
 
@@ -238,7 +238,6 @@ def test_any_text_is_a_value_or_one_clear_line(name, text):
         ({"data": {"source": "text"}}, "config.data.path is empty"),
         ({"data": {"holdout": "tail"}}, "shingle_bytes=50: near-duplicates can be dropped only with data.holdout=hash"),
         ({"checkpoint": {"every": 500, "keep_every": 300}}, "multiples of 1500 would stay; nearest: keep_every=500"),
-        ({"model": {"n_experts": 4, "experts_per_token": 1}}, "learns nothing from the task; set router_normalise=false"),
         ({"model": {"head_dim": 36, "rope_fraction": 0.65}}, "rotates 23 of 36 coordinates"),
         ({"mesh": {"fsdp": -1, "data": -1}}, "at most one axis takes what is left (-1)"),
         ({"mesh": {"preset": "fdsp"}}, "did you mean fsdp?"),
@@ -251,6 +250,13 @@ def test_bad_values_are_refused(values, fragment):
 @pytest.mark.parametrize("name", ["adamw", "muon", "lion"])
 def test_moments_in_half_the_memory_can_be_asked_for(name):
     assert freeze({"optimizer": {"name": name, "moment_dtype": "bfloat16"}}).optimizer.moment_dtype == "bfloat16"
+
+
+def test_a_router_that_could_not_learn_is_refused_in_new_models():
+    model = freeze({"model": {"n_experts": 4, "experts_per_token": 1}}).model
+    assert "learns nothing from the task; set router_normalise=false" in refusal(validate_router, model)
+    validate_router(dataclasses.replace(model, router_normalise=False))
+    validate_router(dataclasses.replace(model, n_experts=0))
 
 
 @pytest.mark.parametrize("width", [6, 36, 44, 96, 150])

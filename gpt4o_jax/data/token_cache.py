@@ -1,5 +1,6 @@
 """Tokenised documents on disk, memory-mapped: written once, named by a digest of their inputs."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -74,8 +75,9 @@ def build(
     if not (folder / "meta.json").exists():
         try:
             for left in root.glob(f".{name}.*"):
-                if time.time() - max(p.stat().st_mtime for p in (left, *left.iterdir())) > _ABANDONED:
-                    shutil.rmtree(left, ignore_errors=True)
+                with contextlib.suppress(OSError):  # another process was faster
+                    if time.time() - max(p.stat().st_mtime for p in (left, *left.iterdir())) > _ABANDONED:
+                        shutil.rmtree(left, ignore_errors=True)
             with appearing_whole(folder) as made:
                 made.mkdir()
                 _write(made, documents, tokenizer, encode)

@@ -86,10 +86,11 @@ def _slurm(env: Mapping[str, str]) -> Job | None:
     host = "".join(part or "" for part in first.groups()) if first else ""
     # A port per job: two jobs may share a node, and a requeued one keeps its id.
     port = 61440 + _number(env, "SLURM_JOB_ID") % 4096
-    here = max(int(n) for n in re.findall(r"(\d+)(?:\(x\d+\))?", env.get("SLURM_STEP_TASKS_PER_NODE", "1")))
+    here = max(map(int, re.findall(r"(\d+)(?:\(x\d+\))?", env.get("SLURM_STEP_TASKS_PER_NODE", "1"))), default=1)
     visible = env.get("CUDA_VISIBLE_DEVICES", "").count(",") + 1 if env.get("CUDA_VISIBLE_DEVICES") else None
     local = None
-    if here > 1 and visible is not None and visible > 1:  # else srun has already given each task its own
+    own = env.get("SLURM_GPUS_PER_TASK") or "gpu" in env.get("SLURM_TRES_PER_TASK", "")  # srun has given each task its own
+    if here > 1 and visible is not None and visible > 1 and not own:
         if visible % here:
             raise RunError(
                 f"{here} tasks on a node and {visible} GPUs that each of them sees (CUDA_VISIBLE_DEVICES): expected a number of"

@@ -68,7 +68,7 @@ class Best:
     @property
     def kept(self) -> dict:
         """Entries for a checkpoint's manifest: the best step, to be kept (checkpoint/store.py), and evaluations since."""
-        return {} if self.step is None else {"best": self.step, "since": self._since}
+        return {} if self.step is None else {"best": self.step, "metric": self.metric, "since": self._since}
 
     @property
     def exhausted(self) -> bool:

@@ -110,7 +110,7 @@ def train(
         recorded = lambda: (
             [r for r in read_metrics(workdir) if r["step"] <= start],
             store.steps(),
-            store.meta(start).get("since") if start else None,
+            _since(store.meta(start), config.checkpoint.best) if start else None,
         )
         best = Best(config.checkpoint.best, config.train.patience, *parallel.share("records", recorded))
     if start == last_step or best.stopped:
@@ -126,7 +126,7 @@ def train(
         # Without a barrier, processes that compile faster would wait in the first collective, where gloo times out after 30 s.
         parallel.barrier("compiled")
     with ledger.time("init"):
-        peak = peak_flops(mesh.devices.flat[0], config.model.compute_dtype)
+        peak = peak_flops(jax.local_devices()[0], config.model.compute_dtype)
     active = f" ({flops.parameter_count(config.model, active=True):,} active)" if config.model.n_experts else ""
     if config.lora.rank:
         active += f" and {sum(x.size for x in jax.tree.leaves(state.params)):,} of adapters"
@@ -238,6 +238,11 @@ def _newest(store: Store, workdir: epath.Path) -> int | None:
 
 # Metrics of a step that are not parts of the loss. Parts of the loss are averaged over steps by weight; these are not.
 _COUNTED = ("weight", "bytes", "grad_norm", "update_norm", "lr_factor", "skipped_steps", "skipped_in_a_row")
+
+
+def _since(meta: dict, metric: str) -> int | None:
+    """Evaluations without a better one up to a checkpoint, by its manifest; None if it chose by another metric."""
+    return meta.get("since") if meta.get("metric") == metric else None
 
 
 class _Logger:

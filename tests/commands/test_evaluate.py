@@ -91,7 +91,7 @@ WORLD = (
 
 def test_tasks_are_scored_while_training_and_stand_in_the_report(train_args, tmp_path, command):
     _, told = command(*train_args(tmp_path / "run", *WORLD, "--config.model.context_length=96"))
-    assert told.count("200 conversations are longer than a row of model.context_length=96 and lose what is behind it") == 1
+    assert told.count("200 conversations are longer than model.context_length=96 and are cut there") == 1
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     (scores,) = (r for r in records if r["kind"] == "eval")
     assert scores["numbers/exact_match"] == 0 and scores["numbers/en-de/exact_match"] == 0 and scores["tokens"] > 0

@@ -191,7 +191,7 @@ def test_a_conversation_too_long_loses_its_end_and_one_without_an_answer_in_reac
     assert told == {letter for pair in ("ab", "ef") for letter in pair if pair[0] in trained}
     lengths = np.diff(found.members[0].training.offsets)
     (told,) = found.too_long(T)
-    assert f"{np.sum(lengths > T + 1)} of {len(lengths)} conversations are longer than a row" in told
+    assert f"{np.sum(lengths > T + 1)} of {len(lengths)} conversations are longer than model.context_length={T}" in told
     assert f"--config.model.context_length={lengths.max() - 1}" in told and not found.too_long(int(lengths.max()) - 1)
     path = write(tmp_path / "long.jsonl", [[("user", f"{i}" + "c" * 100), ("assistant", "d")] for i in range(40)])
     config, found = made(path=str(path))

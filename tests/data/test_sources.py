@@ -95,6 +95,7 @@ def test_folders_behind_links_are_read_once(folder, tmp_path_factory):
     (folder / "link").symlink_to(other)
     (folder / "again").symlink_to(other)
     (other / "back").symlink_to(folder)
+    (folder / ".git" / "visible").symlink_to(folder / "deep")
     assert sources.load(DataConfig(source="text", path=str(folder))) == ["one--two----", "zed", "bee", "sea"]
 
 

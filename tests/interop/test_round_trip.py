@@ -150,7 +150,7 @@ def test_a_killed_import_or_export_leaves_nothing_that_looks_finished(hf, tmp_pa
         with pytest.raises(Killed):
             huggingface.import_folder(source, workdir)
     assert not workdir.exists()
-    left = tmp_path / ".run.unfinished"  # what a kill -9 leaves
+    left = tmp_path / ".run.unfinished.0"  # what a kill -9 leaves
     (left / "checkpoints").mkdir(parents=True)
     (left / "rubbish").write_text("x")
     huggingface.import_folder(source, workdir)

@@ -32,6 +32,7 @@ def told(environment, coordinator="", num_processes=0, process_id=-1):
         (SLURM, Job("node007:61441", 8, 5, "Slurm")),
         (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1"}, Job("node007:61441", 8, 5, "Slurm", (1,))),
         (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}, Job("node007:61441", 8, 5, "Slurm", (4, 5, 6, 7))),
+        (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2", "SLURM_GPUS_PER_TASK": "3"}, Job("node007:61441", 8, 5, "Slurm")),
         (SLURM | {"CUDA_VISIBLE_DEVICES": "3"}, Job("node007:61441", 8, 5, "Slurm")),
         (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x8)", "CUDA_VISIBLE_DEVICES": "0,1"}, Job("node007:61441", 8, 5, "Slurm")),
         (SLURM | {"SLURM_STEP_NODELIST": "login-1"}, Job("login-1:61441", 8, 5, "Slurm")),
