@@ -1,9 +1,9 @@
 """One model for four applications and chat: `pretrain` on the built-in corpus and all worlds, then `tune` on the worlds' answers.
 
 Hardware: 2 CPU cores.
-Time: 54 CPU minutes on two cores for both stages.
-Expected: the targets of all worlds but two of questions, in the worse of two seeds: one hop 83 % (target 90), F1 of unanswerable
-    questions 78 (85). Text: 1.438 bits per byte before tune, 1.426 after. Measured at 9c77d1b, see BENCHMARKS.md.
+Time: 72 minutes on 2 cores for both stages.
+Expected: the targets of all worlds but two, in the worse of two seeds: questions over two hops 67.5 % (target 75), tool calls
+    90.5 % (95). Text: 1.433 bits per byte before tune, 1.422 after. Measured at 1e85acc, see BENCHMARKS.md.
 Command: bash launch/applications.sh, or
     python -m gpt4o_jax train --config=configs/applications.py:pretrain --workdir=runs/base
     python -m gpt4o_jax train --config=configs/applications.py:tune --workdir=runs/tuned --config.init.from=runs/base
