@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 import os
+import signal
 import sys
 
 from gpt4o_jax.commands import flags as flag_lib
@@ -23,7 +24,12 @@ def main(argv: list[str]) -> int:
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
     try:
-        return _dispatch(argv)
+        code = _dispatch(argv)
+        sys.stdout.flush()  # here, where a closed pipe is handled
+        return code
+    except BrokenPipeError:  # the reader has read enough: `train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again when it flushes at exit
+        return 128 + signal.SIGPIPE
     except RunError as e:
         if debug:
             raise

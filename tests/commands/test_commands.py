@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -328,6 +329,12 @@ def test_help_names_every_flag_and_knob(name, capsys):
     assert all(re.search(rf"{flag.name.upper() if flag.positional else '--' + flag.name} +\S", out) for flag in flags)
     assert ("optimizer.peak_lr" in out) == (command in ("train", "sweep", "benchmark"))
     assert main([command, "--help"]) == 0
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    command = f"set -o pipefail; '{sys.executable}' -m gpt4o_jax train --help | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=BASE.parents[1])
+    assert (done.returncode, done.stderr) in ((141, ""), (0, ""))
 
 
 def test_a_process_starts_itself_anew_once_and_only_where_nothing_was_set(monkeypatch):
