@@ -327,7 +327,7 @@ def test_help_names_every_flag_and_knob(name, capsys):
     title, about = out.splitlines()[0].split(": ", 1)
     assert not action or (title.endswith(name) and "; " not in about), "of an action only its own part"
     assert all(re.search(rf"{flag.name.upper() if flag.positional else '--' + flag.name} +\S", out) for flag in flags)
-    assert ("optimizer.peak_lr" in out) == (command in ("train", "sweep", "benchmark"))
+    assert ("optimizer.peak_lr" in out) == (command in ("train", "sweep", "benchmark", "data"))
     assert main([command, "--help"]) == 0
 
 
