@@ -82,9 +82,9 @@ def _open(spec: str, data_dir: str):
         raise data_error(f"tfds {spec}: expected NAME/CONFIG:SPLIT, for example lm1b:train or wiki40b/en:train[:90%]")
     name, split = parts["name"], parts["split"]
     prepare = f"run `python -m gpt4o_jax data prepare --tfds={name}" + (f" --data_dir={data_dir}`" if data_dir else "`")
+    builder = None
     with _quiet():
         try:
-            builder = None
             builder = tfds.builder(name, data_dir=os.path.expanduser(data_dir) or None)
             source = builder.as_data_source(split=split)
         except tfds.core.DatasetNotFoundError:
