@@ -72,7 +72,8 @@ def table() -> list[str]:
     return [
         "## Every mesh against one device",
         "",
-        "Written by `python benchmarks/mesh_table.py`: eight fake CPU devices, float32, models of tests/parallel/meshes.py.",
+        "Written by `python benchmarks/mesh_table.py`: eight fake CPU devices, float32, models of tests/parallel/meshes.py;"
+        " compiled like the tests, without LLVM's optimizations (tests/conftest.py).",
         "",
         "Gradients: largest error of any leaf relative to the leaf's largest entry, x 1e-6 (target: 10), for rows with one and"
         " with several documents. Drift: deviation of losses and parameters from single-device training over 20 AdamW steps"

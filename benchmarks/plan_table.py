@@ -186,6 +186,7 @@ def table() -> list[str]:
         "`python benchmarks/plan_table.py` compiles the training step for each TPU slice with libtpu. GiB: the memory that the"
         " program needs per device, and what is available. A step takes at least as long as its slowest part at published rates"
         " (gpt4o_jax/training/topology.py): matmuls (compute), HBM, links within a slice (ICI) or links between slices (DCN)."
+        " The rows that experts exchange by ragged-all-to-all count as none, because routers may send none."
         " Tokens/s and MFU (causal attention counted as half) are therefore upper bounds; nothing here has been run. The last"
         " column is what MaxText reports.",
         "",

@@ -226,10 +226,11 @@ def _check_corpus(workdir: epath.Path, corpus: Corpus) -> None:
         return
 
 
-# Knobs that may change when a run is resumed: how it is logged, kept and fed, not what it computes. config.json has the last
-# command's values. Another text or share under data.path or data.mixture is another corpus, and reported as that.
+# Knobs that may change when a run is resumed: how it is logged, kept, fed and divided among devices, which changes no more than
+# rounding, and the tokens over which a balance loss averages. config.json has the last command's values. Another text or share
+# under data.path or data.mixture is another corpus, and reported as that.
 _FREE = (
-    "log.", "eval.", "sample.", "checkpoint.", "mesh.",
+    "log.", "eval.", "sample.", "checkpoint.", "mesh.", "train.accumulate", "model.remat",
     "data.prefetch", "data.workers", "data.cache_dir", "data.path", "data.tfds_dir", "data.mixture",
 )  # fmt: skip
 

@@ -88,7 +88,8 @@ attempt() {
   had=1
   copy_repository || return
   begun=$SECONDS
-  ssh_all "cd gpt4o_jax && bash launch/alone.sh .venv/train.pid .venv/bin/python -m gpt4o_jax train$flags"
+  # JAX_PLATFORMS: or JAX would train on the CPU if the TPU failed to start.
+  ssh_all "cd gpt4o_jax && JAX_PLATFORMS=tpu,cpu bash launch/alone.sh .venv/train.pid .venv/bin/python -m gpt4o_jax train$flags"
 }
 lost() { [[ -n "$had" && "$(state)" != READY ]]; }
 

@@ -251,7 +251,7 @@ def test_tpu_vm_prints_each_command():
     assert "requirements-tpu.txt" in prepare and "--command=set\\ -euo\\ pipefail\\;" in prepare
     (command,) = re.findall(r"--command=(.*)$", train)
     spoken = subprocess.run(["bash", "-c", f"printf %s {command}"], capture_output=True, text=True).stdout
-    train = "bash launch/alone.sh .venv/train.pid .venv/bin/python -m gpt4o_jax train"
+    train = "JAX_PLATFORMS=tpu,cpu bash launch/alone.sh .venv/train.pid .venv/bin/python -m gpt4o_jax train"
     assert spoken == f"cd gpt4o_jax && {train} --workdir=gs://b/r --config.train.length=20\\ steps"
 
 
@@ -407,6 +407,13 @@ def test_jobsets_follow_the_schema_of_jobset(name):
     jobset["spec"]["failurePolicy"]["maxRestarts"] = "many"
     with pytest.raises(ValueError, match="maxRestarts"):
         JobsetV1alpha2JobSet.from_dict(jobset)
+
+
+@pytest.mark.parametrize(("name", "platforms"), [("gpt4o-tpu", "tpu,cpu"), ("gpt4o-gpu", "cuda,cpu")])
+def test_jobsets_do_not_fall_back_to_the_cpu(name, platforms):
+    (replicated,) = jobsets()[name]["spec"]["replicatedJobs"]
+    (container,) = replicated["template"]["spec"]["template"]["spec"]["containers"]
+    assert {"name": "JAX_PLATFORMS", "value": platforms} in container["env"]
 
 
 def test_the_gpu_jobset_tells_its_processes_of_each_other():

@@ -1,5 +1,6 @@
 """What the repository promises outside its Python code: documented commands, requirements, scripts."""
 
+import dataclasses
 import os
 import re
 import shlex
@@ -14,7 +15,9 @@ from gpt4o_jax.__main__ import COMMANDS
 from gpt4o_jax.commands import config_file, flags, sweep
 from gpt4o_jax.config import RunConfig
 from gpt4o_jax.config_model import ModelConfig
+from gpt4o_jax.config_rules import validate_sizes
 from gpt4o_jax.tasks.chat import TEMPLATES
+from gpt4o_jax.training import topology
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "launch" / "README.md", ROOT / "launch" / "quickstart.sh"]
@@ -50,7 +53,18 @@ def test_documented_command_is_understood(line, monkeypatch, tmp_path):
     if command == "sweep":
         sweep.plan(values["sweep"], Path(values["workdir"]), values["seeds"], overrides)
     elif takes_config and values["config"]:
-        config_file.read(values["config"], overrides)
+        config = config_file.read(values["config"], overrides)
+        if command == "plan":
+            assert_sizes_divide(config, values, overrides)
+
+
+def assert_sizes_divide(config, values: dict, overrides: dict) -> None:
+    """Of a plan, on the slices that it is for; the vocabulary counts as even if the config leaves it open."""
+    family, chips = topology.parse_topology(values["topology"])
+    devices = chips * topology.CHIPS[family].devices
+    config, _ = topology.along_slices(config, values["slices"], devices, "train.batch_size" in overrides)
+    model = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or 2**16)
+    validate_sizes(dataclasses.replace(config, model=model), config.mesh.sizes(devices * values["slices"]))
 
 
 def test_there_are_documented_commands_of_every_kind():

@@ -139,7 +139,7 @@ def _schedule_free_average(state, params):
 
 def _muon(config, axes, dtype, width_ratio):
     """Muon for hidden matrices, AdamW for the rest."""
-    matrices = jax.tree.map(lambda names: hidden_matrix(names) or optax.MaskedNode(), axes, is_leaf=is_names)
+    matrices = jax.tree.map(lambda names: names if hidden_matrix(names) else optax.MaskedNode(), axes, is_leaf=is_names)
     muon = optax.chain(
         _kept_in(config.moment_dtype, scale_by_muon(config.muon_momentum, matrices, dtype)),
         optax.add_decayed_weights(config.weight_decay),

@@ -1,12 +1,14 @@
-"""A run resumes from the same bits on any number of devices and processes, then drifts no more than permuted rows would.
+"""A run resumes from the same bits on any mesh, devices and processes, then drifts no more than permuted rows would.
 
 The control: the same run in float32 with the rows of each step in another order, which changes only the order of sums.
 """
 
+import json
 import shutil
 import signal
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 
@@ -15,9 +17,42 @@ from tests.system.jobs import digest, environment, free_port, losses, run, start
 pytestmark = [pytest.mark.system, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
 
 STEPS = 40
-# (processes, devices of each)
-PLACES = [(1, 4), (1, 2), (1, 1), (2, 4), (4, 1)]
-named = lambda place: f"{place[0]} process(es) of {place[1]}"
+
+
+class Place(NamedTuple):
+    processes: int
+    devices: int  # of each process
+    mesh: str = "fsdp=-1"
+    more: str = ""  # knobs that fewer devices may need
+
+    def __str__(self):
+        return " ".join([f"{self.processes} process(es) of {self.devices},", self.mesh, self.more]).strip()
+
+
+EIGHT = Place(1, 8)
+# Where the dense model goes on that was saved on eight devices, and where the mixture of experts does.
+PLACES = {
+    "dense": [
+        Place(1, 4),
+        Place(1, 2, more="train.accumulate=2 model.remat=full"),
+        Place(1, 1),
+        Place(2, 4),
+        Place(4, 1),
+        Place(2, 4, "context=4 tensor=2"),
+    ],
+    "experts": [
+        Place(1, 8, "fsdp=2 tensor=2 context=2"),
+        Place(1, 8, "expert=4 fsdp=2"),
+        Place(1, 8, "stage=2 fsdp=4"),
+        Place(2, 1, "stage=2"),
+        Place(2, 4, "stage=2 expert=2 tensor=2"),
+    ],
+}
+MODELS = {
+    "dense": [],
+    "experts": ["--config.model.n_layers=2", "--config.model.n_experts=4", "--config.model.n_shared_experts=1"],
+}
+GOING_ON = [(model, place) for model, places in PLACES.items() for place in places]
 
 PERMUTED = """
 import sys
@@ -49,20 +84,20 @@ def folder(tmp_path_factory):
     return made
 
 
-def train(folder, name: str, place: tuple[int, int], stop_at: int | None = None, seed: int | None = None) -> None:
+def train(folder, name: str, place: Place, model: str = "dense", stop_at: int | None = None, seed: int | None = None) -> None:
     """A run, or the rest of one. stop_at: stop it by a signal once it has logged this step. seed: of the permutation of rows."""
-    n, devices = place
-    flags = ["--config.model.compute_dtype=float32", "--config.mesh.preset=fsdp"]
-    how = dict(JAX_NUM_CPU_DEVICES=str(devices))
+    flags = ["--config.model.compute_dtype=float32", *MODELS[model]]
+    flags += [f"--config.mesh.{size}" for size in place.mesh.split()] + [f"--config.{knob}" for knob in place.more.split()]
+    how = dict(JAX_NUM_CPU_DEVICES=str(place.devices))
     if seed is not None:
         flags, how = [*flags, str(seed)], how | {"program": ("-c", PERMUTED)}
     if stop_at is None:
-        run(folder, name, n, *flags, **how)
+        run(folder, name, place.processes, *flags, **how)
         return
-    job = start(folder, name, n, *flags, **how)
+    job = start(folder, name, place.processes, *flags, **how)
     job[0].wait_for(stop_at)
     job[0].process.send_signal(signal.SIGTERM)
-    assert [p.end() for p in job] == [75] * n, [p.told for p in job]
+    assert [p.end() for p in job] == [75] * place.processes, [p.told for p in job]
 
 
 def furthest(folder, name: str, other: str, after: int = 0) -> float:
@@ -77,44 +112,52 @@ def furthest(folder, name: str, other: str, after: int = 0) -> float:
 
 @pytest.fixture(scope="module")
 def stopped(folder):
-    """The step at which "stopped", on eight devices, was saved."""
-    train(folder, "stopped", (1, 8), stop_at=8)
-    return losses(folder / "stopped")[-1][0]
+    """model -> the step at which its run "MODEL stopped", on eight devices, was saved."""
+    for model in MODELS:
+        train(folder, f"{model} stopped", EIGHT, model, stop_at=8)
+    return {model: losses(folder / f"{model} stopped")[-1][0] for model in MODELS}
 
 
 @pytest.fixture(scope="module")
-def control(folder, stopped):
-    """How far permuted rows drift from the rest of the run on eight devices."""
-    copied(folder, "whole")
-    train(folder, "whole", (1, 8))
+def controls(folder, stopped):
+    """model -> how far permuted rows drift from the rest of its run on eight devices."""
+    return {model: control(folder, model, step) for model, step in stopped.items()}
+
+
+def control(folder, model: str, step: int) -> float:
+    copied(folder, model, "whole")
+    train(folder, f"{model} whole", EIGHT, model)
     for seed in (1, 2, 3):
-        copied(folder, f"permuted {seed}")
-        train(folder, f"permuted {seed}", (1, 8), seed=seed)
-    found = max(furthest(folder, "whole", f"permuted {seed}", stopped) for seed in (1, 2, 3))
+        copied(folder, model, f"permuted {seed}")
+        train(folder, f"{model} permuted {seed}", EIGHT, model, seed=seed)
+    found = max(furthest(folder, f"{model} whole", f"{model} permuted {seed}", step) for seed in (1, 2, 3))
     assert found > 0
     return found
 
 
-def copied(folder, name: str) -> None:
-    shutil.copytree(folder / "stopped", folder / name)
+def copied(folder, model: str, name: str) -> None:
+    shutil.copytree(folder / f"{model} stopped", folder / f"{model} {name}")
 
 
-@pytest.mark.parametrize("place", PLACES, ids=named)
-def test_a_run_of_eight_devices_goes_on_elsewhere(folder, stopped, control, place):
-    name = f"on {named(place)}"
-    copied(folder, name)
-    train(folder, name, place)
-    assert furthest(folder, name, "whole", stopped) <= 4 * control
+@pytest.mark.parametrize(("model", "place"), GOING_ON, ids=str)
+def test_a_run_of_eight_devices_goes_on_elsewhere(folder, stopped, controls, model, place):
+    name = f"{model} on {place}"
+    copied(folder, model, f"on {place}")
+    train(folder, name, place, model)
+    assert furthest(folder, name, f"{model} whole", stopped[model]) <= 4 * controls[model]
 
 
-def test_a_run_of_eight_devices_goes_on_with_two_processes_and_comes_back(folder, stopped, control):
-    copied(folder, "back")
-    train(folder, "back", (2, 1), stop_at=stopped + 4)
-    train(folder, "back", (1, 8))
-    assert furthest(folder, "back", "whole", stopped) <= 4 * control
+@pytest.mark.parametrize(("model", "place"), [("dense", Place(2, 1)), ("experts", PLACES["experts"][-1])], ids=str)
+def test_a_run_of_eight_devices_goes_on_with_two_processes_and_comes_back(folder, stopped, controls, model, place):
+    name = f"{model} back"
+    copied(folder, model, "back")
+    train(folder, name, place, model, stop_at=stopped[model] + 4)
+    train(folder, name, EIGHT, model)
+    assert furthest(folder, name, f"{model} whole", stopped[model]) <= 4 * controls[model]
 
 
 RESTORE = """
+import json
 import sys
 
 import jax
@@ -127,7 +170,8 @@ from gpt4o_jax.parallel.cluster import find
 from gpt4o_jax.training.loop import restore_state, save_state
 from gpt4o_jax.training.program import build
 
-index, n, port, source, target, step = *map(int, sys.argv[1:4]), *map(epath.Path, sys.argv[4:6]), int(sys.argv[6])
+index, n, port, step = map(int, sys.argv[1:5])
+source, target, sizes = *map(epath.Path, sys.argv[5:7]), json.loads(sys.argv[7])
 
 
 class Corpus:
@@ -135,7 +179,7 @@ class Corpus:
 
 
 with parallel.joined(find(f"127.0.0.1:{port}", n, index, {}) if n > 1 else None, 60, 60):
-    mesh = parallel.make_mesh(MeshConfig(data=1, fsdp=-1))
+    mesh = parallel.make_mesh(MeshConfig(**sizes))
     with jax.set_mesh(mesh), Store(target / "checkpoints") as store:
         program = build(run.read_config(source), mesh)
         state = restore_state(Store(source / "checkpoints"), step, program.shapes, program.shardings)
@@ -143,19 +187,24 @@ with parallel.joined(find(f"127.0.0.1:{port}", n, index, {}) if n > 1 else None,
 """
 
 
-def test_arrays_are_the_same_on_any_number_of_devices_and_processes(folder, stopped):
-    """Saved by one process with eight devices, then restored, sharded over all devices and saved by each place, then by eight."""
-    before, wanted = folder / "stopped", digest(folder / "stopped", stopped)
-    for place in [*PLACES, (1, 8)]:
-        (n, devices), port = place, str(free_port())
-        after = folder / f"arrays {named(place)}"
+@pytest.mark.parametrize("model", MODELS)
+def test_arrays_are_the_same_on_any_mesh(folder, stopped, model):
+    """Saved by one process with eight devices, then restored into its shards and saved by each place, then by eight."""
+    before, step = folder / f"{model} stopped", stopped[model]
+    wanted = digest(before, step)
+    for place in [*PLACES[model], EIGHT]:
+        after, port = folder / f"{model} arrays {place}", free_port()
         after.mkdir()
-        command = lambda i: [sys.executable, "-c", RESTORE, str(i), str(n), port, str(before), str(after), str(stopped)]
-        variables = environment(folder, JAX_NUM_CPU_DEVICES=str(devices))
-        job = [subprocess.Popen(command(i), env=variables, stderr=subprocess.PIPE, text=True) for i in range(n)]
+        sizes = json.dumps({axis: int(n) for axis, n in (size.split("=") for size in place.mesh.split())})
+        rest = [str(x) for x in (place.processes, port, step, before, after, sizes)]
+        variables = environment(folder, JAX_NUM_CPU_DEVICES=str(place.devices))
+        job = [
+            subprocess.Popen([sys.executable, "-c", RESTORE, str(i), *rest], env=variables, stderr=subprocess.PIPE, text=True)
+            for i in range(place.processes)
+        ]
         told = [p.communicate(timeout=300)[1] for p in job]
-        assert [p.returncode for p in job] == [0] * n, told
-        assert digest(after, stopped) == wanted
+        assert [p.returncode for p in job] == [0] * place.processes, told
+        assert digest(after, step) == wanted
         shutil.copy(before / "config.json", after)
         before = after
 
@@ -164,10 +213,10 @@ def test_arrays_are_the_same_on_any_number_of_devices_and_processes(folder, stop
 
 
 def test_fresh_runs_of_one_two_and_four_processes_are_as_near_as_permuted_rows(folder):
-    for name, place, seed in [("of 1", (1, 1), None), ("of 2", (2, 1), None), ("of 4", (4, 1), None)] + [
-        (f"of 1, permuted {seed}", (1, 1), seed) for seed in (1, 2, 3)
-    ]:
-        train(folder, name, place, seed=seed)
+    for n in (1, 2, 4):
+        train(folder, f"of {n}", Place(n, 1))
+    for seed in (1, 2, 3):
+        train(folder, f"of 1, permuted {seed}", Place(1, 1), seed=seed)
     allowed = 4 * max(furthest(folder, "of 1", f"of 1, permuted {seed}") for seed in (1, 2, 3))
     assert 0 < furthest(folder, "of 1", "of 2") <= allowed
     assert 0 < furthest(folder, "of 1", "of 4") <= allowed

@@ -127,6 +127,13 @@ def test_bytes_by_axis_are_those_of_the_arrays(preset):
     check(knobs, "ring over context=2" if preset == "context" else "splash", EXPECTED[preset])
 
 
+def test_muon_exchanges_matrices_once_there_and_once_back():
+    """Over fsdp, then over tensor, in float32. Two layers on eight devices: stacks are padded to eight matrices."""
+    moved = 2 * 4 * LAYERS // L
+    expected = {"fsdp": parameters(2) + moved, "tensor": residual_stream(B // 4 * T * D) + moved}
+    check({"mesh.preset": "fsdp_tensor", "optimizer.name": "muon"}, "splash", expected)
+
+
 def test_a_ring_goes_round():
     sizes = {"mesh.data": 1, "mesh.fsdp": 2, "mesh.context": 4}
     check(sizes, "ring over context=4", {"fsdp": parameters(1), "context": ring(4, B // 2) + gradients(2)})

@@ -18,7 +18,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from gpt4o_jax import parallel
-from gpt4o_jax.config import MeshConfig, ModelConfig, RunConfig, TrainConfig
+from gpt4o_jax.config import MeshConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from gpt4o_jax.config_mesh import PRESETS
 from gpt4o_jax.model import gpt
 from gpt4o_jax.training.collectives import _members, collectives
@@ -61,12 +61,12 @@ KINDS = {
 
 
 @functools.cache
-def program(name: str, kind: str = ""):
+def program(name: str, kind: str = "", optimizer: str = "adamw"):
     kind = kind or ("experts" if name == "expert" else "dense")
     sizes = dict(vocab_size=V, context_length=T, n_layers=L, d_model=D, n_heads=HEADS, d_ff=F)
     model = ModelConfig(**sizes | KINDS[kind], remat="full", compute_dtype="float32")
     train = TrainConfig(batch_size=B, loss_chunk=T, steps_per_dispatch=1)
-    config = RunConfig(model=model, train=train, mesh=MESHES[name])
+    config = RunConfig(model=model, train=train, mesh=MESHES[name], optimizer=OptimizerConfig(name=optimizer))
     built = build(config, parallel.make_mesh(config.mesh))
     with jax.set_mesh(built.mesh):
         lowered = built.lower(100, np.ones(V, np.int32))
@@ -92,9 +92,13 @@ def test_a_way_that_the_partitioner_does_not_know_is_heard():
     assert "nvoluntary full rematerialization" in told[0]
 
 
-@pytest.mark.parametrize(("name", "kind"), [*((name, "") for name in MESHES), *((name, "windowed experts") for name in PRESETS)])
-def test_no_array_is_made_whole_for_want_of_a_way_between_two_shardings(name, kind):
-    assert "nvoluntary full rematerialization" not in program(name, kind)[2]
+WAYS = [(name, "", "adamw") for name in MESHES]
+WAYS += [(name, *how) for name in PRESETS for how in [("windowed experts", "adamw"), ("", "muon")]]
+
+
+@pytest.mark.parametrize(("name", "kind", "optimizer"), WAYS)
+def test_no_array_is_made_whole_for_want_of_a_way_between_two_shardings(name, kind, optimizer):
+    assert "nvoluntary full rematerialization" not in program(name, kind, optimizer)[2]
 
 
 def too_large(built, text: str) -> tuple[set[int], set[int]]:
@@ -112,10 +116,10 @@ def too_large(built, text: str) -> tuple[set[int], set[int]]:
     return stacked & sizes, {size for size in sizes - weights if size > rows * T * D}
 
 
-@pytest.mark.parametrize("kind", ["", "windowed experts"])
+@pytest.mark.parametrize(("kind", "optimizer"), [("", "adamw"), ("windowed experts", "adamw"), ("", "muon")])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_no_device_gathers_all_layers_or_the_whole_batch(preset, kind):
-    built, text, _ = program(preset, kind)
+def test_no_device_gathers_all_layers_or_the_whole_batch(preset, kind, optimizer):
+    built, text, _ = program(preset, kind, optimizer)
     assert bool(gathered(text)) == (preset != "dp"), "the text is read"
     assert too_large(built, text) == (set(), set())
 

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from gpt4o_jax import parallel
-from gpt4o_jax.config import MeshConfig, ModelConfig, RunConfig
+from gpt4o_jax.config import MeshConfig, ModelConfig, OptimizerConfig, RunConfig
 from gpt4o_jax.config_mesh import AXES, PRESETS
 from gpt4o_jax.errors import RunError
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.parallel import mesh as mesh_module
-from gpt4o_jax.training.optimizer import OPTIMIZERS
+from gpt4o_jax.training.optimizer import OPTIMIZERS, make_optimizer
 from gpt4o_jax.training.program import build
 from tests.parallel.meshes import MODELS, initial_state, mesh_of, one_device, with_optimizer
 
@@ -177,3 +177,25 @@ def test_gpus_of_several_hosts_are_one_mesh(monkeypatch, capsys, sizes, axes, to
     assert crossed(monkeypatch, devices, **sizes) == axes
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == bool(told) and re.search(told, "".join(lines))
+
+
+# Meshes that split matrices by rows, by columns and by both, and stacks of layers and experts, which do not divide evenly.
+SPLIT = [dict(fsdp=8), dict(data=2, tensor=4), dict(fsdp=4, tensor=2), dict(fsdp=2, tensor=2, stage=2), dict(expert=4, fsdp=2)]
+
+
+@pytest.mark.parametrize("sizes", SPLIT, ids=str)
+def test_muon_makes_the_same_update_of_sharded_matrices(sizes):
+    """To rounding: a device has the matrices that it orthogonalises whole, but in other numbers at once."""
+    grads, config = born_in_shards((), "experts"), OptimizerConfig(name="muon", weight_decay=0.0, clip_norm=0.0)
+
+    def updates(mesh):
+        with jax.set_mesh(mesh):
+            axes = gpt.logical_axes(gpt.GPT(MODELS["experts"], Compute("cpu", "float32")))
+            muon, shardings = make_optimizer(config, axes), parallel.shardings(axes, mesh)
+            update = lambda grads: muon.update(grads, muon.init(grads), grads)[0]
+            return jax.device_get(jax.jit(update, in_shardings=(shardings,), out_shardings=shardings)(grads))
+
+    def close(got, wanted):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
+
+    jax.tree.map(close, updates(mesh_of(**sizes)), updates(one_device()))
