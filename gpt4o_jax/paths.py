@@ -43,6 +43,11 @@ def of_user(path) -> epath.Path:
     return found
 
 
+def entries(folder: epath.Path) -> list[epath.Path]:
+    """What is in a folder. Without the empty object by which Google's console shows a new folder: epath lists it as a member."""
+    return [p for p in folder.iterdir() if is_local(folder) or p.name != folder.name or p.exists()]
+
+
 def run_folder(name: str, path) -> epath.Path:
     """`of_user` for a folder with checkpoints. name: the flag or knob that gives it.
 
@@ -105,6 +110,14 @@ def appearing_whole(path: Path) -> Iterator[Path]:
             shutil.rmtree(beside, ignore_errors=True)
         else:
             beside.unlink(missing_ok=True)
+
+
+def upload(here: Path, there: epath.Path) -> None:
+    """Copies the files below a folder of this machine to another folder, perhaps of an object store."""
+    for path in sorted(p for p in here.rglob("*") if p.is_file()):
+        target = there / path.relative_to(here).as_posix()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
 
 
 def without_package(path, e: ImportError) -> RunError:

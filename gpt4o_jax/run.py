@@ -30,7 +30,7 @@ from gpt4o_jax.errors import ExitCode, RunError, data_error
 from gpt4o_jax.model import gpt, lora
 from gpt4o_jax.model.attention import implementation
 from gpt4o_jax.ops.compute import Compute, resolve_dtype
-from gpt4o_jax.paths import of_user, run_folder
+from gpt4o_jax.paths import entries, of_user, run_folder
 
 
 @dataclasses.dataclass
@@ -127,7 +127,7 @@ def open_folder(
     if workdir.exists() and not workdir.is_dir():
         raise RunError(f"--workdir={workdir}: a file, expected a folder")
     resumed = (workdir / "config.json").exists()
-    if not resumed and workdir.exists() and any(workdir.iterdir()):
+    if not resumed and workdir.exists() and entries(workdir):
         raise RunError(f"--workdir={workdir}: not empty and no run folder (no config.json); give a new or empty folder")
     if resumed:
         if parallel.is_leader():
@@ -169,7 +169,7 @@ def open_folder(
         write_config(workdir, config)  # last: it makes the folder a run folder
     except OSError as e:
         with contextlib.suppress(OSError):  # leftovers would make the folder look like something else's
-            for left in workdir.iterdir() if not (workdir / "config.json").exists() else ():
+            for left in entries(workdir) if not (workdir / "config.json").exists() else ():
                 left.unlink()
         raise RunError(f"--workdir={workdir}: cannot write ({e.strerror or e})", ExitCode.STORAGE) from None
     return config, corpus

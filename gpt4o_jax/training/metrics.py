@@ -13,7 +13,7 @@ from etils import epath
 
 from gpt4o_jax.config import RunConfig, flatten, to_dict
 from gpt4o_jax.errors import RunError, data_error
-from gpt4o_jax.paths import is_local
+from gpt4o_jax.paths import is_local, upload
 
 _UPLOAD_SECONDS = 60  # between two uploads of the records to gs://
 
@@ -66,14 +66,16 @@ class MetricsWriter:
             self._wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
     def flush(self) -> None:
-        """Uploads records and events to gs://; called before a checkpoint, so that a run resumed from it has them."""
+        """Uploads records and events to gs://; called before a checkpoint, so that a run resumed from it has all records.
+
+        The last few events may be missing: tensorboardX's thread has them.
+        """
         if self._whole is not None:
             self._path.write_text("".join(self._whole))
             self._written = time.monotonic()
         if self._here is not None:
-            self._board.mkdir(parents=True, exist_ok=True)
-            for name in os.listdir(self._here.name):
-                (self._board / name).write_bytes(pathlib.Path(self._here.name, name).read_bytes())
+            self._events.flush()  # or it would write every two minutes; does nothing once closed
+            upload(pathlib.Path(self._here.name), self._board)
 
     def close(self) -> None:
         if self._file is not None:

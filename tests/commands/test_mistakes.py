@@ -14,7 +14,8 @@ from gpt4o_jax import __main__ as entry
 from gpt4o_jax.checkpoint import manifest
 from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.errors import ExitCode, storage_error
-from gpt4o_jax.training import loop  # noqa: F401  (Optax calls jax.jit on import, though it compiles nothing)
+from gpt4o_jax.model import quantization  # noqa: F401  (calls jax.jit on import, which compiles nothing; so does Optax)
+from gpt4o_jax.training import loop  # noqa: F401
 from tests.commands.conftest import FROM_RUN
 
 USAGE, DATA, STORAGE = ExitCode.USAGE, ExitCode.DATA, ExitCode.STORAGE

@@ -57,11 +57,13 @@ def free_port() -> int:
 
 
 class Process:
-    """One training process; `step` is the last one that it has logged. program: what Python runs."""
+    """One training process; `step` is the last one that it has logged. program: what Python runs. name: of its run in `folder`,
+    or an address, as gs://BUCKET/NAME.
+    """
 
     def __init__(self, folder, name: str, *flags: str, program: tuple = ("-m", "gpt4o_jax"), **variables: str):
         command = [sys.executable, *program, "train", f"--config={folder / 'config.py'}"]
-        command += [f"--workdir={folder / name}", *flags]
+        command += [f"--workdir={name if '://' in name else folder / name}", *flags]
         self.process = subprocess.Popen(
             command, env=environment(folder, **variables), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
