@@ -98,8 +98,10 @@ def orthogonalise(x_lmn: jax.Array, dtype) -> jax.Array:
 
     a, b, c = COEFFICIENTS
     x_lmn = x_lmn / (jnp.sqrt(sum_of_squares(x_lmn, keep=1))[:, None, None] + 1e-8)
-    for _ in range(ITERATIONS):
+
+    def iteration(_, x_lmn):
         gram_lmm = product("lmn,lkn->lmk", x_lmn, x_lmn)
         poly_lmm = b * gram_lmm + c * product("lmk,lkj->lmj", gram_lmm, gram_lmm)
-        x_lmn = a * x_lmn + product("lmk,lkn->lmn", poly_lmm, x_lmn)
-    return x_lmn
+        return a * x_lmn + product("lmk,lkn->lmn", poly_lmm, x_lmn)
+
+    return jax.lax.fori_loop(0, ITERATIONS, iteration, x_lmn)  # unrolled, a step takes 1.4 times as long to compile for TPUs
