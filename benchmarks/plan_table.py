@@ -196,9 +196,9 @@ def table() -> list[str]:
         " tpu7x the gradients of layers are reduce-scattered. With tensor, context or expert besides fsdp, most weights are"
         " all-gathered and most gradients reduce-scattered, or passed around while matmuls run (collective-permute).",
         "",
-        "Not yet compiled again: the rows of gpt4o, since b20bc55, before which each product of Muon's iteration gathered a stack of"
-        " matrices; most others, since two corrections: the order of devices (0a37024), and collective-permutes in loops, of which"
-        " too few were counted (91375cf).",
+        "Not yet compiled again: the rows of gpt4o, since b20bc55, before which each product of Muon's iteration gathered a stack"
+        " of matrices; most others, since two corrections: the order of devices (0a37024), and collective-permutes in loops, of"
+        " which too few were counted (91375cf).",
         "",
         *notes,
         "| model | T | slice | mesh | rows per batch | fits | GiB | bottleneck | seconds per step, at least"
