@@ -68,6 +68,10 @@ def _reach(path: epath.Path) -> None:
 
     def ask():
         try:
+            # gcsfs keeps listings, and would not see what other processes and TensorStore write or delete.
+            from fsspec.config import conf
+
+            conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
             path.stat()
         except FileNotFoundError:
             return
