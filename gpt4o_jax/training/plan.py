@@ -245,6 +245,10 @@ def remedies(config: RunConfig, sizes: dict[str, int]):
     while train.batch_size % (2 * micro * ways) == 0:
         micro *= 2
         yield also({"train.accumulate": micro})
+    rest, odd = divmod(train.batch_size, micro * ways)  # rows per device that halving does not reach
+    if rest > 1 and not odd:
+        micro *= rest
+        yield also({"train.accumulate": micro})
     while fsdp % 2 == 0 and model.kv_heads % (2 * tensor) == 0:
         fsdp, ways, tensor = fsdp // 2, ways // 2, tensor * 2
         micro = max(1, train.batch_size // ways)

@@ -395,6 +395,13 @@ def test_remedies_come_mildest_first():
     ]
 
 
+def test_micro_batches_of_one_row_a_device_and_then_fewer_rows_are_tried_for_odd_numbers_of_rows():
+    model = ModelConfig(vocab_size=64, n_heads=3, n_kv_heads=1, remat="offload")
+    config = RunConfig(model=model, train=TrainConfig(batch_size=24), optimizer=OptimizerConfig(offload=True))
+    found = [added for added in remedies(config, data=4) if any(name.startswith("train.") for name, _ in added)]
+    assert found == [[("train.accumulate", 2)], [("train.accumulate", 6)], [("train.accumulate", 1), ("train.batch_size", 4)]]
+
+
 def test_less_tensor_comes_before_more_micro_batches_while_rows_and_widths_divide():
     model = ModelConfig(vocab_size=64, d_model=64, n_heads=8, remat="offload")
     config = RunConfig(model=model, train=TrainConfig(batch_size=64), mesh=MeshConfig(fsdp=8, tensor=4))
