@@ -1,7 +1,7 @@
 """One model for four applications and chat: `pretrain` on the built-in corpus and all worlds, then `tune` on the worlds' answers.
 
 Hardware: 2 CPU cores.
-Time: 72 minutes on 2 cores for both stages.
+Time: 72 minutes on 2 cores for both stages; three times as long without AVX-512 (3.0 s a step instead of 1.0).
 Expected: the targets of all worlds but two, in the worse of two seeds: questions over two hops 67.5 % (target 75), tool calls
     90.5 % (95). Text: 1.433 bits per byte before tune, 1.422 after. Measured at 1e85acc, see BENCHMARKS.md.
 Command: bash launch/applications.sh, or
