@@ -1,6 +1,7 @@
 """Every user mistake ends a command with one line, the right exit code, nothing written and nothing compiled."""
 
 import errno
+import importlib
 import json
 import shutil
 import sys
@@ -14,8 +15,6 @@ from gpt4o_jax import __main__ as entry
 from gpt4o_jax.checkpoint import manifest
 from gpt4o_jax.data import tokenizer as tokenizers
 from gpt4o_jax.errors import ExitCode, storage_error
-from gpt4o_jax.model import quantization  # noqa: F401  (calls jax.jit on import, which compiles nothing; so does Optax)
-from gpt4o_jax.training import loop  # noqa: F401
 from tests.commands.conftest import FROM_RUN
 
 USAGE, DATA, STORAGE = ExitCode.USAGE, ExitCode.DATA, ExitCode.STORAGE
@@ -23,6 +22,9 @@ USAGE, DATA, STORAGE = ExitCode.USAGE, ExitCode.DATA, ExitCode.STORAGE
 
 @pytest.fixture
 def no_compiling(monkeypatch):
+    for module in ("model.quantization", "training.loop"):  # they, or Optax, call jax.jit on import, which compiles nothing
+        importlib.import_module(f"gpt4o_jax.{module}")
+
     def refuse(*_, **__):
         raise AssertionError("compiled before the mistake was told")
 
