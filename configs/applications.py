@@ -20,13 +20,13 @@ from gpt4o_jax.tasks.worlds import APPLICATIONS
 
 # stage: (share of rows that are text, tokens in the loss, length, peak learning rates of AdamW and Muon, part of it in decay)
 STAGES = {
-    "pretrain": (0.3, "all", "3000 steps", 3e-3, 0.01, 0.5),
-    "tune": (0.1, "answers", "4500 steps", 2e-3, 0.006, 0.8),
+    "pretrain": (0.3, "all", "3000 steps", 3e-3, 0.02, 0.5),
+    "tune": (0.1, "answers", "5000 steps", 2e-3, 0.006, 0.8),
     "without_text": (0.001, "answers", "1000 steps", 2e-3, 0.006, 0.8),
 }
 
 # relative weights of the worlds, 1 if not listed: questions and numbers need the most steps when trained alone
-WEIGHTS = {"questions": 12, "numbers": 3, "sentences": 1.5, "writing": 0.5, "arithmetic": 0.5}
+WEIGHTS = {"questions": 12, "numbers": 3, "sentences": 1.5, "tools": 1.5, "writing": 0.5, "arithmetic": 0.5}
 
 
 def get_config(stage="pretrain"):
