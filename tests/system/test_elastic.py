@@ -167,7 +167,7 @@ from gpt4o_jax import parallel, run
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.config import MeshConfig
 from gpt4o_jax.parallel.cluster import find
-from gpt4o_jax.training.loop import restore_state, save_state
+from gpt4o_jax.training.checkpoints import restore_state, save_state
 from gpt4o_jax.training.program import build
 
 index, n, port, step = map(int, sys.argv[1:5])

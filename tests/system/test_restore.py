@@ -26,7 +26,7 @@ from gpt4o_jax import parallel
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.config import MeshConfig, ModelConfig, OptimizerConfig, RunConfig
 from gpt4o_jax.parallel.cluster import find
-from gpt4o_jax.training.loop import restore_state, save_state
+from gpt4o_jax.training.checkpoints import restore_state, save_state
 from gpt4o_jax.training.program import build
 
 task, folder = sys.argv[1:3]

@@ -15,7 +15,7 @@ from gpt4o_jax.data.batches import Batch
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.run import load_params
-from gpt4o_jax.training.loop import restore_state, save_state
+from gpt4o_jax.training.checkpoints import restore_state, save_state
 from gpt4o_jax.training.optimizer import OPTIMIZERS, eval_params, make_optimizer
 from gpt4o_jax.training.state import create, state_shardings
 from gpt4o_jax.training.step import make_step

@@ -14,7 +14,8 @@ from etils import epath
 from gpt4o_jax import parallel
 from gpt4o_jax.config import LogConfig, ModelConfig, RunConfig, TrainConfig
 from gpt4o_jax.errors import RunError
-from gpt4o_jax.training import loop, metrics
+from gpt4o_jax.training import metrics
+from gpt4o_jax.training.logger import Logger
 from gpt4o_jax.training.metrics import Ledger, MetricsWriter, read_metrics
 
 QUIET = RunConfig(log=LogConfig(tensorboard=False))
@@ -184,7 +185,7 @@ def logger(workdir):
         train=TrainConfig(steps_per_dispatch=2, max_skipped_in_a_row=3),
         log=LogConfig(every=2, tensorboard=False),
     )
-    made = loop._Logger(config, workdir, 0, 8, None, parallel.make_mesh(devices=jax.devices()[:1]), Ledger())
+    made = Logger(config, workdir, 0, 8, None, parallel.make_mesh(devices=jax.devices()[:1]), Ledger())
     yield made
     made.close()
 
