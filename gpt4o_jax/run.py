@@ -123,39 +123,39 @@ def open_folder(
     Raises RunError if the folder is in use or holds something else, or a run of another config or text; and, before anything is
     written, if config, text, tokenizer and mesh do not fit together.
     """
-    platform = mesh.devices.flat[0].platform
     if workdir.exists() and not workdir.is_dir():
         raise RunError(f"--workdir={workdir}: a file, expected a folder")
-    resumed = (workdir / "config.json").exists()
-    if not resumed and workdir.exists() and entries(workdir):
+    if (workdir / "config.json").exists():
+        return _reopen(workdir, config, mesh, prepare, hold)
+    if workdir.exists() and entries(workdir) and not (workdir / _STAGED).exists():
         raise RunError(f"--workdir={workdir}: not empty and no run folder (no config.json); give a new or empty folder")
-    if resumed:
-        if parallel.is_leader():
-            hold(workdir)
-        stored, tokenizer = read_config(workdir), tokenizers.load(workdir)
-        config = _resolved(config, tokenizer, platform, stored)
-        _check_same(stored, config, workdir)
-        corpus = prepare(config, tokenizer)
-        _check_fit(config, corpus, mesh)
-        _check_corpus(workdir, corpus)
-        if config != stored and parallel.is_leader():  # so that other commands find a moved text, for example
-            write_config(workdir, config)
-        return config, corpus
-    origin_tokenizer = None
-    if not config.init.from_:
-        validate_router(config.model)
-    else:
-        start = origin.find(config.init.from_)
-        origin_tokenizer = start.store.meta(start.step)["tokenizer"]
-    corpus = prepare(config)
-    if origin_tokenizer not in (None, corpus.tokenizer.digest):
-        raise data_error(
-            f"config.init.from={config.init.from_}: its weights were trained with another tokenizer (digest {origin_tokenizer},"
-            f" here {corpus.tokenizer.digest}); add --config.tokenizer.path={config.init.from_}, no other knob of it"
-        )
-    config = _resolved(config, corpus.tokenizer, platform, None)
+    return _begin(workdir, config, mesh, prepare, hold)
+
+
+def _reopen(workdir: epath.Path, config: RunConfig, mesh, prepare: Callable, hold: Callable) -> tuple[RunConfig, Corpus]:
+    if parallel.is_leader():
+        hold(workdir)
+    stored, tokenizer = read_config(workdir), tokenizers.load(workdir)
+    config = _resolved(config, tokenizer, mesh, stored)
+    _check_same(stored, config, workdir)
+    corpus = prepare(config, tokenizer)
     _check_fit(config, corpus, mesh)
-    if config.init.from_:
+    _check_corpus(workdir, corpus)
+    if config != stored and parallel.is_leader():  # so that other commands find a moved text, for example
+        write_config(workdir, config)
+    return config, corpus
+
+
+def _begin(workdir: epath.Path, config: RunConfig, mesh, prepare: Callable, hold: Callable) -> tuple[RunConfig, Corpus]:
+    start = origin.find(config.init.from_) if config.init.from_ else None
+    if start is None:
+        validate_router(config.model)
+    corpus = prepare(config)
+    if start is not None:
+        _check_origin_tokenizer(config, corpus, start)
+    config = _resolved(config, corpus.tokenizer, mesh, None)
+    _check_fit(config, corpus, mesh)
+    if start is not None:
         with jax.set_mesh(mesh):
             model = gpt.GPT(config.model, Compute.on(mesh, config.model.compute_dtype))
             start.store.check(start.step, _weights(start.store, start.step), gpt.shapes(model))
@@ -165,8 +165,9 @@ def open_folder(
         workdir.mkdir(parents=True, exist_ok=True)
         if parallel.is_leader():
             hold(workdir)
+        staged = _stage_config(workdir, config)  # first: by it the next start knows the folder if this process is killed here
         corpus.tokenizer.save_in(workdir)
-        write_config(workdir, config)  # last: it makes the folder a run folder
+        staged.replace(workdir / "config.json")  # last: it makes the folder a run folder
     except OSError as e:
         with contextlib.suppress(OSError):  # leftovers would make the folder look like something else's
             for left in entries(workdir) if not (workdir / "config.json").exists() else ():
@@ -175,7 +176,16 @@ def open_folder(
     return config, corpus
 
 
-def _resolved(config: RunConfig, tokenizer: Tokenizer, platform: str, stored: RunConfig | None) -> RunConfig:
+def _check_origin_tokenizer(config: RunConfig, corpus: Corpus, start: origin.Origin) -> None:
+    theirs, ours = start.store.meta(start.step)["tokenizer"], corpus.tokenizer.digest
+    if theirs not in (None, ours):
+        raise data_error(
+            f"config.init.from={config.init.from_}: its weights were trained with another tokenizer (digest {theirs},"
+            f" here {ours}); add --config.tokenizer.path={config.init.from_}, no other knob of it"
+        )
+
+
+def _resolved(config: RunConfig, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, stored: RunConfig | None) -> RunConfig:
     """The config with model.vocab_size and model.compute_dtype set; "auto" stays what it was when the run began."""
     size = config.model.vocab_size or tokenizer.vocab_size
     if size < tokenizer.vocab_size:
@@ -183,7 +193,7 @@ def _resolved(config: RunConfig, tokenizer: Tokenizer, platform: str, stored: Ru
             f"config.model.vocab_size={size} is smaller than the tokenizer's {tokenizer.vocab_size} pieces;"
             f" nearest: {tokenizer.vocab_size}, or None to take it over"
         )
-    dtype = resolve_dtype(config.model.compute_dtype, platform)
+    dtype = resolve_dtype(config.model.compute_dtype, mesh.devices.flat[0].platform)
     if stored is not None and config.model.compute_dtype == "auto":
         dtype = stored.model.compute_dtype
     model = dataclasses.replace(config.model, vocab_size=size, compute_dtype=dtype)
@@ -280,9 +290,16 @@ def read_config(workdir: epath.Path) -> RunConfig:
 
 
 def write_config(workdir: epath.Path, config: RunConfig) -> None:
-    temporary = workdir / "config.json.tmp"
-    temporary.write_text(json.dumps(to_dict(config), indent=1) + "\n")
-    temporary.replace(workdir / "config.json")
+    _stage_config(workdir, config).replace(workdir / "config.json")
+
+
+_STAGED = "config.json.tmp"
+
+
+def _stage_config(workdir: epath.Path, config: RunConfig) -> epath.Path:
+    staged = workdir / _STAGED
+    staged.write_text(json.dumps(to_dict(config), indent=1) + "\n")
+    return staged
 
 
 def _fits(config: RunConfig) -> bool:

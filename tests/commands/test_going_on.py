@@ -12,6 +12,7 @@ import pytest
 from etils import epath
 
 from gpt4o_jax.__main__ import main
+from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import ExitCode
 from gpt4o_jax.paths import Hold
 
@@ -43,6 +44,20 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(train_args, c
     damage(copy, 20)
     assert "continuing from step 10 of 20" in command(*train_args(copy))[1]
     assert command(*train_args(copy))[0]["step"] == 20, "the damaged one that still lies there keeps nobody from going on"
+
+
+def test_a_start_killed_before_its_folder_is_whole_is_begun_again(train_args, tmp_path, command):
+    class Killed(BaseException):
+        pass
+
+    def save_half(self, folder):
+        (folder / "tokenizer.model").write_bytes(b"{")
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Tokenizer, "save_in", save_half)
+        main(train_args(tmp_path / "run"))
+    assert command(*train_args(tmp_path / "run"))[0]["step"] == 20
 
 
 # ---------------------------------------------------------------- two trainings in one folder
