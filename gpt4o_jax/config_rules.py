@@ -23,16 +23,36 @@ def _nearest_multiple(value: float, of: int) -> int:
 
 def validate(c) -> None:
     """Raises RunError for the first rule that the `RunConfig` c breaks."""
-    _validate_model(c.model)
-    m, stride = c.model, c.eval.stride or 0
-    if stride > m.context_length:
+    m, t = c.model, c.train
+    _validate_model(m)
+    if (c.eval.stride or 0) > m.context_length:
         raise RunError(
-            f"config.eval.stride={stride} is larger than model.context_length={m.context_length}: tokens between two windows"
-            f" would not be scored; nearest: eval.stride={m.context_length}"
+            f"config.eval.stride={c.eval.stride} is larger than model.context_length={m.context_length}: tokens between two"
+            f" windows would not be scored; nearest: eval.stride={m.context_length}"
         )
     if not c.sample.prompts:
         raise RunError("config.sample.prompts=(): expected at least one; ('',) starts from the beginning of a document")
-    t = c.train
+    _validate_train(t)
+    _validate_optimizer(c.optimizer)
+    if m.router_bias and c.optimizer.name == "schedule_free":
+        raise RunError(
+            "config.model.router_bias=true: optimizer.name=schedule_free averages weights by how it moved them, and does not move"
+            " this one; set router_bias=false, or optimizer.name=adamw"
+        )
+    if m.mtp_heads and not t.mtp_weight and c.objective.method == "next_token":
+        raise RunError(f"config.model.mtp_heads={m.mtp_heads} does nothing with train.mtp_weight=0; such as 0.3 (DeepSeek-V3)")
+    if t.patience and not (c.checkpoint.best and c.eval.every):
+        raise RunError(
+            f"config.train.patience={t.patience} waits for a better checkpoint.best at each evaluation; set eval.every, and"
+            " checkpoint.best, such as bits_per_byte"
+        )
+    _validate_intervals(c)
+    _validate_finetuning(c)
+    _validate_data(c.data)
+    _validate_mesh(c.mesh)
+
+
+def _validate_train(t) -> None:
     number, unit = parse_length(t.length)
     if unit == "steps" and number % t.steps_per_dispatch:
         raise RunError(
@@ -58,46 +78,34 @@ def validate(c) -> None:
         raise RunError(
             f"config.train.batch_warmup_start={t.batch_warmup_start} does nothing with batch_warmup_steps=0; set both, or neither"
         )
-    _validate_optimizer(c.optimizer)
-    if m.router_bias and c.optimizer.name == "schedule_free":
-        raise RunError(
-            "config.model.router_bias=true: optimizer.name=schedule_free averages weights by how it moved them, and does not move"
-            " this one; set router_bias=false, or optimizer.name=adamw"
-        )
-    if m.mtp_heads and not t.mtp_weight and c.objective.method == "next_token":
-        raise RunError(f"config.model.mtp_heads={m.mtp_heads} does nothing with train.mtp_weight=0; such as 0.3 (DeepSeek-V3)")
-    if t.patience and not (c.checkpoint.best and c.eval.every):
-        raise RunError(
-            f"config.train.patience={t.patience} waits for a better checkpoint.best at each evaluation; set eval.every, and"
-            " checkpoint.best, such as bits_per_byte"
-        )
+
+
+def _validate_intervals(c) -> None:
+    """Of checkpoints among themselves, and of everything that happens between two dispatches."""
     every, keep = c.checkpoint.every, c.checkpoint.keep_every
     if every and keep and keep % every and every % keep:
         raise RunError(
             f"config.checkpoint.keep_every={keep} is not a multiple of checkpoint.every={every}: of the checkpoints only those at"
             f" multiples of {math.lcm(keep, every)} would stay; nearest: keep_every={_nearest_multiple(keep, every)}"
         )
-    k = t.steps_per_dispatch
-    for name, every in (
-        ("log.every", c.log.every),
-        ("eval.every", c.eval.every),
-        ("sample.every", c.sample.every),
-        ("checkpoint.every", c.checkpoint.every),
-    ):
+    k = c.train.steps_per_dispatch
+    for name in ("log", "eval", "sample", "checkpoint"):
+        every = getattr(c, name).every
         if every % k:
             raise RunError(
-                f"config.{name}={every} is not a multiple of train.steps_per_dispatch={k};"
-                f" nearest: {name}={_nearest_multiple(every, k)}"
+                f"config.{name}.every={every} is not a multiple of train.steps_per_dispatch={k};"
+                f" nearest: {name}.every={_nearest_multiple(every, k)}"
             )
-    _validate_finetuning(c)
-    _validate_data(c.data)
-    sizes = c.mesh.wanted()
+
+
+def _validate_mesh(mesh) -> None:
+    sizes = mesh.wanted()
     if sum(v == -1 for v in sizes.values()) > 1:
         raise RunError(f"config.mesh={sizes}: at most one axis takes what is left (-1); give the others their sizes")
     for name, default in (("pipeline_microbatches", 0), ("pipeline_repeats", 1)):
-        if sizes["stage"] == 1 and getattr(c.mesh, name) != default:
+        if sizes["stage"] == 1 and getattr(mesh, name) != default:
             raise RunError(
-                f"config.mesh.{name}={getattr(c.mesh, name)} does nothing without stages; set mesh.stage, such as 2, or leave it"
+                f"config.mesh.{name}={getattr(mesh, name)} does nothing without stages; set mesh.stage, such as 2, or leave it"
                 f" at {default}"
             )
 

@@ -52,8 +52,6 @@ def main(flags: dict, overrides: dict[str, str]) -> dict:
 def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
     import dataclasses
 
-    import jax
-
     from gpt4o_jax.config_rules import validate_sizes
     from gpt4o_jax.console import say
     from gpt4o_jax.data.corpus import expected_vocab_size
@@ -72,63 +70,75 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
         overrides = overrides | spread  # for the remedies too
         whole, rest = divmod(config.train.batch_size, slices)
         each = f"batch_size={config.train.batch_size}" + ("" if rest else f": {whole} a slice")
-        knobs = " ".join(f"--config.{name}={value}" for name, value in spread.items())
-        say(f"{slices} slices along data, each with the mesh of the config; {each} ({knobs})")
+        say(f"{slices} slices along data, each with the mesh of the config; {each} ({_knobs(spread)})")
     sizes = config.mesh.sizes(everything)
     axis_between(slices, sizes)
     validate_sizes(config, sizes)
-    rows = config.train.batch_size
+    facts = {
+        "topology": flags["topology"],
+        "slices": slices,
+        "chips": chips * slices,
+        "batch_size": config.train.batch_size,
+        "parameters": flops.parameter_count(config.model),
+        "flops_per_token": flops.train_flops_per_token(config.model, config.lora.rank > 0),
+    }
+    planned, devices = _devices(config, flags, everything)
+    facts["estimate"] = devices[0].platform == "cpu"
+    mesh = make_mesh(planned.mesh, devices)
+    if config.objective.method != "next_token":
+        facts["planned_as"] = "next_token"
+        say(f"planned as ordinary training on rows of as many tokens: {_BESIDE[config.objective.method]}")
+    if flags["show"]:
+        return facts | _show_sharding(planned, mesh)
+    say(f"{facts['parameters']:,} parameters, {facts['flops_per_token']:,.0f} FLOP a token; compiling for {mesh.size} devices")
+    result = facts | plan.compile_step(planned, mesh, None if facts["estimate"] else chip)
+    if "pipeline" in result:
+        p = result["pipeline"]
+        say(f"{p['stages']} stages, repeats: {p['repeats']}, {p['micro_batches']} micro-batches: bubble {p['bubble']:.1%}")
+    _say_memory(result)
+    if result.get("fits") is False:
+        result |= _try_remedies(planned, sizes, flags, overrides) if flags["try_seconds"] else {"fits_with": None, "tried": []}
+    elif not facts["estimate"]:
+        result["rates"] = chip._asdict() | {"source": topology.source(family)}
+        _say_roofline(result)
+    for c in result.get("collectives", ()):
+        say(f"{c['kind']:<18} over {c['axes']:<12} {c['count']:>6} x, {c['bytes'] / 1e9:,.3f} GB a step")
+    return result
+
+
+def _devices(config, flags: dict, everything: int):
+    """(config, devices): those of the slices, by libtpu; without it, 8 CPU devices and a config whose mesh has their number."""
+    import jax
+
+    from gpt4o_jax.console import say
+    from gpt4o_jax.training import topology
+
     try:
-        devices, estimate = topology.described_devices(flags["topology"], slices), False
+        return config, topology.described_devices(flags["topology"], flags["slices"])
     except ImportError:
         n = everything
         if not flags["show"]:  # the shards per device are then larger, and the compiler is a different one
             config, n = topology.stand_in(config, everything)
         jax.config.update("jax_num_cpu_devices", n)
-        devices, estimate, chip, slices = jax.local_devices(backend="cpu")[:n], True, None, 1
         if n < everything:
             say(f"ESTIMATE: libtpu is not installed (requirements-tpu.txt), so {n} CPU devices stand in for {everything}")
-    mesh = make_mesh(config.mesh, devices)
-    facts = {
-        "topology": flags["topology"],
-        "slices": flags["slices"],
-        "chips": chips * flags["slices"],
-        "estimate": estimate,
-        "batch_size": rows,
-        "parameters": flops.parameter_count(config.model),
-        "flops_per_token": flops.train_flops_per_token(config.model, config.lora.rank > 0),
-    }
-    if config.objective.method != "next_token":
-        facts["planned_as"] = "next_token"
-        say(f"planned as ordinary training on rows of as many tokens: {_BESIDE[config.objective.method]}")
-    if flags["show"]:
-        program = plan.build(config, mesh)
-        with jax.set_mesh(mesh):
-            rows = plan.show_sharding(program)
-        _print_table([[name.replace("_", " ") for name in rows[0]], *([_plain(cell) for cell in row.values()] for row in rows)])
-        return facts | {"mesh": dict(mesh.shape), "sharding": rows}
-    say(f"{facts['parameters']:,} parameters, {facts['flops_per_token']:,.0f} FLOP a token; compiling for {mesh.size} devices")
-    result = facts | plan.compile_step(config, mesh, chip)
-    if "pipeline" in result:
-        p = result["pipeline"]
-        say(f"{p['stages']} stages, repeats: {p['repeats']}, {p['micro_batches']} micro-batches: bubble {p['bubble']:.1%}")
-    _say_memory(say, result)
-    if result.get("fits") is False:
-        result |= _try_remedies(config, sizes, flags, overrides) if flags["try_seconds"] else {"fits_with": None, "tried": []}
-    elif chip is not None:
-        r = result["roofline"]
-        result["rates"] = chip._asdict() | {"source": topology.source(family)}
-        say(
-            f"rates of a chip: {chip.flops / 1e12:g} TFLOP/s in bfloat16; GB/s: HBM {chip.hbm_rate / 1e9:g},"
-            f" ICI {chip.ici / 1e9:g}, DCN {chip.dcn / 1e9:g} ({topology.source(family)})"
-        )
-        say(
-            f"a step takes at least {r['step_seconds_at_least']:.3f} s ({r['bound_by']}), MFU at most {r['mfu_at_most']:.1%}"
-            f" ({r['mfu_causal_at_most']:.1%} without masked keys)"
-        )
-    for c in result.get("collectives", ()):
-        say(f"{c['kind']:<18} over {c['axes']:<12} {c['count']:>6} x, {c['bytes'] / 1e9:,.3f} GB a step")
-    return result
+        return config, jax.local_devices(backend="cpu")[:n]
+
+
+def _show_sharding(config, mesh) -> dict:
+    import jax
+
+    from gpt4o_jax.training import plan
+
+    program = plan.build(config, mesh)
+    with jax.set_mesh(mesh):
+        rows = plan.show_sharding(program)
+    _print_table([[name.replace("_", " ") for name in rows[0]], *([_plain(cell) for cell in row.values()] for row in rows)])
+    return {"mesh": dict(mesh.shape), "sharding": rows}
+
+
+def _knobs(overrides: dict) -> str:
+    return " ".join(f"--config.{name}={value}" for name, value in overrides.items())
 
 
 def _plain(cell) -> str:
@@ -146,7 +156,23 @@ def _print_table(rows: list[list[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)), row[-1].rjust(widths[-1]))
 
 
-def _say_memory(say, result: dict) -> None:
+def _say_roofline(result: dict) -> None:
+    from gpt4o_jax.console import say
+
+    rates, r = result["rates"], result["roofline"]
+    say(
+        f"rates of a chip: {rates['flops'] / 1e12:g} TFLOP/s in bfloat16; GB/s: HBM {rates['hbm_rate'] / 1e9:g},"
+        f" ICI {rates['ici'] / 1e9:g}, DCN {rates['dcn'] / 1e9:g} ({rates['source']})"
+    )
+    say(
+        f"a step takes at least {r['step_seconds_at_least']:.3f} s ({r['bound_by']}), MFU at most {r['mfu_at_most']:.1%}"
+        f" ({r['mfu_causal_at_most']:.1%} without masked keys)"
+    )
+
+
+def _say_memory(result: dict) -> None:
+    from gpt4o_jax.console import say
+
     sizes = {name: f"{name} {size / 1e9:.2f}" for name, size in result["bytes"].items() if size is not None}
     if "arguments" in sizes:  # which include these two
         sizes["arguments"] += f" ({sizes.pop('parameters')}, {sizes.pop('optimizer')})"
@@ -179,7 +205,7 @@ def _try_remedies(config, sizes: dict[str, int], flags: dict, overrides: dict[st
     tried = []
     open_ones = lambda: sum(t["fits"] is None for t in tried)
     for knobs in remedies(config, sizes):
-        told = " ".join(f"--config.{name}={value}" for name, value in knobs.items())
+        told = _knobs(knobs)
         say(f"trying {told}")
         result = _tried(flags, overrides | knobs)
         if isinstance(result, str):
@@ -191,7 +217,7 @@ def _try_remedies(config, sizes: dict[str, int], flags: dict, overrides: dict[st
             milder = f"; of {len(tried) - 1} milder ones {n} were not compiled, and may fit too" if (n := open_ones()) else ""
             say(f"fits with {told}{milder}")
             return {"fits_with": {"knobs": knobs, "bytes": result["bytes"], "roofline": result["roofline"]}, "tried": tried}
-        _say_memory(say, result)
+        _say_memory(result)
     if n := open_ones():
         say(f"nothing that was compiled fits; {n} of {len(tried)} remedies were not compiled, and may: raise --try_seconds")
     else:

@@ -133,6 +133,56 @@ def gradients(
     return parts, grads, weight
 
 
+def advance(
+    optimizer: optax.GradientTransformationExtraArgs,
+    config: RunConfig,
+    state: TrainState,
+    grads: dict,
+    finite: jax.Array,
+    lr_factor: jax.Array,
+    load: jax.Array | None,
+):
+    """The state after a step with these gradients, and the norm of the update to the weights.
+
+    finite: whether the loss and all gradients are. If not, only the counters change, and the data moves on. lr_factor: of the
+    learning-rate schedule. load: tokens of each expert, by which router biases are balanced.
+    """
+
+    def apply(params, updates):
+        new = optax.apply_updates(params, updates)
+        balancing = config.model.router_bias and load is not None and state.base is None
+        return moe.rebalanced(new, params, load, config.train.router_bias_rate) if balancing else new
+
+    # lax.cond rather than jnp.where: XLA then updates parameters and optimizer state in place, without copies.
+    zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
+    update = lambda grads, opt_state: optimizer.update(grads, opt_state, state.params, lr_factor=lr_factor)
+    old_opt_state = state.opt_state
+    if config.optimizer.offload:
+        old_opt_state = jax.device_put(old_opt_state, jax.memory.Space.Device)
+    updates, opt_state = jax.lax.cond(finite, update, lambda grads, old: (zeros(grads), old), grads, old_opt_state)
+    if config.optimizer.offload:
+        lies = jax.tree.map(lambda old: jax.typeof(old).memory_space, state.opt_state)
+        opt_state = jax.tree.map(jax.device_put, opt_state, lies)
+    update_norm = global_norm(updates)
+    params = jax.lax.cond(finite, apply, lambda p, u: p, state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        decay = config.optimizer.ema_decay
+        ema = jax.tree.map(lambda e, p: jnp.where(finite, e * decay + p * (1 - decay), e), ema, params)
+    skipped = jnp.where(finite, 0, 1)
+    new_state = TrainState(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        ema=ema,
+        rng=state.rng,
+        skipped_steps=state.skipped_steps + skipped,
+        skipped_in_a_row=(state.skipped_in_a_row + skipped) * skipped,
+        base=state.base,
+    )
+    return new_state, update_norm
+
+
 def make_step(
     model: GPT,
     optimizer: optax.GradientTransformationExtraArgs,
@@ -152,43 +202,10 @@ def make_step(
         key = jax.random.fold_in(state.rng, state.step)
         losses, grads, weight = gradients(model, state.params, batch, config, key, count, state.base, loss)
         grad_norm = global_norm(grads)
+        finite = jnp.isfinite(losses["loss"]) & jnp.isfinite(grad_norm)
         factor = schedule_factor(config.optimizer, total_steps, state.step)
         load = losses.pop("load", None)
-
-        def apply(params, updates):
-            new = optax.apply_updates(params, updates)
-            balancing = config.model.router_bias and load is not None and state.base is None
-            return moe.rebalanced(new, params, load, config.train.router_bias_rate) if balancing else new
-
-        # A step with a non-finite loss or gradient changes only the counters, and the data moves on. lax.cond rather than
-        # jnp.where: XLA then updates parameters and optimizer state in place, without copies.
-        zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
-        update = lambda grads, opt_state: optimizer.update(grads, opt_state, state.params, lr_factor=factor)
-        old_opt_state = state.opt_state
-        if config.optimizer.offload:
-            old_opt_state = jax.device_put(old_opt_state, jax.memory.Space.Device)
-        finite = jnp.isfinite(losses["loss"]) & jnp.isfinite(grad_norm)
-        updates, opt_state = jax.lax.cond(finite, update, lambda grads, old: (zeros(grads), old), grads, old_opt_state)
-        if config.optimizer.offload:
-            lies = jax.tree.map(lambda old: jax.typeof(old).memory_space, state.opt_state)
-            opt_state = jax.tree.map(jax.device_put, opt_state, lies)
-        update_norm = global_norm(updates)
-        params = jax.lax.cond(finite, apply, lambda p, u: p, state.params, updates)
-        ema = state.ema
-        if ema is not None:
-            decay = config.optimizer.ema_decay
-            ema = jax.tree.map(lambda e, p: jnp.where(finite, e * decay + p * (1 - decay), e), ema, params)
-        skipped = jnp.where(finite, 0, 1)
-        new_state = TrainState(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            ema=ema,
-            rng=state.rng,
-            skipped_steps=state.skipped_steps + skipped,
-            skipped_in_a_row=(state.skipped_in_a_row + skipped) * skipped,
-            base=state.base,
-        )
+        new_state, update_norm = advance(optimizer, config, state, grads, finite, factor, load)
         metrics = {
             **losses,
             **({} if load is None else moe.load_metrics(load)),
