@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -348,3 +349,17 @@ def test_a_process_starts_itself_anew_once_and_only_where_nothing_was_set(monkey
     entry._in_large_pages()
     entry._in_large_pages()
     assert begun == [(sys.executable, [sys.executable, *sys.orig_argv[1:]])]
+
+
+def test_tensorflow_is_not_imported_for_object_stores_where_it_is_installed(tmp_path, monkeypatch):
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("EPATH_USE_TF", raising=False)
+    script = "from etils import epath; print(type(epath.Path('gs://bucket/run')._backend).__name__)"
+    for before, backend in (
+        ("", "_TfBackend"),
+        ("from gpt4o_jax.__main__ import _prepare_jax as go; go(); ", "_FileSystemSpecBackend"),
+    ):
+        done = subprocess.run([sys.executable, "-c", before + script], capture_output=True, text=True, cwd=BASE.parents[1])
+        assert done.stdout.strip() == backend, done.stderr
