@@ -6,14 +6,16 @@ with the implementation that suits the hardware:
     name       where  why
     blocks     CPU    2 to 5 times the reference's speed, no [T, T] in memory; no attention dropout
     cudnn      GPU    cuDNN flash attention; bfloat16, head width a multiple of 8 up to 128; no soft-cap, sinks, attention dropout
-    splash     TPU    Pallas flash attention; T a multiple of 128; no attention dropout
-    reference  all    everything else: attention dropout, odd shapes, float32 on a GPU
+    splash     TPU    Pallas flash attention; bfloat16, T a multiple of 128; no attention dropout
+    reference  all    everything else: attention dropout, odd shapes, float32 on a GPU or TPU
     ring       all    rows split over several devices (mesh.context above 1), in parallel/context.py; no attention dropout
     gather     all    the same with fewer messages and more memory, for few devices
 
 B batch, T query positions, S key positions, N query heads, K key/value heads,
 G query heads per key/value head, H head width
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ from gpt4o_jax.errors import RunError
 from gpt4o_jax.ops import keep
 from gpt4o_jax.ops.attention_blocks import block_attention
 from gpt4o_jax.ops.attention_splash import LANES, splash_attention
-from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.ops.compute import Compute, precision
 from gpt4o_jax.ops.masks import causal_mask
 
 
@@ -47,12 +49,11 @@ def attention(
     """
     # XLA:CPU gains nothing from bfloat16 in these small batched products.
     dtype = jnp.float32 if compute.platform == "cpu" else compute.operand
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32, precision=precision(dtype))
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BTKGH = (q_BTNH * (H**-0.5 if scale is None else scale)).reshape(B, T, K, N // K, H)
-    scores_BKGTS = jnp.einsum(
-        "BTKGH,BSKH->BKGTS", q_BTKGH.astype(dtype), k_BSKH.astype(dtype), preferred_element_type=jnp.float32
-    )
+    scores_BKGTS = product("BTKGH,BSKH->BKGTS", q_BTKGH.astype(dtype), k_BSKH.astype(dtype))
     if softcap is not None:
         scores_BKGTS = softcap * jnp.tanh(scores_BKGTS / softcap)
     scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, jnp.finfo(jnp.float32).min)
@@ -64,9 +65,7 @@ def attention(
         weights_BKGTS = weights_BKGTS[..., :-1]
     if dropout is not None:
         weights_BKGTS = dropout(weights_BKGTS)
-    out_BTKGH = jnp.einsum(
-        "BKGTS,BSKH->BTKGH", weights_BKGTS.astype(dtype), v_BSKH.astype(dtype), preferred_element_type=jnp.float32
-    )
+    out_BTKGH = product("BKGTS,BSKH->BTKGH", weights_BKGTS.astype(dtype), v_BSKH.astype(dtype))
     return out_BTKGH.reshape(B, T, N, H)
 
 
@@ -144,6 +143,8 @@ def choose(
         "splash": _first(
             whole,
             (compute.platform != "tpu", f"is for TPUs, not for a {compute.platform}"),
+            # The kernel multiplies with the default precision, which is that of bfloat16 whatever the operands.
+            (compute.dtype != "bfloat16", f"needs compute_dtype bfloat16, not {compute.dtype}"),
             (T % LANES, f"needs a context of a multiple of {LANES}, not {T}"),
             (dropout, "has no dropout on attention weights"),
         ),

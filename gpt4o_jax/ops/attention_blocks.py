@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from gpt4o_jax.ops import keep
+from gpt4o_jax.ops.compute import precision
 
 SMALLEST_BLOCK, MOST_BLOCKS = 64, 8  # queries; blocks are unrolled, so more of them would only compile longer
 
@@ -198,4 +199,4 @@ def _scores(how, q_GcH, k_sH, visible_cs):
 
 
 def _dot(x, y):
-    return jnp.dot(x.astype(y.dtype), y, preferred_element_type=jnp.float32)
+    return jnp.dot(x.astype(y.dtype), y, preferred_element_type=jnp.float32, precision=precision(y.dtype))

@@ -32,6 +32,14 @@ class Compute:
         return jnp.dtype(self.dtype)
 
 
+def precision(dtype) -> jax.lax.Precision | None:
+    """Precision of a product whose operands have this type.
+
+    By default GPUs round float32 operands to TensorFloat-32, and TPUs to bfloat16. CPUs do not, whatever the precision.
+    """
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
 def resolve_dtype(name: str, platform: str) -> str:
     """'auto' -> the operand type that `platform` multiplies fastest; other names pass through."""
     if name != "auto":

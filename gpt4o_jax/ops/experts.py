@@ -17,7 +17,7 @@ from jax.lax import RaggedDotDimensionNumbers, ragged_dot, ragged_dot_general
 
 from gpt4o_jax.ops import keep
 from gpt4o_jax.ops.adapted import Adapted
-from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.ops.compute import Compute, precision
 from gpt4o_jax.ops.weights import Weight, dense, weight_product
 
 SCORES = {"softmax": functools.partial(jax.nn.softmax, axis=-1), "sigmoid": jax.nn.sigmoid}
@@ -149,7 +149,8 @@ grouped_product.defvjp(_forward, _backward)
 
 def _product(compute, x_nD, w_EDF, sizes_E):
     if compute.platform != "cpu":
-        return ragged_dot(x_nD, w_EDF, sizes_E, preferred_element_type=jnp.float32)
+        exact = precision(x_nD.dtype)
+        return ragged_dot(x_nD, w_EDF, sizes_E, preferred_element_type=jnp.float32, precision=exact)
     return _by_blocks(lambda rows, owner: jnp.dot(rows, w_EDF[owner], preferred_element_type=jnp.float32), x_nD, sizes_E)
 
 
@@ -174,7 +175,8 @@ def _outer(compute, x_nD, g_nF, sizes_E):
     """Each group's sum of its rows' outer products, [E, D, F]: the gradient of the weights."""
     if compute.platform != "cpu":
         sum_over_rows = RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
-        return ragged_dot_general(x_nD, g_nF, sizes_E, sum_over_rows, preferred_element_type=jnp.float32)
+        exact = precision(x_nD.dtype)
+        return ragged_dot_general(x_nD, g_nF, sizes_E, sum_over_rows, preferred_element_type=jnp.float32, precision=exact)
     slot_n, owner_b, size = _blocks(len(x_nD), sizes_E)
 
     def add(sum_EDF, block):

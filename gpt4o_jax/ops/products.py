@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from gpt4o_jax.ops.adapted import Adapted
-from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.ops.compute import Compute, precision
 from gpt4o_jax.ops.weights import Weight, weight_product
 
 # XLA:CPU has no kernel for bfloat16 vectors (12 to 25 times slower than float32), and gains nothing with a few rows. One rule for
@@ -56,7 +56,7 @@ def _plain(spec: str, x, w, compute: Compute):
     a, _, out = spec.replace("->", ",").split(",")
     n = sum(i not in out for i in a)
     if compute.platform != "cpu" or n == 1:
-        return jnp.einsum(spec, x, w, preferred_element_type=jnp.float32)
+        return jnp.einsum(spec, x, w, preferred_element_type=jnp.float32, precision=precision(jnp.float32))
     # With several summed axes, XLA:CPU would transpose a copy of w for every generated token.
     flat = jnp.einsum("...K,KN->...N", x.reshape(*x.shape[:-n], -1), w.reshape(math.prod(w.shape[:n]), -1))
     return flat.reshape(*x.shape[:-n], *w.shape[n:])

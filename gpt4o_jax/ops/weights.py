@@ -15,7 +15,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.ops.compute import Compute, precision
 
 FORMATS = ("bfloat16", "int8", "int4")
 LANES = 64  # values added side by side
@@ -118,7 +118,9 @@ def weight_product(x: jax.Array, w: Weight, compute: Compute) -> jax.Array:
             x_MK = jnp.pad(x_MK, ((0, max(DENSE_ROWS - M, 0)), (0, 0)))
         bits = compute.dtype == "bfloat16" and w.format == "bfloat16" and not as_it_is
         w_OK = jax.lax.bitcast_convert_type(_whole(w), jnp.bfloat16) if bits else dense(w).astype(compute.operand)
-        y_MO = jnp.einsum("MK,OK->MO", x_MK.astype(compute.operand), w_OK, preferred_element_type=jnp.float32)[:M]
+        x_MK = x_MK.astype(compute.operand)
+        exact = precision(compute.operand)
+        y_MO = jnp.einsum("MK,OK->MO", x_MK, w_OK, preferred_element_type=jnp.float32, precision=exact)[:M]
     return y_MO[:, : math.prod(w.outputs)].reshape(*leading, *w.outputs)
 
 

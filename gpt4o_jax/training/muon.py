@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from gpt4o_jax.model.matrices import hidden_matrix
+from gpt4o_jax.ops.compute import precision
 from gpt4o_jax.ops.sums import sum_of_squares
 from gpt4o_jax.parallel import per_shard, spec
 
@@ -94,7 +95,8 @@ def orthogonalise(x_lmn: jax.Array, dtype) -> jax.Array:
         return orthogonalise(x_lmn.swapaxes(1, 2), dtype).swapaxes(1, 2)
 
     def product(spec, p, q):
-        return jnp.einsum(spec, p.astype(dtype), q.astype(dtype), preferred_element_type=jnp.float32)
+        p, q = p.astype(dtype), q.astype(dtype)
+        return jnp.einsum(spec, p, q, preferred_element_type=jnp.float32, precision=precision(dtype))
 
     a, b, c = COEFFICIENTS
     x_lmn = x_lmn / (jnp.sqrt(sum_of_squares(x_lmn, keep=1))[:, None, None] + 1e-8)

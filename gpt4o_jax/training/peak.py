@@ -5,6 +5,7 @@ import time
 import jax
 import jax.numpy as jnp
 
+from gpt4o_jax.ops.compute import precision
 from gpt4o_jax.training.topology import CHIPS
 
 _a_device = lambda family: CHIPS[family].flops / CHIPS[family].devices
@@ -43,7 +44,7 @@ def read_rate(device: jax.Device, size: int = 2**28) -> float:
 
 def _measured(device: jax.Device, dtype: str, n: int) -> float:
     x = jax.device_put(jnp.ones((n, n), dtype), device)
-    dot = jax.jit(lambda a: jnp.dot(a, a, preferred_element_type=jnp.float32))
+    dot = jax.jit(lambda a: jnp.dot(a, a, preferred_element_type=jnp.float32, precision=precision(x.dtype)))
     return 2 * n**3 / _fastest(dot, x)
 
 

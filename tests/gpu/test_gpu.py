@@ -69,7 +69,7 @@ def test_float32_loss_is_the_cpu_s():
     losses = {}
     for platform, c in compute.items():
         device = jax.devices(platform)[0]
-        with jax.default_matmul_precision("highest"), jax.set_mesh(parallel.make_mesh(devices=[device])):
+        with jax.set_mesh(parallel.make_mesh(devices=[device])):
             model = gpt.GPT(dataclasses.replace(MODEL, output_init="scaled", compute_dtype="float32"), c)
             params = jax.device_put(gpt.init(model, jax.random.key(0)), device)
             batch = jax.device_put(jax.tree.map(lambda x: x[0], _batch(1)), device)

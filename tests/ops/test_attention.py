@@ -201,7 +201,7 @@ def test_the_table_of_implementations():
     assert choose("auto", Compute("gpu", "float32"), 256, 64) == choose("auto", gpu, 255, 64) == "reference"
     assert choose("auto", dataclasses.replace(gpu, packed=False), 255, 64) == "cudnn"
     assert choose("auto", gpu, 256, 64, softcap=True) == choose("auto", gpu, 256, 64, sinks=True) == "reference"
-    assert choose("auto", tpu, 200, 64) == "reference"
+    assert choose("auto", tpu, 200, 64) == choose("auto", Compute("tpu", "float32"), 256, 64) == "reference"
     assert [choose(n, cpu, 256, 64) for n in names if n not in ("cudnn", "splash")] == ["blocks", "blocks", "reference"]
     with pytest.raises(RunError, match=r"model.attention=cudnn is for GPUs, not for a cpu; auto would take blocks"):
         choose("cudnn", cpu, 256, 64)
