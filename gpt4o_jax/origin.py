@@ -1,9 +1,11 @@
 """The run that another starts from: finding it, and recognising it by its checkpoint's digest."""
 
 import dataclasses
+from collections.abc import Callable
 
 from etils import epath
 
+from gpt4o_jax import parallel
 from gpt4o_jax.checkpoint import manifest
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.config import RunConfig
@@ -39,6 +41,24 @@ def find(folder: str) -> Origin:
             f" convert merge --workdir={folder} --to=FOLDER"
         )
     return Origin(run, store, step)
+
+
+def agreed(choose: Callable[[], Origin]) -> Origin:
+    """The Origin that choose() returns in process 0, in all processes of the job.
+
+    The run may write another checkpoint meanwhile; each choosing for itself, some processes could load that one. Raises RunError
+    if choose() does, or if this process sees other weights in that folder than process 0.
+    """
+    chosen = parallel.share("initial weights", lambda: choose().reference)
+    folder = epath.Path(chosen["folder"])
+    start = Origin(folder, Store(folder / "checkpoints"), chosen["step"])
+    found = start.reference["digest"]
+    if found != chosen["digest"]:
+        raise data_error(
+            f"config.init.from={folder}: at step {start.step} process 0 sees the weights {chosen['digest'][:12]}, this one"
+            f" {found[:12]}; give a folder that all processes share"
+        )
+    return start
 
 
 def base_of(workdir: epath.Path, config: RunConfig, step: int | None = None) -> Origin:

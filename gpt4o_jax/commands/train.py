@@ -17,7 +17,7 @@ FLAGS = (
         "peer_timeout",
         float,
         600.0,
-        "seconds without progress until a process counts as lost; ten times that to start or evaluate, 36 times to prepare data",
+        "seconds without progress until a process counts as lost; ten times that to start, evaluate or save, 36 to prepare data",
         low=1,
     ),
 )
@@ -91,13 +91,15 @@ def _run(config, workdir: str, profile: tuple[int, int] | None, peers, hold) -> 
         return "\n\n".join(f"[{i}] {p}{text}" for i, (p, (text, _)) in enumerate(zip(prompts, done, strict=True))) + "\n"
 
     def initial_params(model) -> dict:
-        start = base or (origin.base_of(workdir, config) if method else origin.find(config.init.from_))
+        choose = lambda: origin.base_of(workdir, config) if method else origin.find(config.init.from_)
+        start = base or origin.agreed(choose)
         say(f"weights from {start.folder} at step {start.step}")
         return run.load_params(start.store, start.step, model, mesh)
 
     reference = origin.reference(workdir) if method else None
     # Once it has begun, an objective without adapters may no longer need the other run.
-    base = origin.base_of(workdir, config) if config.lora.rank or (method and reference is None) else None
+    needed = config.lora.rank or (method and reference is None)
+    base = origin.agreed(lambda: origin.base_of(workdir, config)) if needed else None
     reference = base.reference if base else reference
     kept = {"base": reference | {"rank": config.lora.rank}} if reference else None
     start_from = initial_params if config.init.from_ else None

@@ -69,7 +69,8 @@ def joined(job: Job | None, start_limit: float, peer_limit: float):
             cluster_detection_method="deactivate",
             initialization_timeout=max(int(start_limit), 1),
             heartbeat_timeout_seconds=max(int(min(peer_limit, 60)), 1),
-            shutdown_timeout_seconds=max(int(peer_limit), 1),
+            # The others are at the end while process 0 still digests the last checkpoint.
+            shutdown_timeout_seconds=max(int(10 * peer_limit), 1),
         )
     try:
         _devices()

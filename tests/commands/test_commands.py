@@ -11,8 +11,9 @@ import sys
 import pytest
 
 from gpt4o_jax import __main__ as entry
-from gpt4o_jax import parallel
+from gpt4o_jax import origin, parallel
 from gpt4o_jax.__main__ import COMMANDS, main
+from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.commands import benchmark, convert, data, evaluate, generate, report, runs, sweep, tokenizer, train, verify
 from gpt4o_jax.errors import ExitCode
 from tests.commands.conftest import BASE
@@ -250,6 +251,21 @@ def test_a_run_can_start_from_the_weights_of_another(run, train_args, tmp_path, 
     more = (f"--config.init.from={run}", f"--config.tokenizer.path={run}/tokenizer.model", "--config.train.length=10 steps")
     result, err = command(*train_args(tmp_path / "tuned", *more))
     assert result["step"] == 10 and f"weights from {run} at step 20" in err
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_all_processes_take_the_weights_that_the_leader_chose(run, train_args, tmp_path, command, capsys, monkeypatch, adapters):
+    """Here process 0 chose step 10; step 20 was saved before this process looked."""
+    chosen, share = origin.Origin(run, Store(run / "checkpoints"), 10).reference, parallel.share
+    told = lambda name, make, *how: chosen if name == "initial weights" else share(name, make, *how)
+    monkeypatch.setattr(parallel, "share", told)
+    more = [f"--config.init.from={run}", f"--config.tokenizer.path={run}/tokenizer.model", "--config.train.length=10 steps"]
+    more += ["--config.lora.rank=2"] if adapters else []
+    _, err = command(*train_args(tmp_path / "tuned", *more))
+    assert f"weights from {run} at step 10" in err
+    found, chosen["digest"] = chosen["digest"][:12], "0" * 64
+    assert main(train_args(tmp_path / "other", *more)) == ExitCode.DATA
+    assert f"sees the weights 000000000000, this one {found}; give a folder" in capsys.readouterr().err
 
 
 def test_benchmark_times_the_training_step(train_args, command):

@@ -12,6 +12,7 @@ from gpt4o_jax.config import MeshConfig
 from gpt4o_jax.data.batches import dispatches
 from gpt4o_jax.errors import ExitCode, RunError
 from gpt4o_jax.parallel import processes
+from gpt4o_jax.parallel.cluster import Job
 
 K, B, T = 2, 16, 4
 MESHES = {
@@ -60,6 +61,22 @@ def test_each_process_builds_what_its_devices_hold(name, processes):
 def test_one_process_holds_every_place():
     sharding = jax.sharding.NamedSharding(parallel.make_mesh(), parallel.spec((None, "batch", "seq")))
     assert parallel.places(sharding, (K, B, T), 1) == list(range(B))
+
+
+def test_processes_wait_at_the_end_while_the_leader_finishes_a_large_checkpoint(monkeypatch):
+    class Initialized(Exception):
+        pass
+
+    def initialize(*args, **limits):
+        assert limits["shutdown_timeout_seconds"] == 6000 and limits["heartbeat_timeout_seconds"] == 60
+        raise Initialized
+
+    monkeypatch.setattr(processes.rollcall, "call", lambda job, limit: None)
+    monkeypatch.setattr(processes, "_exit_on_abort", lambda job: None)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(Initialized), parallel.joined(Job("127.0.0.1:1", 2, 0, "test"), 60, 600):
+        pass
 
 
 @pytest.mark.parametrize(
