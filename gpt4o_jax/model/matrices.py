@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 STACKED = ("layers", "ahead")  # axes of stacked modules: layers, and multi-token prediction heads
+_FIXED = ("rank", "expert")  # axes of a matrix whose size does not grow with the width of the model
 
 
 class Matrix(NamedTuple):
@@ -27,6 +28,12 @@ def hidden_matrix(names: tuple[str, ...]) -> Matrix | None:
     if names[axes[-1]] in ("embed", "rank"):
         return Matrix(tuple(axes[:-1]), (axes[-1],))
     return None  # such as a bias per head: (heads, head_dim)
+
+
+def grows(names: tuple[str, ...]) -> tuple[bool, bool]:
+    """Whether a weight's (fan-in, fan-out) grows with the width of the model; (False, False) if it is not a hidden matrix."""
+    matrix = hidden_matrix(names)
+    return (False, False) if matrix is None else (names[matrix.rows[0]] not in _FIXED, names[matrix.columns[0]] not in _FIXED)
 
 
 def is_names(x) -> bool:

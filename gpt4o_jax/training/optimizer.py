@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gpt4o_jax.config import OptimizerConfig
-from gpt4o_jax.model.matrices import hidden_matrix, is_names
+from gpt4o_jax.model.matrices import grows, hidden_matrix, is_names
 from gpt4o_jax.ops.sums import global_norm
 from gpt4o_jax.training.adafactor import factored_direction
 from gpt4o_jax.training.muon import scale_by_muon
@@ -21,11 +21,12 @@ def make_optimizer(
     """Global-norm clipping, then the optimizer config.name.
 
     axes: tree of the parameters' logical axis names (model.gpt.logical_axes). dtype: operands of Muon's products.
-    width_ratio: muP's base width / width. It multiplies the learning rate of hidden matrices for Adam (arXiv:2203.03466,
-    Table 8), and for Lion and Adafactor, whose updates are of the same size per entry. Weight decay is not multiplied, so that
-    its strength does not depend on the width (arXiv:2407.17465). Muon needs no factor: the spectral norm of its updates is
-    sqrt(fan-out / fan-in) up to a constant, which is what feature learning requires at any width (arXiv:2310.17813), as long
-    as the matrices keep their proportions.
+    width_ratio: muP's base width / width. It multiplies the learning rate of hidden matrices whose fan-in grows with the width
+    for Adam (arXiv:2203.03466, Table 8), and for Lion and Adafactor, whose updates are of the same size per entry. Weight decay
+    is not multiplied, so that its strength does not depend on the width (arXiv:2407.17465). At any width, feature learning
+    requires updates of a spectral norm of sqrt(fan-out / fan-in) up to a constant (arXiv:2310.17813). Muon's have that, except
+    that it counts no fan-out below the fan-in: where only the fan-in grows (routers, adapters' A), the square root of
+    width_ratio makes up for it.
     update(grads, state, params, lr_factor=f) multiplies the learning rate of that step by f.
     """
     clip = _clip(config.clip_norm) if config.clip_norm else optax.identity()
@@ -140,9 +141,10 @@ def _schedule_free_average(state, params):
 def _muon(config, axes, dtype, width_ratio):
     """Muon for hidden matrices, AdamW for the rest."""
     matrices = jax.tree.map(lambda names: names if hidden_matrix(names) else optax.MaskedNode(), axes, is_leaf=is_names)
+    decay = optax.add_decayed_weights(config.weight_decay)
     muon = optax.chain(
         _kept_in(config.moment_dtype, scale_by_muon(config.muon_momentum, matrices, dtype)),
-        optax.add_decayed_weights(config.weight_decay),
+        _times(width_ratio**0.5, lambda names: grows(names) == (True, False), matrices, decay),
         optax.scale(-config.muon_lr),
         _scale_by_factor(),
     )
@@ -153,11 +155,17 @@ OPTIMIZERS = {"adamw": _adamw, "muon": _muon, "lion": _lion, "adafactor": _adafa
 
 
 def _decay(config, axes, width_ratio):
-    """muP's learning-rate factor for hidden matrices, then weight decay."""
+    """muP's learning-rate factor, then weight decay."""
     decay = optax.add_decayed_weights(config.weight_decay, decay_mask(config, axes))
-    if width_ratio == 1.0:
+    return _times(width_ratio, lambda names: grows(names)[0], axes, decay)
+
+
+def _times(factor: float, applies, axes, decay: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`decay`, after the updates of the weights for whose axis names applies() is true are multiplied by `factor`."""
+    if factor == 1.0:
         return decay
-    factors = jax.tree.map(lambda names: width_ratio if hidden_matrix(names) else 1.0, axes, is_leaf=is_names)
+    factor_of = lambda names: names if isinstance(names, optax.MaskedNode) else factor if applies(names) else 1.0
+    factors = jax.tree.map(factor_of, axes, is_leaf=is_names)
     return optax.chain(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors)), decay)
 
 

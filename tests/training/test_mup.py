@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from gpt4o_jax.config import ModelConfig, OptimizerConfig
-from gpt4o_jax.model import gpt
+from gpt4o_jax.config_finetune import LoraConfig
+from gpt4o_jax.model import gpt, lora
 from gpt4o_jax.model.cache import empty_cache
 from gpt4o_jax.model.matrices import hidden_matrix
 from gpt4o_jax.ops import attention as ops
@@ -118,6 +119,28 @@ def test_learning_rates_of_hidden_matrices_follow_the_width(one_device, name):
         factor = 0.25 if hidden_matrix(names) and name != "muon" else 1.0
         scale = np.abs(update).max()
         np.testing.assert_allclose(quarter[leaf], factor * update, atol=1e-4 * scale, err_msg=leaf)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_matrices_that_grow_on_one_side_only_follow_their_fan_in(one_device, name):
+    """Routers, and adapters' A, whose inputs grow; not adapters' B, whose inputs are the rank. Muon: sqrt(fan-out / fan-in)."""
+    config = OptimizerConfig(name=name, schedule="constant", weight_decay=0.0, clip_norm=0.0)
+    experts = gpt.logical_axes(model_of(64, n_experts=4))["layers"]["moe"]
+    adapter = lora.logical_axes(LoraConfig(rank=2, targets=("*/up",)), gpt.logical_axes(model_of(64)))["layers"]["mlp"]["up"]
+    axes = {"router": experts["router"], "up": experts["up"], **adapter}
+    sizes = dict(layers=2, embed=64, mlp=256, expert=4, rank=2)
+    params = {k: jnp.ones([sizes[axis] for axis in names]) for k, names in axes.items()}
+    grads = jax.tree.map(lambda p: jnp.asarray(np.random.default_rng(0).normal(size=p.shape), jnp.float32), params)
+
+    def first(ratio):
+        optimizer = make_optimizer(config, axes, jnp.float32, ratio)
+        return jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0]
+
+    full, quarter = first(1.0), first(0.25)
+    wanted = {"router": 0.5, "up": 1, "A": 0.5, "B": 1} if name == "muon" else {"router": 0.25, "up": 0.25, "A": 0.25, "B": 1}
+    for leaf, factor in wanted.items():
+        scale = np.abs(full[leaf]).max()
+        np.testing.assert_allclose(quarter[leaf], factor * full[leaf], atol=1e-4 * scale, err_msg=leaf)
 
 
 def test_weight_decay_does_not_follow_the_width(one_device):
