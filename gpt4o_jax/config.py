@@ -15,7 +15,7 @@ from gpt4o_jax.config_finetune import LoraConfig, ObjectiveConfig
 from gpt4o_jax.config_mesh import MeshConfig
 from gpt4o_jax.config_mixture import SOURCES
 from gpt4o_jax.config_model import ModelConfig, knob
-from gpt4o_jax.config_rules import validate
+from gpt4o_jax.config_rules import MOST_STEPS, validate
 from gpt4o_jax.errors import RunError, did_you_mean
 
 
@@ -133,7 +133,7 @@ class OptimizerConfig:
     )
     clip_norm: float = knob(1.0, "Global gradient norm is clipped to this; 0: no clipping.", low=0.0)
     schedule: str = knob("cosine", "Shape of the learning rate after warm-up.", ("cosine", "wsd", "inverse_sqrt", "constant"))
-    warmup_steps: int = knob(100, "Steps of linear warm-up from 0.", low=0)
+    warmup_steps: int = knob(100, "Steps of linear warm-up from 0.", low=0, high=MOST_STEPS)
     decay_fraction: float = knob(0.2, "wsd: final fraction of all steps, over which the rate falls linearly.", low=0.0, high=1.0)
     end_lr_fraction: float = knob(
         0.1,
@@ -153,6 +153,7 @@ class TrainConfig:
         0,
         "Batch-size warm-up: steps over which the batch grows, by micro-batches, to batch_size; 0: full size from the start.",
         low=0,
+        high=MOST_STEPS,
     )
     batch_warmup_start: int = knob(1, "Batch-size warm-up: micro-batches per step at the start.", low=1)
     steps_per_dispatch: int = knob(10, "Optimizer steps compiled into one call; cadences are multiples of it.", low=1)

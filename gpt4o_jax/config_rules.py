@@ -9,6 +9,7 @@ from gpt4o_jax import config_mixture
 from gpt4o_jax.config_mesh import micro_batches
 from gpt4o_jax.errors import RunError, did_you_mean
 
+MOST_STEPS = 2**31 - 1  # the step of a training state is an int32
 MOST_DECAY = 0.99  # of a bfloat16 average: one that moves by less than 1/256 per step would not move at all
 
 
@@ -25,6 +26,11 @@ def validate(c) -> None:
     """Raises RunError for the first rule that the `RunConfig` c breaks."""
     m, t = c.model, c.train
     _validate_model(m)
+    if m.norm_position != "pre" and m.output_init == "zero" and not c.init.from_:
+        raise RunError(
+            f"config.model.norm_position={m.norm_position}: a norm on a sub-layer's output undoes output_init=zero after one"
+            " step; set output_init=scaled"
+        )
     if (c.eval.stride or 0) > m.context_length:
         raise RunError(
             f"config.eval.stride={c.eval.stride} is larger than model.context_length={m.context_length}: tokens between two"
@@ -54,6 +60,8 @@ def validate(c) -> None:
 
 def _validate_train(t) -> None:
     number, unit = parse_length(t.length)
+    if unit == "steps":
+        validate_steps(t.length, number)
     if unit == "steps" and number % t.steps_per_dispatch:
         raise RunError(
             f"config.train.length={t.length!r} is not a whole multiple of train.steps_per_dispatch={t.steps_per_dispatch};"
@@ -193,11 +201,6 @@ def _validate_model(m) -> None:
         )
     if not m.qk_norm and m.qk_norm_over != "head":
         raise RunError(f"config.model.qk_norm_over={m.qk_norm_over} does nothing with qk_norm=false; set qk_norm=true, or head")
-    if m.norm_position != "pre" and m.output_init == "zero":
-        raise RunError(
-            f"config.model.norm_position={m.norm_position}: a norm on a sub-layer's output undoes output_init=zero after one"
-            " step; set output_init=scaled"
-        )
     if m.positions == "rope":
         _validate_rope(m)
     elif m.rope_scaling != "none":
@@ -353,6 +356,12 @@ def parse_length(text: str) -> tuple[float, str]:
     except (ValueError, IndexError):
         raise RunError(f"config.train.length={text!r}: expected 'N steps', 'N tokens' or 'N epochs', N above 0") from None
     return number, unit
+
+
+def validate_steps(length: str, steps: float) -> None:
+    """Raises RunError if train.length is more steps than can be counted."""
+    if steps > MOST_STEPS:
+        raise RunError(f"config.train.length={length!r} is {steps:.4g} steps; nearest: {MOST_STEPS}, the most that 32 bits count")
 
 
 def _validate_finetuning(c) -> None:

@@ -8,7 +8,7 @@ while the batch is small.
 import math
 
 from gpt4o_jax.config import RunConfig, TrainConfig
-from gpt4o_jax.config_rules import parse_length
+from gpt4o_jax.config_rules import parse_length, validate_steps
 
 
 def micro_batches(t: TrainConfig, step):
@@ -41,12 +41,13 @@ def in_epochs(config: RunConfig) -> bool:
 
 
 def total_steps(config: RunConfig, tokens_per_epoch: int) -> int:
-    """Optimizer steps of the whole run: train.length, rounded up to whole dispatches."""
+    """Optimizer steps of the whole run: train.length, rounded up to whole dispatches. Raises RunError beyond int32."""
     number, unit = parse_length(config.train.length)
     if unit == "steps":
         steps = number
     else:
         tokens = number * (tokens_per_epoch if unit == "epochs" else 1)
+        validate_steps(config.train.length, tokens / config.model.context_length / config.train.batch_size)
         rows = math.ceil(tokens / config.model.context_length)
         # From step `whole` on, every step reads batch_size rows; before it, search.
         whole = max(_joins(config.train), default=0)
@@ -55,7 +56,9 @@ def total_steps(config: RunConfig, tokens_per_epoch: int) -> int:
         if left < 0:
             steps = next(s for s in range(whole + 1) if rows_before(config.train, s) >= rows)
     k = config.train.steps_per_dispatch
-    return math.ceil(steps / k) * k
+    steps = math.ceil(steps / k) * k
+    validate_steps(config.train.length, steps)
+    return steps
 
 
 def _joins(t: TrainConfig) -> list[int]:

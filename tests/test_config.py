@@ -301,6 +301,18 @@ def test_other_lengths_are_refused(text):
     assert "expected 'N steps', 'N tokens' or 'N epochs'" in refusal(parse_length, text)
 
 
+@pytest.mark.parametrize("length", ["2147483650 steps", "1e300 steps"])
+def test_more_steps_than_an_int32_counts_are_refused(length):
+    assert "steps; nearest: 2147483647, the most that 32 bits count" in refusal(freeze, {"train": {"length": length}})
+    freeze({"train": {"length": "2147483640 steps"}})
+
+
+@pytest.mark.parametrize("length", ["1e308 epochs", "5e12 tokens", "2e9 epochs"])
+def test_also_those_that_only_the_text_tells(length):
+    config = freeze({"train": {"length": length}})
+    assert f"config.train.length={length!r} is " in refusal(total_steps, config, 4096)
+
+
 def test_tokens_and_epochs_are_rounded_up_to_whole_dispatches():
     def steps(length):
         values = {"train": {"length": length, "batch_size": 4, "steps_per_dispatch": 10}, "model": {"context_length": 32}}
