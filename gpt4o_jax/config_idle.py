@@ -18,6 +18,10 @@ _CHOICES = {
     "tokenizer.vocab_size": ("tokenizer.kind", ("bpe",)),
     "model.rope_theta": ("model.positions", ("rope",)),
     "model.rope_fraction": ("model.positions", ("rope",)),
+    "model.rope_factor": ("model.positions", ("rope",)),
+    "model.rope_original_context": ("model.positions", ("rope",)),
+    "model.rope_low": ("model.positions", ("rope",)),
+    "model.rope_high": ("model.positions", ("rope",)),
     "optimizer.muon_lr": ("optimizer.name", ("muon",)),
     "optimizer.muon_momentum": ("optimizer.name", ("muon",)),
     "optimizer.b2": ("optimizer.name", ("adamw", "muon", "lion", "schedule_free")),
@@ -87,6 +91,7 @@ _INSTEAD = {
     "tokenizer.kind": "tokenizer.path",
     "tokenizer.vocab_size": "tokenizer.path",
     "model.init_std": "init.from",
+    "model.output_init": "init.from",
     "train.router_bias_rate": "lora.rank",
 }
 
@@ -113,6 +118,9 @@ def _idle(name: str, value) -> str:
     asked_of_a_world = value("objective.method") != "next_token" and value("data.source") == "world"
     if name == "data.holdout_fraction" and asked_of_a_world and value("data.path") != _ENDS:
         return f"with data.path={value('data.path')}, which never ends; set objective.held_out"
+    all_experts = value("model.n_experts") and value("model.moe_every") == 1
+    if name == "model.d_ff" and all_experts and value("model.expert_d_ff"):
+        return f"with experts of model.expert_d_ff={value('model.expert_d_ff')} in every layer; set model.moe_every, such as 2"
     others, such_as = _TOGETHER.get(name, ({}, ""))
     if others and all(value(other) == idle for other, idle in others.items()):
         told = " and ".join(f"{other}={_written(idle)}" for other, idle in others.items())

@@ -21,6 +21,8 @@ def refusal(overrides: dict[str, str], file=BASE) -> str:
 GRPO = "objective.method=grpo init.from=x data.source=world data.path=numbers"
 DPO = "objective.method=dpo"
 ADAPTED = "model.n_experts=4 model.router_bias=true lora.rank=4 init.from=x"
+LEARNED = "model.positions=learned"
+YARN = "model.positions=rope model.rope_scaling=yarn model.rope_factor=2 model.rope_original_context=64"
 FLAT = "optimizer.schedule=wsd optimizer.decay_fraction=0"
 PAIRS = "objective.method=dpo init.from=x data.source=conversations data.path=x"
 
@@ -36,6 +38,12 @@ IDLE = [
     ("optimizer.decay_mask=all optimizer.weight_decay=0", "set optimizer.weight_decay, such as", "optimizer.weight_decay=0.2"),
     ("model.rope_theta=5e5 model.positions=learned", "positions=learned; set model.positions=rope", "model.positions=rope"),
     ("model.rope_fraction=0.5 model.positions=none", "does nothing with model.positions=none", "model.positions=rope"),
+    ("model.rope_factor=4 model.positions=none", "set model.positions=rope", "model.positions=rope model.rope_scaling=linear"),
+    (f"model.rope_original_context=64 {LEARNED}", "does nothing with model.positions=learned", YARN),
+    (f"model.rope_low=2 {LEARNED}", "set model.positions=rope", YARN),
+    (f"model.rope_high=9 {LEARNED}", "set model.positions=rope", YARN),
+    ("model.d_ff=64 model.n_experts=4 model.expert_d_ff=32", "expert_d_ff=32 in every layer; set", "model.moe_every=2"),
+    ("model.d_ff=64 model.n_experts=4 model.expert_d_ff=32", "set model.moe_every, such as 2", "model.expert_d_ff=None"),
     ("model.experts_per_token=3", "does nothing with model.n_experts=0; set model.n_experts, such as 8", "model.n_experts=4"),
     ("model.router_scores=sigmoid", "does nothing with model.n_experts=0", "model.n_experts=4"),
     ("model.router_normalise=false", "router_normalise=false does nothing", "model.n_experts=4"),
@@ -78,6 +86,7 @@ IDLE = [
     (f"tokenizer.vocab_size=512 {GRPO}", "does nothing with objective.method=grpo", "objective.method=next_token"),
     (f"train.router_bias_rate=0.1 {ADAPTED}", "does nothing with lora.rank=4; set lora.rank=0", "lora.rank=0"),
     ("model.init_std=0.01 init.from=x", "does nothing with init.from=x; set init.from=''", "init.from="),
+    ("model.output_init=scaled init.from=x", "does nothing with init.from=x; set init.from=''", "init.from="),
     ("checkpoint.keep_every=100 checkpoint.every=0", "checkpoint.every=0 and checkpoint.best=''; set", "checkpoint.every=100"),
     ("checkpoint.keep_every=100 checkpoint.every=0", "checkpoint.every=500", "checkpoint.best=loss"),
     (f"optimizer.end_lr_fraction=0 {FLAT}", "schedule=wsd and optimizer.decay_fraction=0.0; set", "optimizer.decay_fraction=0.3"),
@@ -106,6 +115,10 @@ def test_a_file_may_say_what_a_choice_on_the_command_line_does_not_use(tmp_path)
     assert (config.optimizer.name, config.optimizer.muon_lr) == ("adamw", 0.01)
     told = refusal({"optimizer.name": "adamw", "optimizer.muon_lr": "0.01"}, file)
     assert "config.optimizer.muon_lr=0.01 does nothing with optimizer.name=adamw" in told, "typed, though the file has it too"
+
+
+def test_a_norm_after_a_sub_layer_asks_for_no_initialisation_of_weights_that_another_run_gives():
+    config_file.read(BASE, {"model.norm_position": "post", "init.from": "x"})
 
 
 def test_what_is_off_may_be_said_of_what_is_not_there():
