@@ -101,7 +101,7 @@ _TRAINING = (
 def _computed(m: ModelConfig) -> dict:
     """The knobs that determine what is computed, with defaults resolved."""
     knobs = {k: v for k, v in to_dict(m).items() if k not in _TRAINING}
-    scale = m.score_scale or m.head_width**-0.5
+    scale = m.head_width**-0.5 if m.score_scale is None else m.score_scale
     knobs |= {"n_kv_heads": m.kv_heads, "head_dim": m.head_width, "d_ff": m.ff_width, "qkv_bias": m.biased_qkv}
     knobs |= {"attention_scale": float(f"{scale:.9g}"), "rope_fraction": m.rotary_width / m.head_width}
     if m.rope_scaling in ("yarn", "llama3"):

@@ -151,7 +151,9 @@ def query_scalar(theirs: str, default: float) -> Field:
         return {"attention_scale": float(scalar) ** -0.5}
 
     def write(m: ModelConfig) -> dict:
-        scalar = (m.score_scale or m.head_width**-0.5) ** -2
+        if m.score_scale == 0:
+            return {}  # no scalar has the power 0: what is read back differs, and the model is refused
+        scalar = m.head_width if m.score_scale is None else m.score_scale**-2
         return {theirs: round(scalar) if math.isclose(scalar, round(scalar), rel_tol=1e-9) else scalar}
 
     return Field(read, write)

@@ -23,6 +23,14 @@ def test_a_published_config_is_the_size_of_that_name(name):
     assert flops.parameter_count(read) == flops.parameter_count(size)
 
 
+@pytest.mark.parametrize("name", ["gemma-2-9b", "Qwen3-8B"])
+def test_scores_multiplied_by_zero_are_not_written_as_the_usual_scale(name):
+    size, content, other = PUBLISHED[name]
+    model = dataclasses.replace(size, **other, attention_scale=0.0)
+    with pytest.raises(RunError, match=r"attention_scale=0\.0 \(there: 0\."):
+        config_json.choose(model, content["model_type"])
+
+
 # Keys accepted above, with values that change, or might change, what a model computes.
 CHANGED = [
     ("Qwen3-30B-A3B", dict(use_sliding_window=True, sliding_window=4096), "max_window_layers=48 is not supported"),
