@@ -1,4 +1,4 @@
-"""Generation speed of a model on this machine: random prompts, greedy, no <eos>."""
+"""Generation speed of a model on this machine: random prompts, greedy, all ids alike."""
 
 import statistics
 import time
@@ -26,7 +26,7 @@ def measure(model: GPT, params, batch: int, prompt_tokens: int, new_tokens: int,
         times = []
         for _ in range(repeats + 1):
             begin = time.perf_counter()
-            generate(model, params, prompts, n, Sampling(temperature=0.0), symbols=Symbols(eos=()))
+            generate(model, params, prompts, n, Sampling(temperature=0.0), symbols=Symbols(eos=(), control=frozenset()))
             times.append(time.perf_counter() - begin)
         return times[1:]
 
