@@ -1,5 +1,6 @@
 """Stopping a run: on a signal, after saving; on divergence, with a reason."""
 
+import contextlib
 import os
 import signal
 import time
@@ -32,7 +33,9 @@ class StopSignal:
             return
         self._at = time.monotonic()
         self.received = signal.Signals(number).name
-        self._say(f"{self.received}: finishing the dispatch and saving; send it again to stop at once")
+        # Python refuses a write to stderr within one that the signal interrupted; stopping matters more than saying so.
+        with contextlib.suppress(RuntimeError):
+            self._say(f"{self.received}: finishing the dispatch and saving; send it again to stop at once")
 
 
 def check_divergence(skipped_in_a_row: int, step: int, limit: int, workdir) -> None:
