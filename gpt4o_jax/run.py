@@ -24,6 +24,7 @@ from gpt4o_jax.config_finetune import LoraConfig
 from gpt4o_jax.config_rules import validate_model_sizes, validate_router, validate_sizes
 from gpt4o_jax.data import corpus as corpora
 from gpt4o_jax.data import tokenizer as tokenizers
+from gpt4o_jax.data import tokenizer_published as published
 from gpt4o_jax.data.corpus import Corpus
 from gpt4o_jax.data.tokenizer import Tokenizer
 from gpt4o_jax.errors import ExitCode, RunError, data_error
@@ -119,6 +120,8 @@ def open_folder(
 ) -> tuple[RunConfig, Corpus]:
     """Creates a run folder, or opens one to resume. Returns the config with everything resolved, and the corpus.
 
+    A start that was killed before it wrote config.json is begun again.
+
     prepare(config, tokenizer or None): builds the corpus. hold(folder): locks the folder for the process that writes.
     Raises RunError if the folder is in use or holds something else, or a run of another config or text; and, before anything is
     written, if config, text, tokenizer and mesh do not fit together.
@@ -127,12 +130,11 @@ def open_folder(
         raise RunError(f"--workdir={workdir}: a file, expected a folder")
     if (workdir / "config.json").exists():
         return _reopen(workdir, config, mesh, prepare, hold)
-    if workdir.exists() and entries(workdir) and not (workdir / _STAGED).exists():
-        raise RunError(f"--workdir={workdir}: not empty and no run folder (no config.json); give a new or empty folder")
     return _begin(workdir, config, mesh, prepare, hold)
 
 
 def _reopen(workdir: epath.Path, config: RunConfig, mesh, prepare: Callable, hold: Callable) -> tuple[RunConfig, Corpus]:
+    """`open_folder` for a folder with config.json: config, text and tokenizer must be those that the run began with."""
     if parallel.is_leader():
         hold(workdir)
     stored, tokenizer = read_config(workdir), tokenizers.load(workdir)
@@ -147,12 +149,18 @@ def _reopen(workdir: epath.Path, config: RunConfig, mesh, prepare: Callable, hol
 
 
 def _begin(workdir: epath.Path, config: RunConfig, mesh, prepare: Callable, hold: Callable) -> tuple[RunConfig, Corpus]:
+    """`open_folder` for a folder that is missing, empty, or left by a start that was killed before it wrote config.json."""
+    _check_unused(workdir)
     start = origin.find(config.init.from_) if config.init.from_ else None
+    trained_with = start.store.meta(start.step)["tokenizer"] if start else None
     if start is None:
         validate_router(config.model)
     corpus = prepare(config)
-    if start is not None:
-        _check_origin_tokenizer(config, corpus, start)
+    if trained_with not in (None, corpus.tokenizer.digest):
+        raise data_error(
+            f"config.init.from={config.init.from_}: its weights were trained with another tokenizer (digest {trained_with}, here"
+            f" {corpus.tokenizer.digest}); add --config.tokenizer.path={config.init.from_}, no other knob of it"
+        )
     config = _resolved(config, corpus.tokenizer, mesh, None)
     _check_fit(config, corpus, mesh)
     if start is not None:
@@ -165,24 +173,53 @@ def _begin(workdir: epath.Path, config: RunConfig, mesh, prepare: Callable, hold
         workdir.mkdir(parents=True, exist_ok=True)
         if parallel.is_leader():
             hold(workdir)
+    except OSError as e:
+        raise _unwritable(workdir, e) from None
+    if (workdir / "config.json").exists():  # another process began the run, and ended, while this one prepared the text
+        return _reopen(workdir, config, mesh, prepare, hold)
+    _check_unused(workdir)
+    try:
         staged = _stage_config(workdir, config)  # first: by it the next start knows the folder if this process is killed here
+        _remove_start(workdir, but=staged)  # an earlier start may have had another kind of tokenizer
         corpus.tokenizer.save_in(workdir)
         staged.replace(workdir / "config.json")  # last: it makes the folder a run folder
     except OSError as e:
-        with contextlib.suppress(OSError):  # leftovers would make the folder look like something else's
-            for left in entries(workdir) if not (workdir / "config.json").exists() else ():
-                left.unlink()
-        raise RunError(f"--workdir={workdir}: cannot write ({e.strerror or e})", ExitCode.STORAGE) from None
+        with contextlib.suppress(OSError):
+            if not (workdir / "config.json").exists():  # a store that renames by copying may fail after it
+                _remove_start(workdir)
+        raise _unwritable(workdir, e) from None
     return config, corpus
 
 
-def _check_origin_tokenizer(config: RunConfig, corpus: Corpus, start: origin.Origin) -> None:
-    theirs, ours = start.store.meta(start.step)["tokenizer"], corpus.tokenizer.digest
-    if theirs not in (None, ours):
-        raise data_error(
-            f"config.init.from={config.init.from_}: its weights were trained with another tokenizer (digest {theirs},"
-            f" here {ours}); add --config.tokenizer.path={config.init.from_}, no other knob of it"
-        )
+_STAGED = "config.json.tmp"
+# All that a start writes before config.json.
+_OF_START = ("tokenizer.model", "tokenizer.json", published.EXTRA, published.TEMPLATE_FILE, published.MORE_TEMPLATES, _STAGED)
+
+
+def _check_unused(workdir: epath.Path) -> None:
+    """Raises RunError if a folder without config.json holds anything but what a killed start leaves."""
+    names = {p.name for p in entries(workdir)} if workdir.exists() else set()
+    if names and not (_STAGED in names and names <= set(_OF_START)):
+        raise RunError(f"--workdir={workdir}: not empty and no run folder (no config.json); give a new or empty folder")
+
+
+def _remove_start(workdir: epath.Path, but: epath.Path | None = None) -> None:
+    """Removes what a start left, the staged config last: without it, the rest would look like something else's."""
+    for path in (workdir / name for name in _OF_START):
+        if path.is_dir():
+            path.rmtree()
+        elif path != but:
+            path.unlink(missing_ok=True)
+
+
+def _stage_config(workdir: epath.Path, config: RunConfig) -> epath.Path:
+    staged = workdir / _STAGED
+    staged.write_text(json.dumps(to_dict(config), indent=1) + "\n")
+    return staged
+
+
+def _unwritable(workdir: epath.Path, e: OSError) -> RunError:
+    return RunError(f"--workdir={workdir}: cannot write ({e.strerror or e})", ExitCode.STORAGE)
 
 
 def _resolved(config: RunConfig, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, stored: RunConfig | None) -> RunConfig:
@@ -291,15 +328,6 @@ def read_config(workdir: epath.Path) -> RunConfig:
 
 def write_config(workdir: epath.Path, config: RunConfig) -> None:
     _stage_config(workdir, config).replace(workdir / "config.json")
-
-
-_STAGED = "config.json.tmp"
-
-
-def _stage_config(workdir: epath.Path, config: RunConfig) -> epath.Path:
-    staged = workdir / _STAGED
-    staged.write_text(json.dumps(to_dict(config), indent=1) + "\n")
-    return staged
 
 
 def _fits(config: RunConfig) -> bool:

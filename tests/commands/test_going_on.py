@@ -46,18 +46,63 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(train_args, c
     assert command(*train_args(copy))[0]["step"] == 20, "the damaged one that still lies there keeps nobody from going on"
 
 
-def test_a_start_killed_before_its_folder_is_whole_is_begun_again(train_args, tmp_path, command):
+@pytest.fixture
+def killed_start(train_args, tmp_path):
+    """The folder of a start that was killed while it wrote its tokenizer."""
+
     class Killed(BaseException):
         pass
 
     def save_half(self, folder):
-        (folder / "tokenizer.model").write_bytes(b"{")
+        (folder / "tokenizer.json").write_bytes(b"{")  # of a published tokenizer; the next start makes its own
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Tokenizer, "save_in", save_half)
         main(train_args(tmp_path / "run"))
-    assert command(*train_args(tmp_path / "run"))[0]["step"] == 20
+    return tmp_path / "run"
+
+
+def test_a_start_killed_before_its_folder_is_whole_is_begun_again(train_args, killed_start, command):
+    assert command(*train_args(killed_start))[0]["step"] == 20
+    assert not {"tokenizer.json", "config.json.tmp"} & {p.name for p in killed_start.iterdir()}
+    assert command("evaluate", f"--workdir={killed_start}")[0]["step"] == 20
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "thesis.tex"])
+def test_a_folder_without_config_that_holds_more_than_a_killed_start_is_left_alone(train_args, killed_start, refused, name):
+    (killed_start / name).touch()
+    before = sorted(killed_start.iterdir())
+    refused(USAGE, "not empty and no run folder", *train_args(killed_start))
+    assert sorted(killed_start.iterdir()) == before
+
+
+def test_a_killed_start_whose_next_one_cannot_write_leaves_an_empty_folder(train_args, killed_start, refused, monkeypatch):
+    def full(self, folder):
+        (folder / "tokenizer.model").write_bytes(b"{")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Tokenizer, "save_in", full)
+    refused(ExitCode.STORAGE, "cannot write (No space left on device)", *train_args(killed_start))
+    assert not any(killed_start.iterdir())
+
+
+def test_a_run_that_another_process_began_and_left_while_this_one_prepared_its_text_is_continued(
+    train_args, copy, tmp_path, command, monkeypatch
+):
+    from gpt4o_jax.data import corpus
+
+    workdir, prepare = tmp_path / "run", corpus.prepare
+
+    def slowly(*args):
+        if not workdir.exists():
+            shutil.copytree(copy, workdir)
+        return prepare(*args)
+
+    monkeypatch.setattr(corpus, "prepare", slowly)
+    before = (copy / "metrics.jsonl").read_bytes()
+    assert command(*train_args(workdir))[0]["step"] == 20
+    assert (workdir / "metrics.jsonl").read_bytes().startswith(before)
 
 
 # ---------------------------------------------------------------- two trainings in one folder
