@@ -108,7 +108,7 @@ def _prepare_jax() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("EPATH_USE_TF", "0")  # otherwise epath imports TensorFlow for gs:// where that is installed
+    os.environ.setdefault("EPATH_USE_TF", "0")  # otherwise epath uses TensorFlow for object stores where that is installed
 
 
 def _in_large_pages() -> None:

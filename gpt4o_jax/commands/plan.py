@@ -82,8 +82,7 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
         "parameters": flops.parameter_count(config.model),
         "flops_per_token": flops.train_flops_per_token(config.model, config.lora.rank > 0),
     }
-    planned, devices = _devices(config, flags, everything)
-    facts["estimate"] = devices[0].platform == "cpu"
+    planned, devices, facts["estimate"] = _devices(config, flags, everything)
     mesh = make_mesh(planned.mesh, devices)
     if config.objective.method != "next_token":
         facts["planned_as"] = "next_token"
@@ -107,14 +106,18 @@ def _plan(config, flags: dict, overrides: dict[str, str]) -> dict:
 
 
 def _devices(config, flags: dict, everything: int):
-    """(config, devices): those of the slices, by libtpu; without it, 8 CPU devices and a config whose mesh has their number."""
+    """(config, devices, estimate): the devices of the slices, by libtpu.
+
+    Without libtpu CPU devices, and estimate is True: at most 8, with a config whose mesh has their number; with --show=sharding,
+    as many as the slices have.
+    """
     import jax
 
     from gpt4o_jax.console import say
     from gpt4o_jax.training import topology
 
     try:
-        return config, topology.described_devices(flags["topology"], flags["slices"])
+        return config, topology.described_devices(flags["topology"], flags["slices"]), False
     except ImportError:
         n = everything
         if not flags["show"]:  # the shards per device are then larger, and the compiler is a different one
@@ -122,7 +125,7 @@ def _devices(config, flags: dict, everything: int):
         jax.config.update("jax_num_cpu_devices", n)
         if n < everything:
             say(f"ESTIMATE: libtpu is not installed (requirements-tpu.txt), so {n} CPU devices stand in for {everything}")
-        return config, jax.local_devices(backend="cpu")[:n]
+        return config, jax.local_devices(backend="cpu")[:n], True
 
 
 def _show_sharding(config, mesh) -> dict:

@@ -42,7 +42,7 @@ def prepare(spec: str, data_dir: str, say: Callable[[str], None]) -> dict:
 
 def _run(python: str, spec: str, data_dir: str) -> dict:
     """The result that the script prints last. Its progress goes to stderr."""
-    # The builder's environment may reach gs:// by TensorFlow only.
+    # The builder's environment need not have gcsfs; TensorFlow reaches gs:// by itself.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON") and k != "EPATH_USE_TF"}
     arguments = [python, "-P", str(_SCRIPT), spec, os.path.expanduser(data_dir)]
     done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, env=environment, check=False)

@@ -1,4 +1,8 @@
-"""The training loop, top to bottom. One compiled call, a dispatch, runs K = train.steps_per_dispatch optimizer steps."""
+"""The training loop: what comes before the first step, the steps, and what is done between them.
+
+One compiled call, a dispatch, runs K = train.steps_per_dispatch optimizer steps. Metrics: logger.py; the state's checkpoints:
+checkpoints.py.
+"""
 
 import dataclasses
 import functools
@@ -98,7 +102,20 @@ def train(
     say(f"{_description(program, state)}; {_length(config, last_step)}; {corpus.size}{_fill(rows)}")
 
     logger = Logger(config, workdir, start, last_step, peak, mesh, ledger)
-    pauses = _Pauses(program, workdir, last_step, corpus, evaluate, sample, store, logger, best, ledger, peers, kept or {})
+    between = _BetweenDispatches(
+        program=program,
+        workdir=workdir,
+        last_step=last_step,
+        corpus=corpus,
+        evaluate=evaluate,
+        sample=sample,
+        store=store,
+        logger=logger,
+        best=best,
+        ledger=ledger,
+        peers=peers,
+        kept=kept or {},
+    )
     trace, step = Trace(profile if parallel.is_leader() else None, workdir / "profile"), start
     K = config.train.steps_per_dispatch
     shape = (K, config.train.batch_size, config.model.context_length)
@@ -126,7 +143,7 @@ def train(
 
                 agreed = peers.stop_at(step, K, stop.received if stop is not None else None)
                 stopping = agreed is not None and step >= agreed[0]
-                last = pauses.work(step, state, stopping)  # evaluation, samples, checkpoint
+                last = between.do_due(step, state, stopping)  # evaluation, samples, checkpoint
                 if stopping and not last:
                     raise RunError(
                         f"stopped by {agreed[1]} at step {step} of {last_step}, saved; run the same command again to continue",
@@ -149,8 +166,8 @@ def train(
 
 
 @dataclasses.dataclass
-class _Pauses:
-    """What is done between two dispatches: evaluation, samples, checkpoints."""
+class _BetweenDispatches:
+    """Evaluation, samples and checkpoints. Fields: as the arguments and local variables of `train`."""
 
     program: Program
     workdir: epath.Path
@@ -165,7 +182,7 @@ class _Pauses:
     peers: parallel.Peers
     kept: dict
 
-    def work(self, step: int, state: TrainState, stopping: bool) -> bool:
+    def do_due(self, step: int, state: TrainState, stopping: bool) -> bool:
         """Does what is due at a step; stopping: save in any case. Returns whether the run ends here."""
         config, last = self.program.config, step == self.last_step
         due = lambda every: last or (every and step % every == 0)
@@ -235,7 +252,7 @@ def _first_state(program: Program, initial_params: Callable[[gpt.GPT], dict] | N
             say("init.from is not set: weights start at random, not from a run")
         return state
     averaged = state.ema is not None
-    state = state.replace(params=None, opt_state=None, ema=None)  # likewise
+    state = state.replace(params=None, opt_state=None, ema=None)  # frees it before the given weights are loaded
     params = initial_params(program.model)
     # Schedule-Free AdamW keeps a second copy of the weights, which must start equal to them.
     opt_state = jax.jit(program.optimizer.init, out_shardings=program.shardings.opt_state)(params)

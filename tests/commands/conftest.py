@@ -26,6 +26,7 @@ def as_on_a_laptop(tmp_path_factory):
             patch.setenv("XDG_CACHE_HOME", cache)
             for name in ("JAX_COMPILATION_CACHE_DIR", "TF_CPP_MIN_LOG_LEVEL"):
                 patch.setenv(name, "")  # main() sets those that are missing; undone at the end
+            patch.setenv("EPATH_USE_TF", "0")  # likewise
             yield
 
     return context

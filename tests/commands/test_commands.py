@@ -372,7 +372,7 @@ def test_tensorflow_is_not_imported_for_object_stores_where_it_is_installed(tmp_
     (tmp_path / "tensorflow" / "__init__.py").touch()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("EPATH_USE_TF", raising=False)
-    script = "from etils import epath; print(type(epath.Path('gs://bucket/run')._backend).__name__)"
+    script = "from etils import epath; print(type(epath.Path('s3://bucket/run')._backend).__name__)"
     for before, backend in (
         ("", "_TfBackend"),
         ("from gpt4o_jax.__main__ import _prepare_jax as go; go(); ", "_FileSystemSpecBackend"),
