@@ -30,7 +30,7 @@ class Head(nn.Module):
         both = [make_norm(c, "hidden_norm")(h_BTD), make_norm(c, "embedding_norm")(embedded_BTD)]
         join = param(self, "join", normal(c.hidden_std), (2 * c.d_model, c.d_model), ("embed", "embed"))
         h_BTD = product("BTC,CD->BTD", jnp.concatenate(both, axis=-1), join, self.compute)
-        block = remat_block(c)(c, self.compute, self.train, c.period[-1], name="block")
+        block = remat_block(c, looped=c.mtp_heads > 1)(c, self.compute, self.train, c.period[-1], name="block")
         h_BTD, (_, routings) = block(h_BTD, (None, None), shared)
         return h_BTD, (make_norm(c, "final_norm")(h_BTD), {"block": routings} if routings else {})
 

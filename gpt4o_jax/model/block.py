@@ -128,13 +128,18 @@ REMAT_POLICIES = {
 }
 
 
-def remat_block(c: ModelConfig):
-    """The Block class, wrapped in nn.remat according to config.remat."""
+def remat_block(c: ModelConfig, looped: bool):
+    """The Block class, wrapped in nn.remat according to config.remat. looped: applied in a loop of several iterations."""
     if c.remat == "none":
         return Block
-    # Inside a loop over layers, XLA cannot merge the recomputation with the forward pass. Unrolled, common-subexpression
-    # elimination would merge the two and save nothing.
-    return nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=c.scan_unroll >= c.periods)
+    # Inside a loop over layers, XLA cannot merge the recomputation with the forward pass. Unrolled, or in a loop of one
+    # iteration, which XLA dissolves, common-subexpression elimination would merge the two and save nothing.
+    return nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=not looped)
+
+
+def looped(c: ModelConfig, periods: int) -> bool:
+    """Whether the scan over `periods` is a loop of several iterations."""
+    return c.scan_unroll < periods
 
 
 def unroll(c: ModelConfig, compute: Compute, periods: int) -> int:
@@ -151,6 +156,7 @@ class Period(nn.Module):
     compute: Compute
     train: bool
     kinds: tuple[LayerKind, ...]
+    looped: bool  # as for remat_block
 
     @nn.compact
     def __call__(self, x_BTD, per_layer, shared: Shared):
@@ -159,7 +165,7 @@ class Period(nn.Module):
         out, routings = (), {}
         for i, kind in enumerate(self.kinds):
             name = f"block_{i}"
-            block = remat_block(self.config)(self.config, self.compute, self.train, kind, name=name)
+            block = remat_block(self.config, self.looped)(self.config, self.compute, self.train, kind, name=name)
             x_BTD, (layer_cache, routing) = block(x_BTD, (caches[i], None if tables is None else tables[i]), shared)
             out += (layer_cache,)
             routings |= {name: routing} if routing else {}
@@ -184,9 +190,8 @@ def layers(c: ModelConfig, compute: Compute, train: bool, x_BTD, cache, shared: 
     tables_L = None if shared.values_nBTKH is None else value_tables(c)
     P = len(c.period)
     if P == 1:
-        block = _scanned(remat_block(c), c.n_layers, unroll(c, compute, c.n_layers))(
-            c, compute, train, c.period[0], name="layers"
-        )
+        again = remat_block(c, looped(c, c.n_layers))
+        block = _scanned(again, c.n_layers, unroll(c, compute, c.n_layers))(c, compute, train, c.period[0], name="layers")
         x_BTD, (slots, routings) = block(x_BTD, (None if cache is None else cache[0], tables_L), shared)
         return x_BTD, None if cache is None else (slots,), {"layers": routings} if routings else {}
     out, routings, whole = (), {}, c.periods * P
@@ -196,14 +201,15 @@ def layers(c: ModelConfig, compute: Compute, train: bool, x_BTD, cache, shared: 
         kinds = c.layer_kinds[begin:end][:P]
         slots = (None,) * len(kinds) if cache is None else cache[len(out) : len(out) + len(kinds)]
         tables = None if tables_L is None else tables_L[begin:end].reshape(repeats, -1)
+        how = (c, compute, train, kinds, looped(c, repeats))
         if cache is not None and repeats == 1:  # a scan would copy the cache
             whole_weight = lambda leaf: isinstance(leaf, Weight)  # keeps its layers axis: indexing would copy it
             first = lambda tree: jax.tree.map(lambda x: x if whole_weight(x) else x[0], tree, is_leaf=whole_weight)
-            period = nn.map_variables(Period, "params", trans_in_fn=first)(c, compute, train, kinds, name=name)
+            period = nn.map_variables(Period, "params", trans_in_fn=first)(*how, name=name)
             x_BTD, new = period(x_BTD, first((slots, tables)), shared)
             slots, routing = jax.tree.map(lambda leaf: leaf[None], new)
         else:
-            period = _scanned(Period, repeats, unroll(c, compute, repeats))(c, compute, train, kinds, name=name)
+            period = _scanned(Period, repeats, unroll(c, compute, repeats))(*how, name=name)
             x_BTD, (slots, routing) = period(x_BTD, (slots, tables), shared)
         out += slots
         routings |= {name: routing} if routing else {}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt4o_jax.config_model import ModelConfig
-from gpt4o_jax.model.block import Period, Shared, remat_block, unroll, value_tables
+from gpt4o_jax.model.block import Period, Shared, looped, remat_block, unroll, value_tables
 from gpt4o_jax.ops.compute import Compute
 from gpt4o_jax.parallel.pipeline import Schedule, cut, joined, pipeline
 
@@ -21,8 +21,11 @@ def staged_layers(
     stages.
     """
     P, train = len(c.period), key is not None
-    make = (remat_block(c), c.period[0]) if P == 1 else (Period, c.period)
-    module = make[0](c, compute, train, make[1], parent=None)
+    loop = looped(c, c.periods)
+    if P == 1:
+        module = remat_block(c, loop)(c, compute, train, c.period[0], parent=None)
+    else:
+        module = Period(c, compute, train, c.period, loop, parent=None)
     tables = None if shared.values_nBTKH is None else value_tables(c)
     if P > 1 and tables is not None:
         tables = tables.reshape(c.periods, P)

@@ -99,6 +99,22 @@ def test_memory_is_saved_unrolled_or_not(one_device, unroll):
     assert temporaries("full") < 0.5 * every and temporaries("save_mlp") < 0.8 * every
 
 
+@pytest.mark.parametrize("more", [dict(mtp_heads=1), dict(n_layers=5, layer_pattern=("local", "global"), window=4)], ids=str)
+def test_what_is_computed_again_stays_so_in_a_loop_of_one_iteration(one_device, more):
+    """Of a single head ahead, and of layers after the last whole period: XLA dissolves such loops, and must not merge the two."""
+
+    def programs(policy: str) -> tuple[int, int]:
+        """Products that are written, and that XLA keeps."""
+        net = gpt.GPT(dataclasses.replace(DENSE, attention="reference", remat=policy, **more), FLOAT32)
+        one = jax.tree.map(lambda x: x[0], batches())
+        params = jax.eval_shape(functools.partial(gpt.init, net), jax.random.key(0))
+        step = jax.jit(jax.grad(lambda p: loss_sum(net, p, one, T, mtp_weight=1.0)[0])).trace(params)
+        return products(step.jaxpr.jaxpr), step.lower().compile().as_text().count(" dot(")
+
+    written, kept = np.subtract(programs("full"), programs("none"))
+    assert written == kept > 0
+
+
 def test_blocks_leave_the_device_where_the_policy_says_so(one_device):
     params = jax.eval_shape(lambda: parameters("dense"))
     full, offload = (str(jax.make_jaxpr(gradient("dense", policy))(params)) for policy in ("full", "offload"))
