@@ -168,6 +168,7 @@ def _draft(run, flags: dict):
             f"--draft={flags['draft']}: its tokenizer (digest {other.tokenizer.digest}) is not that of --workdir (digest"
             f" {run.tokenizer.digest}); train the draft with --config.tokenizer.path={run.workdir}"
         )
+    other = ready(other, flags, flags["num_samples"])
     return Draft(tokens, other.model, other.params)
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from gpt4o_jax import __main__ as entry
@@ -16,6 +17,8 @@ from gpt4o_jax.__main__ import COMMANDS, main
 from gpt4o_jax.checkpoint.store import Store
 from gpt4o_jax.commands import benchmark, convert, data, evaluate, generate, report, runs, sweep, tokenizer, train, verify
 from gpt4o_jax.errors import ExitCode
+from gpt4o_jax.ops.weights import Weight
+from gpt4o_jax.sampling import text as texts
 from tests.commands.conftest import BASE
 
 # ---------------------------------------------------------------- what works
@@ -217,6 +220,16 @@ def test_drafts_give_the_same_greedy_text_in_fewer_passes(run, command):
         assert (fast["text"], fast["finished"]) == (plain["text"], plain["finished"])
         assert fast["passes"] <= plain["passes"]
     assert fast["passes"] == 1 + -(-(plain["passes"] - 1) // 4)
+
+
+def test_a_draft_has_the_precision_that_is_asked_for_too(run, command, monkeypatch):
+    drafts, complete = [], texts.complete
+    monkeypatch.setattr(texts, "complete", lambda *args: drafts.append(args[-1]) or complete(*args))
+    command(
+        "generate", f"--workdir={run}", "--prompt=1", "--max_new_tokens=4", f"--draft={run}", "--weights=int8", "--kv_cache=int8"
+    )
+    assert drafts[0].model.compute.kv_cache == "int8"
+    assert any(isinstance(w, Weight) for w in jax.tree.leaves(drafts[0].params, is_leaf=lambda w: isinstance(w, Weight)))
 
 
 def test_beams_give_texts_from_the_best_one_on(run, command):
