@@ -68,7 +68,7 @@ class Summary:
 
 def summarise(workdir) -> Summary:
     """Reads a run folder. Raises RunError (exit code 3) if it is missing, damaged or not a run folder."""
-    workdir = epath.Path(workdir).expanduser()
+    workdir = of_user(workdir)
     config, records = read_config(workdir), read_metrics(workdir)
     return Summary(workdir, config, *([r for r in records if r["kind"] == kind] for kind in ("train", "eval")))
 

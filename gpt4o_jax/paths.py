@@ -33,7 +33,7 @@ def of_user(path) -> epath.Path:
     Raises RunError for an object store of an unknown kind (2), whose package is not installed (2), or that cannot be reached (5).
     """
     if is_local(path):
-        return epath.Path(path).expanduser()
+        return epath.Path(os.path.expanduser(path))  # Path.expanduser would raise its own error for an unknown ~NAME
     scheme = os.fspath(path).partition("://")[0]
     if scheme not in _SCHEMES:
         known = ", ".join(f"{s}://" for s in _SCHEMES)
@@ -95,7 +95,7 @@ def local(name: str, path: str) -> Path:
     """
     if not is_local(path):
         raise RunError(f"{name}={path}: an object store; expected a path of this machine")
-    return Path(os.path.expanduser(path))  # Path.expanduser would raise its own error for an unknown ~NAME
+    return Path(os.path.expanduser(path))
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from gpt4o_jax import comparison
 from gpt4o_jax.comparison import Summary
 from gpt4o_jax.config import base_config, flatten, to_dict
 from gpt4o_jax.errors import data_error
+from gpt4o_jax.paths import of_user
 
 NOTE = "sweep.json"  # {"sweep": FILE[:ARG], "runs": {variant: [folder of each seed]}, "failures": {folder: why}}, the base first
 
@@ -46,7 +47,7 @@ def difference(values: Sequence[float], base: Sequence[float]) -> Difference:
 
 def read(workdir) -> tuple[str, dict[str, dict[str, Summary | None]]]:
     """(FILE[:ARG] of the sweep, {variant: {run folder: the run, None if it has not begun}}). Raises RunError."""
-    workdir = epath.Path(workdir).expanduser()
+    workdir = of_user(workdir)
     path = workdir / NOTE
     if not path.exists():
         raise data_error(f"{workdir}: no {NOTE}; expected the folder that `sweep` wrote")
@@ -71,7 +72,7 @@ def write(workdir, failures: dict[str, str] | None = None) -> dict:
 
     failures: run folder -> why it ended, recorded with the sweep; None: those already recorded.
     """
-    workdir = epath.Path(workdir).expanduser()
+    workdir = of_user(workdir)
     spec, runs = read(workdir)
     note = json.loads((workdir / NOTE).read_text())
     if failures is None:

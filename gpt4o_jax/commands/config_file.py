@@ -11,6 +11,7 @@ from gpt4o_jax import config as config_lib
 from gpt4o_jax.config import RunConfig
 from gpt4o_jax.config_idle import refuse_idle
 from gpt4o_jax.errors import RunError, did_you_mean
+from gpt4o_jax.paths import local
 
 
 def read(spec: str, overrides: dict[str, str]) -> RunConfig:
@@ -19,7 +20,7 @@ def read(spec: str, overrides: dict[str, str]) -> RunConfig:
     The file is Python and is executed: use only files you trust.
     """
     path, _, argument = spec.partition(":")
-    values = config_lib.flatten(_get_config(Path(path).expanduser(), argument))
+    values = config_lib.flatten(_get_config(local("--config", path), argument))
     known = config_lib.knobs()
     given = {}
     for name, text in overrides.items():

@@ -144,11 +144,10 @@ def _tell_that_it_chose(run) -> None:
 
 
 def _choice(flags: dict):
-    from pathlib import Path
-
     from gpt4o_jax.evaluation import choice
+    from gpt4o_jax.paths import local
 
-    questions, shots = choice.read_questions(Path(flags["choice"]).expanduser()), flags["num_fewshot"] or 0
+    questions, shots = choice.read_questions(local("--choice", flags["choice"])), flags["num_fewshot"] or 0
 
     def score(run) -> dict:
         model = (run.model, run.params, run.tokenizer)

@@ -85,18 +85,17 @@ def _check(flags: dict) -> None:
 
 def _read_prompts(file: str) -> list[str]:
     """The prompts in a file, at least one; empty lines are skipped. Raises RunError for a bad line or a file without text."""
-    from pathlib import Path
-
     from gpt4o_jax.data.sources import read_text
+    from gpt4o_jax.paths import local
 
     prompts = []
-    for n, line in enumerate(read_text(Path(file).expanduser()).replace("\r\n", "\n").split("\n"), start=1):
+    for n, line in enumerate(read_text(local("--prompts", file)).replace("\r\n", "\n").split("\n"), start=1):
         if not line.strip():
             continue
         if file.endswith(".jsonl"):
             try:
                 line = json.loads(line)["prompt"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 line = None
             if not isinstance(line, str):
                 raise data_error(f'{file}:{n}: expected a JSON object with prompt, such as {{"prompt": "Return the "}}')

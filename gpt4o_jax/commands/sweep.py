@@ -14,6 +14,7 @@ from gpt4o_jax.commands import config_file
 from gpt4o_jax.commands.flags import Flag
 from gpt4o_jax.config import RunConfig
 from gpt4o_jax.errors import ExitCode, RunError
+from gpt4o_jax.paths import local
 
 FLAGS = (
     Flag(
@@ -40,8 +41,6 @@ class Job:
 
 
 def main(flags: dict, overrides: dict[str, str]) -> dict | None:
-    from gpt4o_jax.paths import local
-
     workdir = local("--workdir", flags["workdir"])
     jobs = plan(flags["sweep"], workdir, flags["seeds"], overrides)
     from gpt4o_jax import sweep_report
@@ -87,7 +86,7 @@ def plan(spec: str, workdir: Path, seeds: int, overrides: dict[str, str]) -> lis
 
     Raises RunError, before anything is run or written, if anything is wrong with any of them.
     """
-    path = Path(spec.partition(":")[0]).expanduser()
+    path = local("--sweep", spec.partition(":")[0])
     with config_file.told_in_one_line("--sweep", path):
         module = config_file.load("--sweep", path)
         if not hasattr(module, "sweep"):

@@ -64,8 +64,13 @@ class Chunks:
         return len(self._known)
 
     def texts(self, chunk: int) -> list[str]:
+        """Raises RunError for a record that cannot be read: perhaps in the middle of a run, whose text a repair would change."""
         with self._reading:  # otherwise threads would evict each other's files from the source's memory
-            texts = _texts(self._source, chunk)
+            try:
+                texts = _texts(self._source, chunk)
+            except RunError as e:
+                hint = "repair it, and continue in a new folder with --config.init.from; `data report` finds all such beforehand"
+                raise RunError(f"{e} (read during the run because of data.lanes: {hint})", e.code) from None
         return [d for d in texts if not sources.is_held(d, self._fraction)]
 
     def known(self, chunk: int) -> int | None:

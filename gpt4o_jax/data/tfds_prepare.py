@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from gpt4o_jax.data import token_cache
 from gpt4o_jax.errors import ExitCode, RunError, data_error
+from gpt4o_jax.paths import Hold
 
 _SCRIPT = Path(__file__).with_name("tfds_builder.py")
 REQUIREMENTS = Path(__file__).parents[2] / "requirements-prepare.txt"
@@ -58,16 +58,18 @@ def _environment(say: Callable[[str], None]) -> str:
     name = hashlib.sha256(f"{version}\0{REQUIREMENTS.read_text()}".encode()).hexdigest()[:16]
     folder = token_cache.cache_root("") / "prepare" / name
     python, finished = folder / "bin" / "python", folder / "finished"
-    if not finished.exists():
-        say(f"making {folder} from {REQUIREMENTS.name} (1.8 GB, once)")
-        try:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            _call([sys.executable, "-m", "venv", str(folder)])
+    if finished.exists():
+        return str(python)
+    say(f"making {folder} from {REQUIREMENTS.name} (1.8 GB, once)")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with Hold() as hold:  # two commands would install into one folder
+            hold.take(folder, where=str(folder))
+            _call([sys.executable, "-m", "venv", "--clear", str(folder)])  # what an interrupted call left is cleared
             _call([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(REQUIREMENTS)])
             finished.touch()
-        except OSError as e:
-            raise RunError(f"{folder}: cannot make it ({e.strerror or e})", ExitCode.STORAGE) from None
+    except OSError as e:
+        raise RunError(f"{folder}: cannot make it ({e.strerror or e})", ExitCode.STORAGE) from None
     return str(python)
 
 

@@ -9,12 +9,14 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from gpt4o_jax.errors import RunError, data_error, did_you_mean, lone_surrogate
 
@@ -246,7 +248,7 @@ def load(path) -> Tokenizer:
 
     Raises RunError if there is none, or it is damaged.
     """
-    path = path.expanduser()
+    path = epath.Path(os.path.expanduser(path))
     if path.is_dir():
         names = [n for n in ("tokenizer.json", "tokenizer.model") if (path / n).exists()]
         if not names:

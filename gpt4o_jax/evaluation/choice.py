@@ -35,7 +35,7 @@ def read_questions(path) -> list[Question]:
         try:
             stored = json.loads(line)
             question, choices, answer = stored["question"], stored["choices"], stored["answer"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise data_error(f"{path}:{n}: expected a JSON object with question, choices and answer") from None
         texts = isinstance(question, str) and isinstance(choices, list) and all(isinstance(c, str) and c for c in choices)
         if not texts or len(choices) < 2:

@@ -34,7 +34,7 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
         return [tokenizer.symbols.bos], tokenizer.encode(continuation)
     whole, head = tokenizer.prompt(context + continuation), tokenizer.prompt(context)
     cut = min(len(head), len(whole) - 1)
-    return whole[:cut], whole[cut:]
+    return (whole[:cut], whole[cut:]) if cut else ([tokenizer.symbols.bos], whole)
 
 
 def score(model: GPT, params, pairs: Sequence[Pair], batch_size: int = 16, loss_chunk: int = 512) -> list[tuple[float, bool]]:

@@ -29,10 +29,11 @@ Document = np.ndarray | tuple[np.ndarray, np.ndarray]
 
 
 def cached_documents(cache: TokenCache, tokenizer: Tokenizer) -> Iterable[Document]:
-    """Each document of a token cache, without its final <eos>."""
+    """Each document of a token cache, without its final <eos> unless that counts, as the end of an answer does."""
     for d in range(cache.documents):
         ids, counts = np.asarray(cache.document(d), np.int32), cache.counted(d)
-        end = len(ids) - (ids[-1] == tokenizer.symbols.eos[0])
+        scored = counts is not None and counts[-1]
+        end = len(ids) - (ids[-1] == tokenizer.symbols.eos[0] and not scored)
         yield ids[:end] if counts is None else (ids[:end], np.asarray(counts[:end]))
 
 
@@ -105,10 +106,10 @@ def evaluate(
     """Scores documents. Needs an active mesh.
 
     Windows of T = context_length start every `stride` tokens (None: T / 2), so that every target but a document's first few sees
-    at least T - stride tokens of context. Every text token that counts is scored once, <bos> and <eos> never; bytes are the UTF-8
-    bytes of the scored tokens. max_tokens: reads no further document after this many. through_cache: through a KV cache, with
-    keys and values stored as for generation. Returns loss (nats per token), perplexity (per token), bits_per_byte, accuracy (0 to
-    1), tokens, bytes. Raises RunError if stride > T.
+    at least T - stride tokens of context. Every token is scored once, but for the first (<bos>), a text's <eos>, and in
+    conversations those that the loss does not count; bytes are the UTF-8 bytes of the scored tokens. max_tokens: reads no further
+    document after this many. through_cache: through a KV cache, with keys and values stored as for generation. Returns loss (nats
+    per token), perplexity (per token), bits_per_byte, accuracy (0 to 1), tokens, bytes. Raises RunError if stride > T.
     """
     T = model.config.context_length
     stride = stride or max(T // 2, 1)

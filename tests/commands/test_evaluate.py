@@ -34,6 +34,12 @@ def test_multiple_choice_is_scored(byte_run, questions, command):
     assert {result["accuracy"], result["accuracy_norm"]} <= {i / 4 for i in range(5)}
 
 
+def test_a_question_of_countless_brackets_is_told_by_line(byte_run, questions, refused):
+    questions.write_text(questions.read_text() + "[" * 100_000 + "\n")
+    message = "questions.jsonl:6: expected a JSON object with question"
+    refused(ExitCode.DATA, message, "evaluate", f"--workdir={byte_run}", f"--choice={questions}")
+
+
 @pytest.mark.parametrize(
     ("code", "fragment", "args"),
     [
@@ -44,6 +50,8 @@ def test_multiple_choice_is_scored(byte_run, questions, command):
         (ExitCode.USAGE, "--stride=3 is for --text or the hold-out; leave it or --tasks out", ("--stride=3", "--tasks=b")),
         (ExitCode.USAGE, "--stride=3 is for --text or the hold-out; leave it or --choice out", ("--stride=3", "--choice=b")),
         (ExitCode.DATA, "nowhere.jsonl: cannot read (No such file", ("--choice=nowhere.jsonl",)),
+        (ExitCode.DATA, "~nobody_at_all/a.jsonl: cannot read (No such file", ("--choice=~nobody_at_all/a.jsonl",)),
+        (ExitCode.USAGE, "--choice=gs://bucket/a: an object store; expected a path", ("--choice=gs://bucket/a",)),
         (ExitCode.USAGE, "--text= is empty, expected text: UTF-8 file", ("--text=",)),
         (ExitCode.USAGE, "--tasks=,: no task in it", ("--tasks=,",)),
         (ExitCode.USAGE, "--task_dir=nowhere: no such folder", ("--tasks=a", "--task_dir=nowhere")),

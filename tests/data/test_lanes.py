@@ -13,7 +13,7 @@ from gpt4o_jax.data import corpus, lanes, sources
 from gpt4o_jax.data.batches import dispatches
 from gpt4o_jax.data.rows import shuffled
 from gpt4o_jax.data.tokenizer import byte_tokenizer
-from gpt4o_jax.errors import RunError
+from gpt4o_jax.errors import ExitCode, RunError, data_error
 
 TEXTS = [f"{i} bottles " + "and another one " * (i % 11) for i in range(150)]  # as in conftest.py
 T, K, B, LANES = 32, 2, 4, 3
@@ -261,6 +261,21 @@ def test_files_in_pieces_too_large_to_read_for_each_chunk_are_refused(config_of,
     monkeypatch.setattr(lanes, "_LARGEST_BLOCK", 12)
     with pytest.raises(RunError, match="13 documents of a file can only be read together"):
         open_rows(config_of("parquet"))
+
+
+def test_a_bad_record_found_in_the_middle_of_a_run_says_how_to_go_on(tmp_path):
+    class Texts(list):
+        def __getitem__(self, i):
+            if i == 12:
+                raise data_error("bad.jsonl:13: no text")
+            return super().__getitem__(i)
+
+    rows = lanes.LaneRows(lanes.Chunks(Texts(TEXTS), 1e-4, byte_tokenizer(), tmp_path / "index"), T, 0, 2)
+    with pytest.raises(
+        RunError, match=r"bad.jsonl:13: no text .*new folder with --config.init.from; `data report` finds all"
+    ) as e:
+        [rows[n] for n in range(400)]
+    assert e.value.code == ExitCode.DATA
 
 
 def test_a_lane_without_text_ends_in_an_error_not_in_a_loop(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt4o_jax.data import tfds_builder, tfds_prepare
-from gpt4o_jax.errors import ExitCode, RunError
+from gpt4o_jax.errors import ExitCode, RunError, data_error
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -57,10 +57,10 @@ def pythons(monkeypatch):
     return used
 
 
-def refusal(spec, data_dir) -> str:
+def refusal(spec, data_dir, code=ExitCode.DATA) -> str:
     with pytest.raises(RunError) as e:
         tfds_prepare.prepare(str(spec), str(data_dir), lambda _: None)
-    assert e.value.code == ExitCode.DATA
+    assert e.value.code == code
     return str(e.value)
 
 
@@ -102,6 +102,21 @@ def test_builders_that_fail_do_so_in_one_line(builder_file, pythons, tmp_path, l
 )
 def test_what_is_no_builder(pythons, tmp_path, spec, fragment):
     assert fragment in refusal(spec, tmp_path)
+
+
+def test_two_commands_do_not_make_one_environment_at_the_same_time(builder_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    said = []
+
+    def meanwhile(command):
+        if not said:
+            said.append(None)
+            said.append(refusal(f"{builder_file('import tensorflow')}/long", tmp_path / "out", ExitCode.USAGE))
+        raise data_error("enough")
+
+    monkeypatch.setattr(tfds_prepare, "_call", meanwhile)
+    assert refusal(f"{builder_file('import tensorflow')}/long", tmp_path / "out") == "enough"
+    assert "in use by another process" in said[1]
 
 
 def test_an_environment_that_cannot_be_made_is_told_and_not_taken_for_finished(builder_file, tmp_path, monkeypatch):

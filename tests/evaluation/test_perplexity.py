@@ -104,4 +104,7 @@ def test_cached_documents_are_ids_from_bos_on_without_eos():
     stream = np.array([BOS, 40, 41, EOS, BOS, EOS, BOS, 42, EOS], np.uint16)
     found = cached_documents(TokenCache(stream, np.array([0, 4, 6, 9]), 3), TOKENIZER)
     assert [d.tolist() for d in found] == [[BOS, 40, 41], [BOS], [BOS, 42]]
+    answers = [0, 0, 1, 1, 0, 0, 0, 0, 0]  # the first <eos> ends an answer, so it is scored like those within a conversation
+    found = cached_documents(TokenCache(stream, np.array([0, 4, 6, 9]), 3, np.array(answers, np.uint8)), TOKENIZER)
+    assert [(d.tolist(), c.tolist()) for d, c in found][:2] == [([BOS, 40, 41, EOS], [0, 0, 1, 1]), ([BOS], [0])]
     np.testing.assert_array_equal(text_document("é", TOKENIZER), [BOS, 32 + 0xC3, 32 + 0xA9])

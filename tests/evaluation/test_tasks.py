@@ -1,5 +1,6 @@
 """Multiple choice and the harness's three request types agree with brute force over the model's log-probabilities."""
 
+import dataclasses
 import json
 import types
 
@@ -99,6 +100,10 @@ def test_a_token_across_the_end_of_a_context_counts_to_what_follows():
     *before, cat = tokenizer.prompt("the cat")
     assert tokenizer.pieces[cat].strip() == b"cat"
     assert encode_pair(tokenizer, "the ca", "t") == (before, [cat])
+    tokenizer.symbols = dataclasses.replace(tokenizer.symbols, prompts_begin=False)
+    assert encode_pair(tokenizer, " ca", "t") == ([BOS], [cat]), (
+        "where prompts do not begin with <bos>, it is before the only token"
+    )
 
 
 def test_an_empty_continuation_has_no_score():
