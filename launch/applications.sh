@@ -30,5 +30,7 @@ Done. Learning curves:  $workdir/tuned/report.md
 
 Talk to it:
   cd $(printf '%q' "$PWD") && source .venv/bin/activate
-  python -m gpt4o_jax chat --workdir=$quoted_workdir/tuned
+  python -m gpt4o_jax chat --workdir=$quoted_workdir/tuned --temperature=0
+It knows the kinds of sentences that it was trained on, such as: Translate into German: forty-two thousand and ninety-five
+or: Hello, I am Xavier.  and then: What is my name?
 END
