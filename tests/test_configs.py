@@ -94,7 +94,7 @@ def shrunk(spec: str, text: Path):
         model__d_model="32",
         model__n_heads="4",
         model__n_kv_heads="None" if model.n_kv_heads is None else "2",
-        model__d_ff="64",
+        **({} if model.expert_d_ff and model.moe_every == 1 else {"model__d_ff": "64"}),  # unused if all layers have experts
         model__n_experts="4" if model.n_experts else "0",
         model__experts_per_token="2",
         model__expert_d_ff="None" if model.expert_d_ff is None else "32",

@@ -24,7 +24,7 @@ CONFIG = {
     "train.batch_size": B, "train.loss_chunk": T,
 }  # fmt: skip
 E, k = 4, 2
-MIXTURE = {"model.n_experts": E, "model.experts_per_token": k, "model.expert_d_ff": F}
+MIXTURE = {"model.n_experts": E, "model.experts_per_token": k}  # as wide as the feed-forward they replace
 # Numbers of entries: in the matrices of all blocks; in the embedding, and in the head.
 ATTENTION, MLP, TABLE = L * 4 * D * D, L * 3 * D * F, V * D
 LAYERS = ATTENTION + MLP
