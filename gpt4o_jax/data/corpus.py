@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt4o_jax import config_mixture
 from gpt4o_jax.config import DataConfig, RunConfig
 from gpt4o_jax.data import conversations, file_digests, lanes, mixture, prepared, python_docs, sources, token_cache
 from gpt4o_jax.data import tokenizer as tokenizers
@@ -45,7 +46,7 @@ class Member:
 
 def name_of(data: DataConfig) -> str:
     """Name of a source (not a mixture) in evaluations, spelled as in data.mixture."""
-    field = data.reader or (data.field if data.field != DataConfig.field else "")
+    field = config_mixture.READER + data.reader if data.reader else (data.field if data.field != DataConfig.field else "")
     return data.source + (f":{data.path}" if data.path else "") + (f"@{field}" if field else "")
 
 

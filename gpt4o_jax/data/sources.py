@@ -269,9 +269,11 @@ def _without_repeats(pairs, of_worlds: Sequence[bool], config: DataConfig, more:
 
 
 def no_holdout(documents: Sequence[str], config: DataConfig) -> RunError:
-    mend = "split the text with data.separator, use more documents, or data.holdout=tail"
+    instead = "a larger data.holdout_fraction" if config.lanes else "data.holdout=tail"
+    mend = f"split the text with data.separator, use more documents, or {instead}"
     if _are_conversations(documents):
-        mend = "use more conversations, a larger data.holdout_fraction, or a file of held-out ones in data.holdout_path"
+        instead = "" if config.lanes else ", or a file of held-out ones in data.holdout_path"
+        mend = f"use more conversations, a larger data.holdout_fraction{instead}"
     return data_error(
         f"hold-out is empty: none of {len(documents)} document(s) fell into holdout_fraction={config.holdout_fraction}; {mend}"
     )

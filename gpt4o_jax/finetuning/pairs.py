@@ -225,17 +225,22 @@ def scored_at_last(config: RunConfig, corpus: PairCorpus) -> PairRows:
 
 
 def _fitting(pairs: Sequence[Pair], config: RunConfig, tokenizer: Tokenizer) -> list[Encoded]:
-    """The pairs that fit in a row, as ids. Raises RunError if none does or the template cannot write one."""
+    """The pairs that fit in a row, as ids. Raises RunError if none does, or the template cannot write one or tell it apart."""
     template = chat.template_for(conversations.template_name(config.data, tokenizer), tokenizer)
     T = config.model.context_length
 
     def encode(pair: Pair, answer: str):
         try:
-            return chat.encode(template.render([*pair.prompt, chat.say("assistant", answer)], False), tokenizer)
+            rendered = template.render([*pair.prompt, chat.say("assistant", answer)], False)
+            return chat.encode(_last_answer(rendered), tokenizer)
         except RunError as e:
             raise RunError(f"{pair.where}: {e}", e.code) from None
 
     encoded = [Encoded(encode(pair, pair.chosen), encode(pair, pair.rejected)) for pair in pairs]
+    for pair, (chosen, rejected) in zip(pairs, encoded, strict=True):
+        if chosen == rejected:
+            name = conversations.template_name(config.data, tokenizer)
+            raise data_error(f"{pair.where}: chosen and rejected are the same in the template {name}; nothing is preferred")
     fitting = [pair for pair in encoded if pair.length <= T + 1]
     if not fitting:
         shortest = min(pair.length for pair in encoded)
@@ -249,3 +254,10 @@ def _fitting(pairs: Sequence[Pair], config: RunConfig, tokenizer: Tokenizer) -> 
             f" model.context_length={max(pair.length for pair in encoded) - 1}"
         )
     return fitting
+
+
+def _last_answer(rendered: chat.Rendered) -> chat.Rendered:
+    """`rendered` with only the last answer counted: the earlier ones belong to the question."""
+    last = max(i for i, (_, counts) in enumerate(rendered) if counts)
+    before = max((i for i, (_, counts) in enumerate(rendered[:last]) if not counts), default=-1)
+    return [(part, counts and i > before) for i, (part, counts) in enumerate(rendered)]

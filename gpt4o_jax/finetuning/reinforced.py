@@ -39,6 +39,7 @@ from gpt4o_jax.tasks.item import Item
 from gpt4o_jax.tasks.worlds import World
 from gpt4o_jax.training.objective import Objective
 
+_SEEDS = 1 << 32  # plus config.seed: the questions are others than those of fine-tuning (conversations.SEED), whatever the seed
 _FAR = 1_000_003  # stride from a question to its replacements; prime, so that of few items each comes up
 BESIDE = ("old", "reference", "advantage", "reward")  # values per target in Batch.beside; the first two are log-probabilities
 
@@ -68,7 +69,8 @@ def per_token(logp, old, reference, advantage, clip: float, beta: float) -> dict
 
 
 def advantages(rewards: np.ndarray) -> np.ndarray:
-    """Rewards [groups, group] minus their group's mean, divided by its standard deviation; 0 if all are equal."""
+    """Rewards [groups, group] minus their group's mean, divided by its standard deviation; 0 if all are equal. float64."""
+    rewards = rewards.astype(np.float64)  # in float32, the mean of equal rewards may be rounded
     spread = rewards.std(axis=1, keepdims=True)
     return (rewards - rewards.mean(axis=1, keepdims=True)) / np.maximum(spread, 1e-6)
 
@@ -101,7 +103,7 @@ class Prompts:
         `prepare` has checked that some do leave room.
         """
         for n in itertools.count():
-            item = self.world.item(seed, number + n * _FAR, False)
+            item = self.world.item(_SEEDS + seed, number + n * _FAR, False)
             ids = self.ids(item)
             if len(ids) < T:
                 return item, ids
@@ -125,7 +127,7 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Prompts:
     world = sources.world(config.data.path, config.data.holdout_fraction)
     name = conversations.template_name(config.data, tokenizer)
     template = chat.template_for(name, tokenizer)
-    made, T = [world.item(config.seed, i, False) for i in range(64)], config.model.context_length
+    made, T = [world.item(_SEEDS + config.seed, i, False) for i in range(64)], config.model.context_length
     digest = hashlib.sha256("\0".join((tokenizer.digest, name, world.name, repr(made))).encode()).hexdigest()[:16]
     prompts = Prompts(digest, tokenizer, world, template)
     lengths = [len(prompts.ids(item)) for item in made]
@@ -143,10 +145,9 @@ def prepare(config: RunConfig, tokenizer: Tokenizer | None = None) -> Prompts:
     return prompts
 
 
-def answer_row(prompt: list[int], c: Completion, end: int, eos: int, T: int):
+def answer_row(prompt: list[int], c: Completion, T: int):
     """(tokens, segments, weights [T + 1] each) of a prompt, its answer and the token that ended it; weights sum to 1."""
-    ended = {"stop": [end], "eos": [eos]}.get(c.finished, [])
-    ids = [*prompt, *c.ids, *ended][: T + 1]
+    ids = [*prompt, *c.ids, *([] if c.end is None else [c.end])][: T + 1]
     tokens, segments = np.zeros((2, T + 1), np.int32)
     tokens[: len(ids)], segments[: len(ids)] = ids, 1
     weights = np.zeros(T + 1, np.float32)
@@ -207,8 +208,7 @@ def rollout(config: RunConfig, prompts: Prompts, model: GPT, params, reference, 
     found = generate(model, params, ids, c.answer_tokens, sampling, seed, **size)
     texts = [prompts.template.said(prompts.tokenizer.decode(f.ids)) for f in found]
     rewards = prompts.rewards(texts, [item for item in items for _ in range(c.group)])
-    eos = end if end in symbols.eos else symbols.eos[0]  # a published model's end-of-turn token may be among its ends of text
-    rows = [answer_row(ids[i // c.group], f, end, eos, T) for i, f in enumerate(found)]
+    rows = [answer_row(ids[i // c.group], f, T) for i, f in enumerate(found)]
     gains = advantages(rewards.reshape(-1, c.group)).reshape(-1)
     score, made = scorer(model, t.loss_chunk), []
     for k in range(K):

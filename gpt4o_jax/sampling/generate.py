@@ -26,6 +26,7 @@ class Completion:
     ids: list[int]  # new tokens, without the one that ended it
     logprobs: list[float]  # of each token in `ids`, under the model at temperature 1
     finished: str  # "stop", "eos" or "length"
+    end: int | None = None  # the token that ended it; None if its text or length did
     # For each token the sampling.top_logprobs most probable (id, logprob), fewer if fewer can be drawn.
     top: list[list[tuple[int, float]]] = dataclasses.field(default_factory=list)
     passes: int = 0  # of the model, prefill included; tokens per pass measure the gain from a draft
@@ -116,7 +117,7 @@ def extend(
     for begins_pass, token, logprob, *top in zip(begins, *tokens, strict=True):
         c.passes += begins_pass
         if token in eos or token in stop_ids:
-            c.finished = "eos" if token in eos else "stop"
+            c.finished, c.end = "eos" if token in eos else "stop", token
             break
         c.ids.append(token)
         c.logprobs.append(logprob)

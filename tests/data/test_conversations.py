@@ -274,7 +274,7 @@ def test_a_member_of_a_mixture_names_its_reader(squad, made):
     _, found = made(source="mixture", path="", mixture=members, model=96)
     assert [m.data.reader for m in found.members] == ["squad", "", ""]
     assert [m.training.counts is None for m in found.members] == [False, True, True]
-    assert found.members[0].name == f"jsonl:{squad}/x.jsonl@squad"
+    assert found.members[0].name == f"jsonl:{squad}/x.jsonl@reader:squad"
 
 
 def test_records_that_are_none_of_the_dataset_are_told_by_place_and_field(squad, tmp_path):

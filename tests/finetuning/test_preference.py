@@ -5,6 +5,7 @@ B rows, T positions, V vocabulary
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -174,6 +175,28 @@ def test_what_a_template_cannot_write_is_told_by_line(tmp_path):
         prepare(dataclasses.replace(CONFIG, data=data), byte_tokenizer())
     told = f"{file}:2: chat template mistral: message 1 is of role tool, expected user: the two must alternate"
     assert str(e.value) == told and e.value.code == ExitCode.DATA
+
+
+def test_only_the_last_answer_counts(tmp_path):
+    turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps({"messages": turns, "chosen": "right", "rejected": "wrong"}) + "\n")
+    data = DataConfig(source="conversations", path=str(file), holdout_path=str(file))
+    sizes = dataclasses.replace(SIZES, context_length=64)
+    tokenizer = byte_tokenizer()
+    found = prepare(dataclasses.replace(CONFIG, model=sizes, data=data), tokenizer)
+    tokens, segments, weights, _ = found.training.at(0)
+    said = [tokenizer.decode(tokens[(segments == segment) & (weights > 0)].tolist()) for segment in (1, 2)]
+    assert said == [" right", " wrong"]
+
+
+def test_a_pair_that_its_template_writes_alike_is_refused(tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(f'{ASK}"chosen": "b", "rejected": "c"}}\n{ASK}"chosen": "b", "rejected": "b\\n"}}\n')
+    data = DataConfig(source="conversations", path=str(file), holdout_path=str(file), template="llama2")
+    with pytest.raises(RunError) as e:
+        prepare(dataclasses.replace(CONFIG, data=data), byte_tokenizer())
+    assert str(e.value) == f"{file}:2: chosen and rejected are the same in the template llama2; nothing is preferred"
 
 
 @pytest.mark.parametrize("name", WORLDS)

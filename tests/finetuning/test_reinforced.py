@@ -25,6 +25,7 @@ from gpt4o_jax.finetuning import reinforced
 from gpt4o_jax.finetuning.logprobs import token_logprobs
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.sampling.generate import Completion
 from gpt4o_jax.tasks.worlds import WORLDS
 from gpt4o_jax.training.step import gradients
 from tests.parallel.meshes import batch as random_batch
@@ -76,6 +77,25 @@ def test_advantages_are_normalised_by_group(rewards):
         np.testing.assert_allclose(row, [(r - mean) / spread if spread else 0.0 for r in group], atol=1e-6)
 
 
+@pytest.mark.parametrize("reward", [1 / 3, 0.1, 0.7])
+@pytest.mark.parametrize("group", [3, 7, 11])
+def test_equal_rewards_are_no_advantage(reward, group):
+    assert not reinforced.advantages(np.full((2, group), reward, np.float32)).any()
+
+
+def test_an_answer_keeps_the_symbol_that_ended_it():
+    for end in (7, 9, None):
+        tokens, _, weights = reinforced.answer_row([1, 2], Completion([5], [0.0], "eos" if end else "length", end), 6)
+        assert tokens.tolist() == [1, 2, 5, end or 0, 0, 0, 0] and np.count_nonzero(weights) == 1 + (end is not None)
+
+
+def test_questions_are_others_than_those_of_fine_tuning(sampled):
+    _, prompts, _ = sampled
+    tuned = {prompts.world.item(conversations.SEED, i, False).prompt for i in range(200)}
+    drawn = [prompts.drawn(conversations.SEED, i, 128)[0].prompt for i in range(200)]
+    assert sum(prompt in tuned for prompt in drawn) < 20, "only by chance"
+
+
 def test_the_first_gradient_is_that_of_the_policy(one_device):
     """At the start: the sum over answers of the mean over their tokens of -A grad log p, plus beta times that of the KL."""
     rows = random_batch(False)
@@ -125,7 +145,7 @@ def test_a_rollout_says_what_was_sampled_and_what_it_was_worth(one_device, sampl
     jax.tree.map(np.testing.assert_array_equal, batch, again)
     assert batch.tokens.shape == (2, 6, 128)
     np.testing.assert_allclose(batch.weights.sum(axis=-1), 1, rtol=1e-6)
-    items = [prompts.world.item(4, 8 * 2 + i, False) for i in range(4)]
+    items = [prompts.world.item(reinforced._SEEDS + 4, 8 * 2 + i, False) for i in range(4)]
     for row in range(12):
         k, b = divmod(row, 6)
         item, counted = items[row // 3], batch.weights[k, b] > 0
@@ -143,7 +163,7 @@ def test_a_rollout_says_what_was_sampled_and_what_it_was_worth(one_device, sampl
 
 def test_questions_that_do_not_fit_are_left_out_and_told(one_device, sampled, capsys):
     config, prompts, model = sampled
-    lengths = sorted(len(prompts.ids(prompts.world.item(4, i, False))) for i in range(64))
+    lengths = sorted(len(prompts.ids(prompts.world.item(reinforced._SEEDS + 4, i, False))) for i in range(64))
     T = lengths[20] + 1
     short = dataclasses.replace(config, model=dataclasses.replace(config.model, context_length=T))
     found = reinforced.prepare(short, prompts.tokenizer)
@@ -152,8 +172,8 @@ def test_questions_that_do_not_fit_are_left_out_and_told(one_device, sampled, ca
     params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(0))
     batch = reinforced.rollout(short, found, model, params, params, step=0)
     np.testing.assert_allclose(batch.weights.sum(axis=-1), 1, rtol=1e-6)
-    first = [i for i in range(4) if len(prompts.ids(prompts.world.item(4, i, False))) < T]
-    assert len(first) < 4 and all(found.drawn(4, i, T)[0] == prompts.world.item(4, i, False) for i in first)
+    first = [i for i in range(4) if len(prompts.ids(prompts.world.item(reinforced._SEEDS + 4, i, False))) < T]
+    assert len(first) < 4 and all(found.drawn(4, i, T)[0] == prompts.world.item(reinforced._SEEDS + 4, i, False) for i in first)
     few = dataclasses.replace(config, model=dataclasses.replace(config.model, context_length=lengths[0]))
     with pytest.raises(RunError) as e:
         reinforced.prepare(few, prompts.tokenizer)
