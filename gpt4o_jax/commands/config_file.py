@@ -41,7 +41,8 @@ def _model_of(folder: str) -> dict:
     from gpt4o_jax.run import read_config
 
     model = config_lib.to_dict(read_config(folder).model)
-    model["attention"] = "auto"  # the implementation depends on the hardware, not on the model
+    # How it is computed depends on the hardware and on this run, not on the model; the other run stored what "auto" was there.
+    del model["attention"], model["compute_dtype"]
     return {f"model.{name}": value for name, value in model.items()} | {"tokenizer.path": folder}
 
 

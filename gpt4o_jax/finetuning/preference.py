@@ -22,7 +22,7 @@ from gpt4o_jax.finetuning.logprobs import learned_logprobs, scorer, token_logpro
 from gpt4o_jax.finetuning.pairs import PairCorpus, PairRows, pair_batch, prepare, scored_at_last
 from gpt4o_jax.length import row_numbers
 from gpt4o_jax.model.gpt import GPT
-from gpt4o_jax.ops.compute import Compute
+from gpt4o_jax.ops.compute import Compute, precision
 from gpt4o_jax.training.objective import Objective
 
 __all__ = ["begin", "prepare"]
@@ -55,7 +55,7 @@ def chosen_nll(pairs: int, logp_BT: jax.Array, batch: Batch) -> jax.Array:
 def _by_answer(pairs: int, batch: Batch, x_BT: jax.Array) -> jax.Array:
     """Sums over the answers of a row, [B, S]: chosen, rejected, chosen, ..."""
     is_of_BTS = (batch.segments[..., None] == 1 + jnp.arange(2 * pairs)).astype(jnp.float32)
-    return jnp.einsum("BT,BTS->BS", x_BT, is_of_BTS)
+    return jnp.einsum("BT,BTS->BS", x_BT, is_of_BTS, precision=precision(jnp.float32))
 
 
 def sums(beta: float, nll: float, pairs: int, logp_BT: jax.Array, batch: Batch) -> tuple[jax.Array, dict]:

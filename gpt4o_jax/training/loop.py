@@ -150,7 +150,7 @@ def train(
                         ExitCode.SIGNAL,
                     )
             batches.close()
-            peers.at("the last checkpoint")
+            peers.at("the last checkpoint", times=10)
             with ledger.time("checkpoint"):
                 store.close()
     except RunError as e:
@@ -205,7 +205,7 @@ class _BetweenDispatches:
         if due(config.checkpoint.every) and self.logger.skipped and not wanted:
             say(f"no checkpoint at step {step}, which had a non-finite loss: the weights may be the reason")
         elif wanted or due(config.checkpoint.every):
-            self.peers.at(f"the checkpoint of step {step}")
+            self.peers.at(f"the checkpoint of step {step}", times=10)
             with self.ledger.time("checkpoint"):
                 self._save(step, state, averaged)
         return last

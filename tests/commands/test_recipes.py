@@ -1,19 +1,21 @@
 """configs/finetune.py on data of each task's kind, from a run of ours and from an imported one, to hold-out scores."""
 
+import dataclasses
 import json
 
 import pytest
 
 from gpt4o_jax.checkpoint.store import Store
-from gpt4o_jax.run import open_run
-from tests.commands.conftest import BASE
+from gpt4o_jax.commands import config_file
+from gpt4o_jax.run import open_run, read_config
+from tests.commands.conftest import BASE, FROM_RUN
 from tests.data import numbered_squad
 
 FINETUNE = BASE.with_name("finetune.py")
 SHORT = {
     "train.length": "4 steps", "train.batch_size": 2, "train.steps_per_dispatch": 2, "optimizer.warmup_steps": 1,
     "eval.every": 2, "eval.task_items": 4, "eval.batch_size": 4, "checkpoint.every": 2, "sample.max_new_tokens": 2,
-    "log.tensorboard": "false",
+    "log.tensorboard": "false", "model.compute_dtype": "float32",
 }  # fmt: skip
 
 
@@ -75,3 +77,12 @@ def test_chats_of_ones_own_from_an_imported_run(train_args, tmp_path, command):
     assert Store(workdir / "checkpoints").chosen() == best and {"holdout/exact_match", "holdout/chrf"} < seen[-1].keys()
     table = command("evaluate", f"--workdir={workdir}", "--tasks=holdout")[0]["tasks"]["holdout"]
     assert table.keys() == {"all"} and table["all"].keys() == {"exact_match", "chrf"}, "no row for items without a slice"
+
+
+def test_the_type_of_products_is_the_new_run_s_own(run):
+    """A run stores what "auto" was on its machine, which says nothing about the next."""
+    read = lambda *given: config_file.read(f"{FROM_RUN}:{run}", dict(given)).model
+    stored = read_config(run).model
+    assert stored.compute_dtype == "float32"
+    assert read() == dataclasses.replace(stored, compute_dtype="auto", attention="auto")
+    assert read(("model.compute_dtype", "bfloat16")).compute_dtype == "bfloat16"
