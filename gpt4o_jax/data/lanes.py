@@ -64,13 +64,18 @@ class Chunks:
         return len(self._known)
 
     def texts(self, chunk: int) -> list[str]:
-        """Raises RunError for a record that cannot be read: perhaps in the middle of a run, whose text a repair would change."""
+        """Raises RunError for a record that cannot be read, perhaps in the middle of a run: finding such records beforehand would
+        read the whole corpus at every start. `data report` does, once.
+        """
         with self._reading:  # otherwise threads would evict each other's files from the source's memory
             try:
                 texts = _texts(self._source, chunk)
             except RunError as e:
-                hint = "repair it, and continue in a new folder with --config.init.from; `data report` finds all such beforehand"
-                raise RunError(f"{e} (read during the run because of data.lanes: {hint})", e.code) from None
+                raise RunError(
+                    f"{e} (data.lanes reads records when they are needed; `data report` checks all of them. A run that has begun"
+                    " cannot go on with a repaired text: start a new one from its weights, with --config.init.from)",
+                    e.code,
+                ) from None
         return [d for d in texts if not sources.is_held(d, self._fraction)]
 
     def known(self, chunk: int) -> int | None:

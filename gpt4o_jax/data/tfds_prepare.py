@@ -65,6 +65,8 @@ def _environment(say: Callable[[str], None]) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         with Hold() as hold:  # two commands would install into one folder
             hold.take(folder, where=str(folder))
+            if finished.exists():  # since we looked: the other command may already use it
+                return str(python)
             _call([sys.executable, "-m", "venv", "--clear", str(folder)])  # what an interrupted call left is cleared
             _call([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(REQUIREMENTS)])
             finished.touch()

@@ -272,7 +272,7 @@ def test_a_bad_record_found_in_the_middle_of_a_run_says_how_to_go_on(tmp_path):
 
     rows = lanes.LaneRows(lanes.Chunks(Texts(TEXTS), 1e-4, byte_tokenizer(), tmp_path / "index"), T, 0, 2)
     with pytest.raises(
-        RunError, match=r"bad.jsonl:13: no text .*new folder with --config.init.from; `data report` finds all"
+        RunError, match=r"bad.jsonl:13: no text .*`data report` checks all of them.*start a new one .*--config.init.from"
     ) as e:
         [rows[n] for n in range(400)]
     assert e.value.code == ExitCode.DATA

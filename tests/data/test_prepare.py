@@ -119,6 +119,19 @@ def test_two_commands_do_not_make_one_environment_at_the_same_time(builder_file,
     assert "in use by another process" in said[1]
 
 
+def test_an_environment_that_another_command_has_just_finished_is_not_cleared(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    class Meanwhile(tfds_prepare.Hold):
+        def take(self, folder, where=""):
+            (folder / "finished").touch()
+            return super().take(folder, where)
+
+    monkeypatch.setattr(tfds_prepare, "Hold", Meanwhile)
+    monkeypatch.setattr(tfds_prepare, "_call", lambda command: pytest.fail(f"called {command}"))
+    assert Path(tfds_prepare._environment(lambda _: None)).is_relative_to(tmp_path / "cache")
+
+
 def test_an_environment_that_cannot_be_made_is_told_and_not_taken_for_finished(builder_file, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     commands, call = [], tfds_prepare._call
