@@ -240,7 +240,7 @@ def split_all(
         pairs = _without_repeats(pairs, of_worlds, config, more)
     for documents, (training, held) in zip(corpora, pairs, strict=True):
         if not training:
-            how, mend = f"holdout_fraction={config.holdout_fraction}", "data.holdout=tail"
+            how, mend = f"holdout_fraction={config.holdout_fraction}", _tail(config)
             if _are_conversations(documents):
                 mend = "a file of held-out ones in data.holdout_path"
             if config.holdout_path:
@@ -269,14 +269,18 @@ def _without_repeats(pairs, of_worlds: Sequence[bool], config: DataConfig, more:
 
 
 def no_holdout(documents: Sequence[str], config: DataConfig) -> RunError:
-    instead = "a larger data.holdout_fraction" if config.lanes else "data.holdout=tail"
+    instead = "a larger data.holdout_fraction" if config.lanes else _tail(config)  # lanes never hold the tail's whole text
     mend = f"split the text with data.separator, use more documents, or {instead}"
     if _are_conversations(documents):
-        instead = "" if config.lanes else ", or a file of held-out ones in data.holdout_path"
-        mend = f"use more conversations, a larger data.holdout_fraction{instead}"
+        mend = "use more conversations, a larger data.holdout_fraction, or a file of held-out ones in data.holdout_path"
     return data_error(
         f"hold-out is empty: none of {len(documents)} document(s) fell into holdout_fraction={config.holdout_fraction}; {mend}"
     )
+
+
+def _tail(config: DataConfig) -> str:
+    """The settings that hold out the tail instead, all that are needed."""
+    return "data.holdout=tail" + (" with data.shingle_bytes=0" if config.shingle_bytes else "")
 
 
 def _are_conversations(documents: Sequence[str]) -> bool:

@@ -260,6 +260,23 @@ def test_a_hold_out_that_takes_all_or_nothing_is_refused():
     assert "hold-out is empty: none of 1 document(s)" in refusal(sources.split, one, DataConfig(holdout_fraction=0.05))
 
 
+@pytest.mark.parametrize(
+    ("knobs", "mend"),
+    [
+        ({}, "data.holdout=tail with data.shingle_bytes=0"),
+        ({"shingle_bytes": 0}, "data.holdout=tail"),
+        ({"shingle_bytes": 0, "lanes": 3}, "a larger data.holdout_fraction"),
+    ],
+)
+def test_a_hold_out_is_mended_by_what_the_config_allows(knobs, mend):
+    """Neither lanes nor shingles go with a hold-out at the tail."""
+    config = DataConfig(holdout_fraction=0.2, **knobs)
+    assert str(sources.no_holdout(["text"], config)).endswith(f"use more documents, or {mend}")
+    if not config.lanes:  # which split their text elsewhere
+        held = [d for d in _documents(50) if sources.is_held(d, 0.2)]
+        assert refusal(sources.split, held, config).endswith(f"use more documents, or {mend}")
+
+
 def test_without_a_hold_out_everything_is_training():
     assert sources.split(_documents(5), DataConfig(holdout_fraction=0.0)) == (_documents(5), [])
 
