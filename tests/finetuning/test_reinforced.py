@@ -25,7 +25,8 @@ from gpt4o_jax.finetuning import reinforced
 from gpt4o_jax.finetuning.logprobs import token_logprobs
 from gpt4o_jax.model import gpt
 from gpt4o_jax.ops.compute import Compute
-from gpt4o_jax.sampling.generate import Completion
+from gpt4o_jax.sampling.generate import Completion, extend
+from gpt4o_jax.sampling.logits import Chosen
 from gpt4o_jax.tasks.worlds import WORLDS
 from gpt4o_jax.training.step import gradients
 from tests.parallel.meshes import batch as random_batch
@@ -87,6 +88,28 @@ def test_an_answer_keeps_the_symbol_that_ended_it():
     for end in (7, 9, None):
         tokens, _, weights = reinforced.answer_row([1, 2], Completion([5], [0.0], "eos" if end else "length", end), 6)
         assert tokens.tolist() == [1, 2, 5, end or 0, 0, 0, 0] and np.count_nonzero(weights) == 1 + (end is not None)
+
+
+def test_of_several_ends_a_rollout_learns_the_one_that_was_sampled(one_device, sampled, monkeypatch):
+    """As published models have them: an end of text, an end of the turn, perhaps more."""
+    config, prompts, model = sampled
+    several = dataclasses.replace(prompts.tokenizer.symbols, eos=(2, 3, prompts.tokenizer.special("<|end_of_turn|>")))
+    monkeypatch.setattr(prompts.tokenizer, "symbols", several)
+    found, sample = [], reinforced.generate
+    monkeypatch.setattr(reinforced, "generate", lambda *args, **more: found.extend(sample(*args, **more)) or found)
+    params = jax.jit(functools.partial(gpt.init, model))(jax.random.key(0))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=60))
+    batch = reinforced.rollout(config, prompts, model, params, params, step=0)
+    assert {c.end for c in found} == {None, *several.eos}
+    for c, targets, weights in zip(found, *(x.reshape(-1, 128) for x in (batch.targets, batch.weights)), strict=True):
+        assert targets[weights > 0].tolist() == c.ids + [c.end] * (c.end is not None)
+
+
+@pytest.mark.parametrize("end", [7, 9])
+def test_what_ends_a_row_is_the_token_drawn(end):
+    row, drawn = Completion([], [], ""), Chosen([5, end, 6], [-1.0] * 3, [[]] * 3, [[]] * 3)
+    extend(row, 0, [True] * 3, drawn, 10, (7, 9), (), lambda *_: None, lambda *_: None)
+    assert (row.ids, row.finished, row.end) == ([5], "eos", end)
 
 
 def test_questions_are_others_than_those_of_fine_tuning(sampled):
