@@ -179,7 +179,12 @@ class LogConfig:
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
     every: int = knob(500, "Steps between evaluations on the hold-out; 0: only at the end.", low=0)
-    max_tokens: int = knob(50_000, "Hold-out tokens in a periodic evaluation; the final one uses all.", low=1)
+    max_tokens: int = knob(
+        50_000,
+        "Hold-out tokens, shared evenly by the sources, after which a periodic evaluation begins no other document (for dpo: as"
+        " many whole rows as they fill); the final one uses all.",
+        low=1,
+    )
     stride: int | None = knob(None, "Tokens between evaluation windows; None: half the context.", low=1)
     batch_size: int = knob(16, "Batch size of evaluation: windows, or prompts of tasks.", low=1)
     tasks: tuple[str, ...] = knob(
