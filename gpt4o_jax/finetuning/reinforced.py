@@ -39,7 +39,9 @@ from gpt4o_jax.tasks.item import Item
 from gpt4o_jax.tasks.worlds import World
 from gpt4o_jax.training.objective import Objective
 
-_SEEDS = 1 << 32  # plus config.seed: the questions are others than those of fine-tuning (conversations.SEED), whatever the seed
+# Plus config.seed, so never the seed of fine-tuning (conversations.SEED): its questions come again only by chance, or where a
+# world has only so many (docstrings).
+_SEEDS = 1 << 32
 _FAR = 1_000_003  # stride from a question to its replacements; prime, so that of few items each comes up
 BESIDE = ("old", "reference", "advantage", "reward")  # values per target in Batch.beside; the first two are log-probabilities
 
