@@ -40,7 +40,7 @@ MODELS = {
         ("fsdp=512", 512),
         ("fsdp=256", 512),
         ("fsdp=128", 256),
-        ("data=4 fsdp=256", 1024),
+        ("data=4 fsdp=64 tensor=4", 1024),
     ],
     ("gpt4o.py:xl", 8192): [
         ("fsdp=64 tensor=4", 256),
@@ -53,7 +53,7 @@ MODELS = {
         ("fsdp=32 tensor=8", 64),
         ("fsdp=128 tensor=4", 512),
         ("fsdp=64 tensor=4", 128),
-        ("fsdp=32 tensor=4", 128),
+        ("fsdp=64 tensor=2", 128),
         ("data=4 fsdp=32 tensor=8", 256),
     ],
     ("llama.py:8b", 8192): [
@@ -89,7 +89,7 @@ CELLS = [Cell(*model, s, *how) for model, row in MODELS.items() for s, how in zi
 CELLS += [
     Cell("llama.py:2-70b", 4096, "v5p:8x8x8", "fsdp=128 tensor=4", 512),
     Cell("llama.py:2-70b", 4096, "v6e:16x16", "fsdp=64 tensor=4", 256),
-    Cell("llama.py:405b", 8192, "2 v6e:16x16", "fsdp=512 model.remat=offload", 512),
+    Cell("llama.py:405b", 8192, "2 v6e:16x16", "fsdp=256 tensor=2 model.remat=offload", 512),
     Cell("llama.py:8b", 131_072, "v5p:8x8x8", "fsdp=32 context=16", 32),
     Cell("mixtral.py:8x7b", 4096, "v5p:4x4x8", "fsdp=16 expert=8 model.expert_chunk=1024", 256),
 ]
