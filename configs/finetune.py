@@ -8,7 +8,7 @@ TFDS datasets, after `data prepare --tfds=NAME`, or records with the same fields
     squad, wmt14_translate/de-en, wmt16_translate/ro-en, cnn_dailymail, xsum, samsum, billsum
 
 Hardware: worlds: 2 CPU cores; datasets: depends on the model, not tested yet.
-Time: worlds: 3 to 8 minutes on 2 cores (target 15), questions 15 (target 30); datasets: not measured yet.
+Time: worlds: 3 to 8 minutes on 2 cores (target 15), questions 15 to 30 (target 30); datasets: not measured yet.
 Expected: worlds: the target stated in each world's file; measured scores are in BENCHMARKS.md (benchmarks/measure.py world_NAME).
     Datasets: not measured yet; their learning rates are untuned starting points.
 Command: python -m gpt4o_jax train --config=configs/finetune.py:numbers --workdir=runs/numbers
