@@ -51,7 +51,7 @@ def test_one_model_for_all_applications(repository):
     runs = repository / "runs" / "applications"
     code, commands, told = run(repository, "applications.sh", "--", "--config.train.length=20 steps")
     said = [shlex.split(line) for line in told.splitlines() if line.startswith("  ")]
-    assert code == 0 and said[-1] == ["python", "-m", "gpt4o_jax", "chat", f"--workdir={runs}/tuned"]
+    assert code == 0 and said[-1] == ["python", "-m", "gpt4o_jax", "chat", f"--workdir={runs}/tuned", "--temperature=0"]
     flag = "--config.train.length=20 steps"
     assert commands == [
         ["train", "--config=configs/applications.py:pretrain", f"--workdir={runs}/base", flag],
