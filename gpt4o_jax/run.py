@@ -179,8 +179,8 @@ def _begin(workdir: epath.Path, config: RunConfig, mesh, prepare: Callable, hold
         return _reopen(workdir, config, mesh, prepare, hold)
     _check_unused(workdir)
     try:
+        _remove_start(workdir)  # an earlier one may have had another kind of tokenizer
         staged = _stage_config(workdir, config)  # first: by it the next start knows the folder if this process is killed here
-        _remove_start(workdir, but=staged)  # an earlier start may have had another kind of tokenizer
         corpus.tokenizer.save_in(workdir)
         staged.replace(workdir / "config.json")  # last: it makes the folder a run folder
     except OSError as e:
@@ -203,12 +203,12 @@ def _check_unused(workdir: epath.Path) -> None:
         raise RunError(f"--workdir={workdir}: not empty and no run folder (no config.json); give a new or empty folder")
 
 
-def _remove_start(workdir: epath.Path, but: epath.Path | None = None) -> None:
+def _remove_start(workdir: epath.Path) -> None:
     """Removes what a start left, the staged config last: without it, the rest would look like something else's."""
     for path in (workdir / name for name in _OF_START):
         if path.is_dir():
             path.rmtree()
-        elif path != but:
+        else:
             path.unlink(missing_ok=True)
 
 
